@@ -1,0 +1,126 @@
+//! ClusterState: what was agreed. One document, written only by the leader sentinel, in a guarded transaction.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Cfg, CfgId, Document, Epoch, Incarnation, Lsn, MemberName, StateNumber, SystemIdentifier, Timeline,
+    WalPosition,
+};
+
+/// The agreed state of one cluster, stored under `state`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterState {
+    /// Rises by one with each commit.
+    pub number: StateNumber,
+    /// The etcd cluster in which this state was made, in hexadecimal: another one means a restored store.
+    pub etcd_cluster_id: String,
+    /// Known once the founder has run initdb.
+    pub system_identifier: Option<SystemIdentifier>,
+    /// The epoch of `primary`; zero while founding.
+    pub epoch: Epoch,
+    pub phase: Phase,
+    /// The primary of `epoch`; it stays named while a seal of the next epoch is under way.
+    pub primary: Option<MemberName>,
+    /// The epoch for which members are asked to seal. Never taken back, only completed.
+    pub sealing: Option<Epoch>,
+    /// Every Cfg under which a commit may have been acknowledged, oldest first. Names in force are the last one's.
+    pub cfgs: Vec<Cfg>,
+    pub last_cfg: CfgId,
+    /// The timeline of `epoch`, named when its primary was chosen.
+    pub timeline: Timeline,
+    /// The highest timeline ever named in this cluster.
+    pub highest_timeline: Timeline,
+    /// The position with which the primary of `epoch` was chosen: who holds more must not follow it as a voter.
+    pub chosen: Option<WalPosition>,
+    /// Whether the primary may open without waiting for its own voters (design 4.4, invariant I16).
+    pub open_at_once: bool,
+    /// All epochs with their timelines, oldest first; the last one is `epoch`.
+    pub epochs: Vec<EpochRecord>,
+    pub members: BTreeMap<MemberName, Admitted>,
+    /// The last order to start the primary's PostgreSQL again in its own epoch.
+    pub restart: Option<RestartOrder>,
+}
+
+/// How far the present epoch has come. Sealing is apart from it: see `ClusterState::sealing`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "name", deny_unknown_fields)]
+pub enum Phase {
+    /// `founder` is to run initdb.
+    Founding { founder: MemberName },
+    /// The primary is named and on its way out of recovery.
+    Promoting,
+    /// The primary's PostgreSQL is being started again in its own epoch, see `ClusterState::restart`.
+    Restarting,
+    /// The primary serves.
+    Open,
+}
+
+/// One epoch, its timeline, and where that timeline begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EpochRecord {
+    pub epoch: Epoch,
+    pub timeline: Timeline,
+    pub primary: MemberName,
+    /// The switch point from the timeline before; known once the primary has opened.
+    pub start_lsn: Option<Lsn>,
+}
+
+/// A member that belongs to the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admitted {
+    pub incarnation: Incarnation,
+    /// What this member was seen to hold: a report of less means a disk that lost data (I11).
+    pub floor: Option<Floor>,
+}
+
+/// The least WAL that a member must still hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Floor {
+    pub epoch: Epoch,
+    pub lsn: Lsn,
+}
+
+/// The leave to start the primary's PostgreSQL again as primary of its epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestartOrder {
+    pub member: MemberName,
+    pub epoch: Epoch,
+    /// Rises with each order of this cluster.
+    pub number: u64,
+}
+
+impl Document for ClusterState {
+    const KIND: &'static str = "state";
+}
+
+impl ClusterState {
+    /// Returns the member to which clients may send writes: an open primary that is not being replaced.
+    pub fn writable_primary(&self) -> Option<&MemberName> {
+        match (&self.phase, self.sealing) {
+            (Phase::Open, None) => self.primary.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Returns the record of `epoch`.
+    pub fn epoch_record(&self, epoch: Epoch) -> Option<&EpochRecord> {
+        self.epochs.iter().find(|r| r.epoch == epoch)
+    }
+
+    /// Returns the epoch that wrote `timeline` (they map one to one, I9).
+    pub fn epoch_of(&self, timeline: Timeline) -> Option<Epoch> {
+        self.epochs.iter().find(|r| r.timeline == timeline).map(|r| r.epoch)
+    }
+
+    /// Returns the Cfg whose names the present primary has to enforce.
+    pub fn newest_cfg(&self) -> Option<&Cfg> {
+        self.cfgs.last()
+    }
+}

@@ -1,0 +1,39 @@
+//! What a keeper answers when asked directly: its report, and the positions that move with every commit.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Epoch, Lsn, MemberName, MemberReport, Timeline, WallTime};
+
+/// The answer of `GET /status` on a keeper's HTTP address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    pub report: MemberReport,
+    pub positions: Option<Positions>,
+    /// On a primary, its walsenders.
+    pub standbys: Vec<StandbyPositions>,
+    /// How long this primary may go on serving without renewing its right, in milliseconds.
+    pub serve_for_ms: Option<u64>,
+    pub asked: WallTime,
+}
+
+/// Where this member's WAL stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Positions {
+    pub timeline: Timeline,
+    /// On a primary what it has flushed, on a standby what its receiver has.
+    pub flush_lsn: Lsn,
+    pub replay_lsn: Option<Lsn>,
+}
+
+/// One walsender of the primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandbyPositions {
+    pub wire_name: String,
+    /// The member and epoch read out of the name, if it is one of ours.
+    pub member: Option<MemberName>,
+    pub epoch: Option<Epoch>,
+    pub state: String,
+    pub sync_state: String,
+    pub flush_lsn: Option<Lsn>,
+    pub replay_lsn: Option<Lsn>,
+}

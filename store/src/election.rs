@@ -1,0 +1,1 @@
+//! Campaigning for a key under a lease: the leader's writes are guarded by the key's create revision.

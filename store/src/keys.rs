@@ -1,0 +1,86 @@
+//! Every key in one place, under `/pgdeputy/<cluster>/`.
+
+use proto::{ClusterName, Epoch, MemberName};
+
+/// The keys of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys {
+    prefix: String,
+}
+
+/// The prefix of all clusters.
+pub const ROOT: &str = "/pgdeputy/";
+
+impl Keys {
+    /// Returns the keys of `cluster`.
+    pub fn of(cluster: &ClusterName) -> Self {
+        Self { prefix: format!("{ROOT}{cluster}/") }
+    }
+
+    /// Returns the prefix of all keys of the cluster, with its last slash.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// ClusterSpec, written by the cli.
+    pub fn spec(&self) -> String {
+        self.key("spec")
+    }
+
+    /// ClusterState, written by the leader sentinel.
+    pub fn state(&self) -> String {
+        self.key("state")
+    }
+
+    /// The right to run as primary, under the primary's keeper's lease.
+    pub fn primary(&self) -> String {
+        self.key("primary")
+    }
+
+    /// The sentinels' leadership.
+    pub fn leader(&self) -> String {
+        self.key("leader")
+    }
+
+    /// The leader's last reason.
+    pub fn explanation(&self) -> String {
+        self.key("explanation")
+    }
+
+    /// The keepers' passwords, unless files give them.
+    pub fn secrets(&self) -> String {
+        self.key("secrets")
+    }
+
+    /// One member's report, under its keeper's lease.
+    pub fn member(&self, member: &MemberName) -> String {
+        format!("{}members/{member}", self.prefix)
+    }
+
+    /// One sentinel's liveness.
+    pub fn sentinel(&self, id: &str) -> String {
+        format!("{}sentinels/{id}", self.prefix)
+    }
+
+    /// One proxy-config's last epoch.
+    pub fn proxy(&self, id: &str) -> String {
+        format!("{}proxies/{id}", self.prefix)
+    }
+
+    /// The record of the change that led to `epoch`; `restart` above 0: of that restart in place.
+    pub fn history(&self, epoch: Epoch, restart: u64) -> String {
+        match restart {
+            0 => format!("{}history/{epoch:010}", self.prefix, epoch = epoch.0),
+            n => format!("{}history/{epoch:010}.{n:06}", self.prefix, epoch = epoch.0),
+        }
+    }
+
+    /// Returns what follows the prefix, such as `members/a`.
+    pub fn strip<'k>(&self, key: &'k str) -> Option<&'k str> {
+        key.strip_prefix(self.prefix.as_str())
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}

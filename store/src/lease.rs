@@ -1,0 +1,1 @@
+//! A lease of our own, with the local deadline counted from the send time.
