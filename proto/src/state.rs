@@ -65,6 +65,9 @@ pub struct EpochRecord {
     pub epoch: Epoch,
     pub timeline: Timeline,
     pub primary: MemberName,
+    /// The timeline that this one branched from: `chosen.timeline` of its promotion. `None` for the first.
+    #[serde(default)]
+    pub parent: Option<Timeline>,
     /// The switch point from the timeline before; known once the primary has opened.
     pub start_lsn: Option<Lsn>,
 }
@@ -117,6 +120,20 @@ impl ClusterState {
     /// Returns the epoch that wrote `timeline` (they map one to one, I9).
     pub fn epoch_of(&self, timeline: Timeline) -> Option<Epoch> {
         self.epochs.iter().find(|r| r.timeline == timeline).map(|r| r.epoch)
+    }
+
+    /// Returns how far WAL of `timeline` belongs to the present timeline: without bound for the present one itself,
+    /// up to the switch point for an ancestor. `None`: not an ancestor, or its switch point is not known yet.
+    pub fn shared_until(&self, timeline: Timeline) -> Option<Lsn> {
+        let mut at = self.timeline;
+        let mut until = Lsn(u64::MAX);
+        // Bounded by the number of epochs: each step goes to a lower timeline.
+        while at > timeline {
+            let record = self.epochs.iter().find(|r| r.timeline == at)?;
+            until = until.min(record.start_lsn?);
+            at = record.parent?;
+        }
+        (at == timeline).then_some(until)
     }
 
     /// Returns the Cfg whose names the present primary has to enforce.
