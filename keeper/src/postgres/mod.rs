@@ -1,0 +1,11 @@
+//! PostgreSQL as seen from outside: its programs, its files, and its own tools run as children.
+
+pub mod binaries;
+pub mod control;
+pub mod copy;
+pub mod initdb;
+pub mod program;
+pub mod rewind;
+pub mod source;
+pub mod wal_files;
+pub mod wal_scan;

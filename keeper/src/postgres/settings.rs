@@ -1,0 +1,334 @@
+//! What the keeper writes for PostgreSQL to read: `postgresql.conf`, `pg_hba.conf`, and what it takes out of
+//! `postgresql.auto.conf`. The one rule: the settings that carry the promise come from here and nowhere else.
+//!
+//! Rendering is pure; `SettingsFiles` puts the text in place, beside the data directory, so that neither a base
+//! backup nor pg_rewind can bring another member's settings along.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use proto::cfg::{joining_name, unsatisfiable_names, wire_name};
+use proto::spec::OWNED_SETTINGS;
+use proto::{ClusterName, ClusterSpec, Epoch, MemberName};
+
+use crate::durable::write_atomic;
+
+/// The roles that keepers use.
+pub const SUPERUSER: &str = "pgdeputy";
+pub const REPLICATION_ROLE: &str = "pgdeputy_replication";
+pub const REWIND_ROLE: &str = "pgdeputy_rewind";
+
+/// Half a second more than `silent_after`'s default: a receiver asks at half of it, so an answered question is
+/// never older than this (PostgreSQL documentation, `wal_receiver_timeout`).
+const WAL_RECEIVER_TIMEOUT: &str = "1500ms";
+
+/// From whom a standby receives, and under which name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    pub epoch: Epoch,
+    pub host: String,
+    pub port: u16,
+    pub name: StreamName,
+}
+
+/// The name under which a standby streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamName {
+    /// A voter's, of this round of names.
+    Voter { round: u32 },
+    /// One that no list holds: an incomplete member, or one that may not vote.
+    Joining,
+}
+
+/// Who may connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// The keeper and physical replication by the cluster's role, nobody else.
+    Closed,
+    /// All whom the spec names.
+    Open,
+}
+
+/// Everything that the keeper decides about the settings in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The value of `synchronous_standby_names`; never empty (I8).
+    pub standby_names: String,
+    pub upstream: Option<Upstream>,
+    pub access: Access,
+    /// Whether to look for the upstream every 20 ms (sealed, following anew) or every 100 ms.
+    pub eager: bool,
+}
+
+impl Settings {
+    /// Returns the settings of a member that receives from nobody and serves nobody.
+    pub fn cut_off() -> Self {
+        Self { standby_names: unsatisfiable_names(), upstream: None, access: Access::Closed, eager: true }
+    }
+}
+
+/// What does not change while a keeper runs.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub cluster: ClusterName,
+    pub member: MemberName,
+    pub data_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub host: String,
+    pub port: u16,
+    /// `server_version_num` divided by 10000.
+    pub major: u32,
+}
+
+impl Place {
+    /// Returns the directory of the Unix socket.
+    pub fn socket_dir(&self) -> PathBuf {
+        self.state_dir.join("socket")
+    }
+
+    /// Returns the path of the configuration file that the postmaster is started with.
+    pub fn config_file(&self) -> PathBuf {
+        self.state_dir.join("postgresql.conf")
+    }
+
+    /// Returns the path of the file that holds the replication password of `epoch`, read at each connect.
+    pub fn replication_passfile(&self, epoch: Epoch) -> PathBuf {
+        self.state_dir.join(format!("replication.e{epoch}.pgpass"))
+    }
+}
+
+/// Returns the slot that `member` uses on its primary. Names have no underscore, so no two collide.
+pub fn slot_name(member: &MemberName) -> String {
+    format!("pgdeputy_{}", member.as_str().replace('-', "_"))
+}
+
+/// Returns the name under which `member` streams from `upstream`.
+pub fn stream_name(member: &MemberName, upstream: &Upstream) -> String {
+    match upstream.name {
+        StreamName::Voter { round } => wire_name(member, upstream.epoch, round),
+        StreamName::Joining => joining_name(member, upstream.epoch),
+    }
+}
+
+/// Returns the text of `postgresql.conf`: the user's own file first, the spec's parameters second, ours last.
+pub fn render_conf(place: &Place, spec: &ClusterSpec, settings: &Settings) -> String {
+    let mut text = String::from("# Written by pgdeputy; changes here are overwritten. See the cluster's spec.\n");
+    let mut set = |name: &str, value: &str| {
+        writeln!(text, "{name} = {}", quote(value)).expect("writing to a String cannot fail");
+    };
+    set("include_if_exists", &place.data_dir.join("postgresql.conf").to_string_lossy());
+    for (name, value) in DEFAULTS {
+        set(name, value);
+    }
+    for (name, value) in spec.postgres.parameters.iter().filter(|(n, _)| !OWNED_SETTINGS.contains(&n.as_str())) {
+        set(name, value);
+    }
+    for (name, value) in FIXED {
+        set(name, value);
+    }
+    if place.major >= 17 {
+        set("allow_alter_system", "off");
+    }
+    set("cluster_name", &format!("{}/{}", place.cluster, place.member));
+    set("data_directory", &place.data_dir.to_string_lossy());
+    set("hba_file", &place.state_dir.join("pg_hba.conf").to_string_lossy());
+    set("listen_addresses", &place.host);
+    set("port", &place.port.to_string());
+    set("unix_socket_directories", &place.socket_dir().to_string_lossy());
+    set("wal_retrieve_retry_interval", if settings.eager { "20ms" } else { "100ms" });
+    set("synchronous_standby_names", &settings.standby_names);
+    set("primary_slot_name", &slot_name(&place.member));
+    set("primary_conninfo", &settings.upstream.as_ref().map_or_else(String::new, |u| conninfo(place, u)));
+    text
+}
+
+/// What pgdeputy would choose, and the spec may choose otherwise.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("max_connections", "100"),
+    // Bounds what an absent member's slot may hold back; without it one dead standby fills the primary's disk.
+    ("max_slot_wal_keep_size", "10GB"),
+    // Keeps the last common checkpoint within reach of pg_rewind after a crash.
+    ("wal_keep_size", "512MB"),
+    ("wal_sender_timeout", "10s"),
+    ("synchronous_commit", "on"),
+    ("log_line_prefix", "%m [%p] %q%a "),
+];
+
+/// What carries the promise, or what failover rests on: nobody else's to choose.
+const FIXED: &[(&str, &str)] = &[
+    ("wal_level", "replica"),
+    ("hot_standby", "on"),
+    ("wal_log_hints", "on"),
+    ("fsync", "on"),
+    ("full_page_writes", "on"),
+    ("zero_damaged_pages", "off"),
+    // A crash must end the postmaster, so that every start passes the keeper's gate (I16).
+    ("restart_after_crash", "off"),
+    ("max_wal_senders", "20"),
+    ("max_replication_slots", "20"),
+    ("password_encryption", "scram-sha-256"),
+    ("recovery_target_timeline", "latest"),
+    ("recovery_min_apply_delay", "0"),
+    // Opening every file for fsync costs 0.1 s for a fresh cluster and minutes for a million relations.
+    ("recovery_init_sync_method", "syncfs"),
+    ("restore_command", ""),
+    ("archive_cleanup_command", ""),
+    ("wal_receiver_status_interval", "1s"),
+    ("wal_receiver_timeout", WAL_RECEIVER_TIMEOUT),
+];
+
+fn quote(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+fn conninfo(place: &Place, upstream: &Upstream) -> String {
+    let passfile = place.replication_passfile(upstream.epoch);
+    let part = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
+    format!(
+        "host={} port={} user={REPLICATION_ROLE} passfile={} application_name={} connect_timeout=2 \
+         keepalives_idle=1 keepalives_interval=1 keepalives_count=3",
+        part(&upstream.host),
+        upstream.port,
+        part(&passfile.to_string_lossy()),
+        stream_name(&place.member, upstream),
+    )
+}
+
+/// Returns the text of `pg_hba.conf`.
+pub fn render_hba(spec: &ClusterSpec, access: Access) -> String {
+    let mut text = String::from("# Written by pgdeputy; changes here are overwritten. See postgres.pg_hba in the spec.\n");
+    let mut line = |line: &str| {
+        text.push_str(line);
+        text.push('\n');
+    };
+    line(&format!("local all {SUPERUSER} scram-sha-256"));
+    line(&format!("host replication {REPLICATION_ROLE} all scram-sha-256"));
+    if access == Access::Closed {
+        line("local all all reject");
+        line("host all all all reject");
+        return text;
+    }
+    line(&format!("host postgres {REWIND_ROLE} all scram-sha-256"));
+    for wanted in &spec.postgres.pg_hba {
+        line(wanted);
+    }
+    if spec.postgres.pg_hba.is_empty() {
+        line("local all all scram-sha-256");
+        line("host all all all scram-sha-256");
+    }
+    text
+}
+
+/// Returns `postgresql.auto.conf` without the settings that pgdeputy owns, or `None` if it has none of them.
+/// PostgreSQL reads that file after all others, so what stands there would win.
+pub fn scrub_auto_conf(text: &str) -> Option<String> {
+    let owned = |line: &str| {
+        let name = line.split(['=', ' ', '\t']).next().unwrap_or_default().to_ascii_lowercase();
+        OWNED_SETTINGS.contains(&name.as_str())
+    };
+    if !text.lines().any(|l| owned(l.trim_start())) {
+        return None;
+    }
+    let kept: Vec<&str> = text.lines().filter(|l| !owned(l.trim_start())).collect();
+    Some(kept.join("\n") + "\n")
+}
+
+/// Writes all files for `settings`, in the order that is safe if it is cut: who may connect first, then the rest.
+/// PostgreSQL reads them at its next start or reload.
+pub fn install(place: &Place, spec: &ClusterSpec, settings: &Settings) -> anyhow::Result<()> {
+    let hba = render_hba(spec, settings.access);
+    write_atomic(&place.state_dir.join("pg_hba.conf"), hba.as_bytes(), 0o600).context("write pg_hba.conf")?;
+    let conf = render_conf(place, spec, settings);
+    write_atomic(&place.config_file(), conf.as_bytes(), 0o600).context("write postgresql.conf")?;
+    guard_auto_conf(&place.data_dir)
+}
+
+/// Takes owned settings out of `postgresql.auto.conf` and blocks `ALTER SYSTEM`.
+///
+/// From 17 on `allow_alter_system = off` does the latter. Before, a directory in the place of the temporary file
+/// makes `ALTER SYSTEM` fail before it changes anything; base backups and pg_rewind skip that name.
+fn guard_auto_conf(data_dir: &Path) -> anyhow::Result<()> {
+    if !data_dir.join("PG_VERSION").exists() {
+        return Ok(());
+    }
+    let path = data_dir.join("postgresql.auto.conf");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).context("read postgresql.auto.conf"),
+    };
+    if let Some(scrubbed) = scrub_auto_conf(&text) {
+        write_atomic(&path, scrubbed.as_bytes(), 0o600).context("write postgresql.auto.conf")?;
+    }
+    let block = data_dir.join("postgresql.auto.conf.tmp");
+    if block.is_file() {
+        std::fs::remove_file(&block).context("remove the unfinished postgresql.auto.conf.tmp")?;
+    }
+    match std::fs::create_dir(&block) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(error).context("block ALTER SYSTEM with postgresql.auto.conf.tmp")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> Place {
+        Place {
+            cluster: "shop".parse().unwrap(),
+            member: "node-b".parse().unwrap(),
+            data_dir: "/var/lib/it's/data".into(),
+            state_dir: "/var/lib/state".into(),
+            host: "10.0.0.2".into(),
+            port: 5432,
+            major: 15,
+        }
+    }
+
+    fn following(name: StreamName) -> Settings {
+        let upstream = Upstream { epoch: Epoch(7), host: "10.0.0.1".into(), port: 5433, name };
+        Settings { upstream: Some(upstream), ..Settings::cut_off() }
+    }
+
+    #[test]
+    fn owned_settings_stand_after_everything_the_user_wrote() {
+        let mut spec = ClusterSpec::default();
+        spec.postgres.parameters.insert("work_mem".into(), "8MB".into());
+        spec.postgres.parameters.insert("fsync".into(), "off".into());
+        let text = render_conf(&place(), &spec, &Settings::cut_off());
+        let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} missing in {text}"));
+        assert!(at("include_if_exists") < at("work_mem") && at("work_mem") < at("fsync = 'on'"));
+        assert!(!text.contains("fsync = 'off'"));
+        assert!(text.contains("include_if_exists = '/var/lib/it''s/data/postgresql.conf'"));
+        assert!(text.contains("synchronous_standby_names = 'ANY 1 (\"nobody_can_have_this_name\")'"));
+        assert!(text.contains("primary_conninfo = ''\n"));
+    }
+
+    #[test]
+    fn a_voter_streams_under_its_epoch_and_an_incomplete_member_under_a_name_no_list_holds() {
+        let text = render_conf(&place(), &ClusterSpec::default(), &following(StreamName::Voter { round: 2 }));
+        assert!(text.contains("application_name=node-b.e7.r2"), "{text}");
+        assert!(text.contains("replication.e7.pgpass"));
+        let text = render_conf(&place(), &ClusterSpec::default(), &following(StreamName::Joining));
+        assert!(text.contains("application_name=node-b.e7.joining"));
+    }
+
+    #[test]
+    fn closed_lets_in_the_keeper_and_replication_only() {
+        let spec = ClusterSpec::default();
+        assert!(render_hba(&spec, Access::Closed).ends_with("host all all all reject\n"));
+        assert!(!render_hba(&spec, Access::Closed).contains(REWIND_ROLE));
+        assert!(render_hba(&spec, Access::Open).contains("host all all all scram-sha-256"));
+    }
+
+    #[test]
+    fn auto_conf_loses_owned_settings_and_keeps_the_others() {
+        let text = "# comment\nwork_mem = '1MB'\nSynchronous_Standby_Names = ''\n primary_conninfo='x'\n";
+        assert_eq!(scrub_auto_conf(text).as_deref(), Some("# comment\nwork_mem = '1MB'\n"));
+        assert_eq!(scrub_auto_conf("work_mem = '1MB'\n"), None);
+    }
+}
