@@ -2,6 +2,7 @@
 //!
 //! Everything here is a value. Nothing reads a clock, a file or a socket.
 
+pub mod address;
 pub mod assignment;
 pub mod cfg;
 pub mod document;
@@ -19,6 +20,7 @@ pub mod status;
 pub mod time;
 pub mod timeline;
 
+pub use address::HostPort;
 pub use assignment::Assignment;
 pub use cfg::Cfg;
 pub use document::{DecodeError, Document};
