@@ -1,5 +1,9 @@
 //! The keeper: runs beside one PostgreSQL, gathers facts, and converges it to what was agreed.
 
+pub mod config;
 pub mod durable;
+pub mod http;
 pub mod member_files;
 pub mod postgres;
+pub mod service;
+pub mod view;

@@ -1,0 +1,67 @@
+//! What a keeper is started with, already checked: the command line, environment and file were read elsewhere.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use proto::{ClusterName, HostPort, MemberName};
+
+/// One keeper's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub cluster: ClusterName,
+    pub member: MemberName,
+    /// The endpoints of etcd, such as `http://10.0.0.1:2379`; at least one.
+    pub etcd: Vec<String>,
+    pub data_dir: PathBuf,
+    /// Member files, logs, sockets and configuration of this member, beside the data directory.
+    pub state_dir: PathBuf,
+    /// Where PostgreSQL listens and others connect.
+    pub listen: HostPort,
+    /// Where the keeper serves HTTP and gRPC.
+    pub http: HostPort,
+    /// Where PostgreSQL's programs are; found in the usual places where it is absent.
+    pub postgres_bin: Option<PathBuf>,
+    pub zone: Option<String>,
+    pub secrets: SecretsSource,
+}
+
+/// Where the passwords of the keeper's roles come from. All three are given, or none: then they are read from
+/// the key `secrets` in etcd.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SecretsSource {
+    pub superuser: Option<PasswordSource>,
+    pub replication: Option<PasswordSource>,
+    pub rewind: Option<PasswordSource>,
+}
+
+/// Where one password comes from; never from the command line, which everybody on the host can read.
+#[derive(Clone, PartialEq, Eq)]
+pub enum PasswordSource {
+    /// A file whose first line is the password.
+    File(PathBuf),
+    /// The value that the environment held.
+    Env(String),
+}
+
+impl fmt::Debug for PasswordSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "File({path:?})"),
+            Self::Env(_) => f.write_str("Env(not shown)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_from_the_environment_is_never_printed() {
+        let source = SecretsSource {
+            superuser: Some(PasswordSource::Env("s3cret".into())),
+            ..Default::default()
+        };
+        assert!(!format!("{source:?}").contains("s3cret"));
+    }
+}
