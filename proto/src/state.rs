@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Cfg, CfgId, Document, Epoch, Incarnation, Lsn, MemberName, StateNumber, SystemIdentifier, Timeline,
-    WalPosition,
+    WalPosition, WallTime,
 };
 
 /// The agreed state of one cluster, stored under `state`.
@@ -42,6 +42,10 @@ pub struct ClusterState {
     pub members: BTreeMap<MemberName, Admitted>,
     /// The last order to start the primary's PostgreSQL again in its own epoch.
     pub restart: Option<RestartOrder>,
+    /// The last death of the primary's PostgreSQL that was answered (by a seal, a restart order or a promotion of
+    /// the very member): a later leader does not take the same report for another death.
+    #[serde(default)]
+    pub answered: Option<Death>,
 }
 
 /// How far the present epoch has come. Sealing is apart from it: see `ClusterState::sealing`.
@@ -99,6 +103,14 @@ pub struct RestartOrder {
     pub number: u64,
 }
 
+/// One death of a PostgreSQL, told apart from others by when its keeper noticed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Death {
+    pub member: MemberName,
+    pub noticed: WallTime,
+}
+
 impl Document for ClusterState {
     const KIND: &'static str = "state";
 }
@@ -123,14 +135,19 @@ impl ClusterState {
     }
 
     /// Returns how far WAL of `timeline` belongs to the present timeline: without bound for the present one itself,
-    /// up to the switch point for an ancestor. `None`: not an ancestor, or its switch point is not known yet.
+    /// up to the switch point for an ancestor. `None`: not an ancestor, or its switch point is not known.
+    ///
+    /// For the last switch the bound is the position with which the primary was chosen. It may lie a torn record
+    /// beyond the switch point, and whoever holds no more than it holds no complete record past that point either:
+    /// both received the same bytes.
     pub fn shared_until(&self, timeline: Timeline) -> Option<Lsn> {
         let mut at = self.timeline;
         let mut until = Lsn(u64::MAX);
         // Bounded by the number of epochs: each step goes to a lower timeline.
         while at > timeline {
             let record = self.epochs.iter().find(|r| r.timeline == at)?;
-            until = until.min(record.start_lsn?);
+            let chosen = self.chosen.filter(|_| at == self.timeline).map(|c| c.lsn);
+            until = until.min(chosen.or(record.start_lsn)?);
             at = record.parent?;
         }
         (at == timeline).then_some(until)

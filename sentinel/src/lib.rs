@@ -1,1 +1,33 @@
-//! placeholder
+//! The sentinel: a leader among several turns what keepers report into the next agreed state.
+//!
+//! The one rule: deciding is a pure function of (spec, state, what was seen, now); only `run` touches the world.
+
+use proto::ClusterName;
+use tokio_util::sync::CancellationToken;
+
+/// What one sentinel process is told on its command line.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The etcd endpoints, such as `http://127.0.0.1:2379`.
+    pub etcd: Vec<String>,
+    pub clusters: Clusters,
+    /// Where `/health` and `/metrics` are served; nowhere by default.
+    pub listen: Option<String>,
+    /// Tells this sentinel from the others.
+    pub id: String,
+}
+
+/// The clusters that a sentinel cares for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Clusters {
+    Named(Vec<ClusterName>),
+    /// Every cluster that has a spec in this etcd, also those created later.
+    All,
+}
+
+/// Runs until `stop`.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let _ = config;
+    stop.cancelled().await;
+    Ok(())
+}
