@@ -1,1 +1,225 @@
 //! Real etcd, through etcd-client.
+//!
+//! The one rule: every call ends in time and says truthfully what is known. A write that may have
+//! been applied is `Unknown`, is sent once, and is never tried again by itself.
+
+mod failure;
+mod keep_alive;
+mod members;
+mod watching;
+
+use std::future::Future;
+use std::time::Duration;
+
+use etcd_client::{
+    Compare, CompareOp, Error, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn as EtcdTxn,
+    TxnOp,
+};
+use tokio::time::{Instant, timeout_at};
+
+use self::failure::Failure;
+use self::keep_alive::Renewals;
+use self::members::{Member, Members};
+use crate::memory::rules::whole_seconds;
+use crate::types::{
+    Entry, Guard, LeaseId, Operation, Snapshot, Store, StoreError, Txn, TxnOutcome, Watch,
+};
+
+/// How long any call may take: half of the default lease, so that one that hangs leaves time for
+/// another, and longer than the 1 s in which etcd elects a new leader by default.
+const CALL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A connection to one etcd cluster. It moves to another endpoint by itself when one does not answer.
+pub struct EtcdStore {
+    members: Members,
+    renewals: Renewals,
+}
+
+impl EtcdStore {
+    /// Connects to the first of `endpoints` (`http://host:port`) that answers a linearizable read.
+    /// Fails within 5 s, naming every endpoint and what was wrong with it.
+    pub async fn connect(endpoints: &[String]) -> Result<Self, StoreError> {
+        Ok(Self { members: Members::connect(endpoints).await?, renewals: Renewals::default() })
+    }
+
+    /// Calls until an answer comes: every endpoint once, one endpoint twice (its connection may have
+    /// died unnoticed). Only for calls that may be repeated.
+    async fn repeat<T, F>(&self, call: impl Fn(Member) -> F + Send) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>> + Send,
+    {
+        let deadline = Instant::now() + CALL_DEADLINE;
+        let share = CALL_DEADLINE / self.members.count();
+        let mut tries = self.members.count().max(2);
+        loop {
+            tries -= 1;
+            let limit = if self.members.count() == 1 {
+                deadline
+            } else {
+                deadline.min(Instant::now() + share)
+            };
+            let failure = match self.once(limit, &call).await {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
+            };
+            if failure.is_final() || tries == 0 || Instant::now() >= deadline {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// Calls once; only a request that certainly was not sent is given to another endpoint.
+    async fn send_once<T, F>(&self, call: impl Fn(Member) -> F + Send) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>> + Send,
+    {
+        let deadline = Instant::now() + CALL_DEADLINE;
+        let mut tries = self.members.count().max(2);
+        loop {
+            tries -= 1;
+            match self.once(deadline, &call).await {
+                Err(Failure::NotApplied(_)) if tries > 0 && Instant::now() < deadline => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn once<T, F>(&self, deadline: Instant, call: impl Fn(Member) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>> + Send,
+    {
+        let member = self.members.current().await;
+        let url = member.url.clone();
+        let turn = member.turn;
+        let result = timeout_at(deadline, call(member))
+            .await
+            .unwrap_or_else(|_| Err(Failure::Unanswered("no answer in time".to_owned())));
+        match result {
+            Err(failure) if !failure.is_final() => {
+                self.members.leave(turn).await;
+                Err(failure.at(&url))
+            }
+            result => result,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for EtcdStore {
+    async fn read(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        self.repeat(|member| read(member, prefix.to_owned())).await.map_err(Failure::of_a_read)
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
+        let request = request_of(&txn);
+        self.send_once(|member| commit(member, request.clone())).await.map_err(Failure::of_a_write)
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<(LeaseId, Duration), StoreError> {
+        let seconds = i64::try_from(whole_seconds(ttl)).unwrap_or(i64::MAX);
+        self.send_once(|member| grant(member, seconds)).await.map_err(Failure::of_a_write)
+    }
+
+    /// An isolated former leader of etcd can answer for about its election timeout (1 s) without
+    /// asking a majority; the lease then ends that much before our deadline. Guards do not care.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.repeat(|member| self.renewals.renew(member, lease)).await.map_err(Failure::of_a_write)
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.renewals.forget(lease);
+        match self.repeat(|member| revoke(member, lease)).await.map_err(Failure::of_a_write) {
+            Err(StoreError::LeaseExpired) => Ok(()),
+            result => result,
+        }
+    }
+
+    async fn watch(&self, prefix: &str, from_revision: i64) -> Result<Watch, StoreError> {
+        self.repeat(|member| watching::open(member, prefix.to_owned(), from_revision))
+            .await
+            .map_err(Failure::of_a_read)
+    }
+}
+
+async fn read(mut member: Member, prefix: String) -> Result<Snapshot, Failure> {
+    let options = GetOptions::new().with_prefix();
+    let answer = member.kv.get(prefix, Some(options)).await?;
+    let header = answer.header().ok_or_else(Failure::headless)?;
+    Ok(Snapshot {
+        revision: header.revision(),
+        cluster_id: format!("{:x}", header.cluster_id()),
+        entries: answer.kvs().iter().filter_map(entry_of).collect(),
+    })
+}
+
+async fn commit(mut member: Member, request: EtcdTxn) -> Result<TxnOutcome, Failure> {
+    let answer = member.kv.txn(request).await?;
+    if !answer.succeeded() {
+        return Ok(TxnOutcome::Conflict);
+    }
+    let revision = answer.header().ok_or_else(Failure::headless)?.revision();
+    Ok(TxnOutcome::Committed { revision })
+}
+
+async fn grant(mut member: Member, seconds: i64) -> Result<(LeaseId, Duration), Failure> {
+    let answer = member.lease.grant(seconds, None::<LeaseGrantOptions>).await?;
+    let granted = u64::try_from(answer.ttl()).unwrap_or(0);
+    Ok((LeaseId(answer.id()), Duration::from_secs(granted)))
+}
+
+async fn revoke(mut member: Member, lease: LeaseId) -> Result<(), Failure> {
+    member.lease.revoke(lease.0).await?;
+    Ok(())
+}
+
+/// A key that is not UTF-8 is not one of ours.
+fn entry_of(pair: &KeyValue) -> Option<(String, Entry)> {
+    let key = pair.key_str().ok()?.to_owned();
+    let entry = Entry {
+        value: pair.value().to_vec(),
+        create_revision: pair.create_revision(),
+        mod_revision: pair.mod_revision(),
+        lease: (pair.lease() != 0).then_some(LeaseId(pair.lease())),
+    };
+    Some((key, entry))
+}
+
+fn request_of(txn: &Txn) -> EtcdTxn {
+    let compares: Vec<Compare> = txn.when.iter().map(compare_of).collect();
+    let mut operations: Vec<TxnOp> = txn.then.iter().map(operation_of).collect();
+    if operations.is_empty() {
+        // etcd answers a transaction without operations from its own, perhaps old data. A read in it
+        // makes the comparison linearizable.
+        operations.push(TxnOp::get("\0", None));
+    }
+    EtcdTxn::new().when(compares).and_then(operations)
+}
+
+fn compare_of(guard: &Guard) -> Compare {
+    match guard {
+        Guard::Absent(key) => Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
+        Guard::ModRevision(key, revision) => {
+            Compare::mod_revision(key.as_str(), CompareOp::Equal, *revision)
+        }
+        Guard::CreateRevision(key, revision) => {
+            Compare::create_revision(key.as_str(), CompareOp::Equal, *revision)
+        }
+        Guard::Lease(key, lease) => Compare::lease(key.as_str(), CompareOp::Equal, lease.0),
+    }
+}
+
+fn operation_of(operation: &Operation) -> TxnOp {
+    match operation {
+        Operation::Put { key, value, lease } => {
+            let options = lease.map(|lease| PutOptions::new().with_lease(lease.0));
+            TxnOp::put(key.as_str(), value.clone(), options)
+        }
+        Operation::Delete { key } => TxnOp::delete(key.as_str(), None),
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        failure::classify(error)
+    }
+}

@@ -1,1 +1,81 @@
 //! A lease of our own, with the local deadline counted from the send time.
+//!
+//! The one rule: what we believe never outlasts what the store was asked for. The deadline is the
+//! moment before sending plus the time to live asked for, never the longer one that was granted.
+
+use std::time::Duration;
+
+use proto::Moment;
+
+use crate::clock;
+use crate::types::{LeaseId, Store, StoreError};
+
+/// A lease that this process renews, with the moment until which it may rely on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnLease {
+    id: LeaseId,
+    ttl: Duration,
+    granted: Duration,
+    expires: Moment,
+}
+
+impl OwnLease {
+    /// Asks the store for a lease of `ttl`.
+    ///
+    /// After an error there may be a lease that nobody renews; it holds no key and ends by itself.
+    pub async fn grant(store: &dyn Store, ttl: Duration) -> Result<Self, StoreError> {
+        // Before sending: the answer may have spent the whole time to live in a queue.
+        let sent = clock::now();
+        let (id, granted) = store.grant(ttl).await?;
+        Ok(Self::granted_at(sent, id, ttl, granted))
+    }
+
+    /// Takes up a lease that an earlier process held. It counts as expired until it was renewed once.
+    pub fn resume(id: LeaseId, ttl: Duration) -> Self {
+        Self { id, ttl, granted: ttl, expires: Moment::default() }
+    }
+
+    /// Renews the lease once. After an error the old deadline stands; `LeaseExpired` is final.
+    pub async fn renew(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+        let sent = clock::now();
+        store.keep_alive(self.id).await?;
+        self.renewed_at(sent);
+        Ok(())
+    }
+
+    /// Returns the lease's identity in the store.
+    pub fn id(&self) -> LeaseId {
+        self.id
+    }
+
+    /// Returns the time to live that was asked for and that the deadline counts with.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// Returns the time to live that the store granted: others may see our keys that long.
+    pub fn granted(&self) -> Duration {
+        self.granted
+    }
+
+    /// Returns the moment from which nothing may rest on this lease any more.
+    pub fn expires(&self) -> Moment {
+        self.expires
+    }
+
+    /// Returns whether the lease may still be relied on at `now`.
+    pub fn is_live(&self, now: Moment) -> bool {
+        now < self.expires
+    }
+
+    fn granted_at(sent: Moment, id: LeaseId, ttl: Duration, granted: Duration) -> Self {
+        // A store that grants less than was asked must be believed too.
+        let ttl = ttl.min(granted);
+        Self { id, ttl, granted, expires: sent + ttl }
+    }
+
+    /// A late answer never shortens the deadline that a later request has won.
+    fn renewed_at(&mut self, sent: Moment) {
+        self.expires = self.expires.max(sent + self.ttl);
+    }
+}

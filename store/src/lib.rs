@@ -10,4 +10,11 @@ pub mod lease;
 pub mod memory;
 mod types;
 
-pub use types::{Entry, Guard, LeaseId, Operation, Snapshot, Store, StoreError, Txn, TxnOutcome, Watch, WatchEvent};
+pub use election::{Election, Leadership};
+pub use etcd::EtcdStore;
+pub use lease::OwnLease;
+pub use memory::{MemoryCore, MemoryStore};
+pub use types::{
+    Entry, Guard, LeaseId, Operation, Snapshot, Store, StoreError, Txn, TxnOutcome, Watch,
+    WatchEvent,
+};

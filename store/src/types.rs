@@ -57,7 +57,9 @@ pub struct Txn {
 /// What became of a transaction that the store answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TxnOutcome {
-    Committed { revision: i64 },
+    Committed {
+        revision: i64,
+    },
     /// A guard did not hold; nothing changed.
     Conflict,
 }

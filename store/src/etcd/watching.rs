@@ -1,0 +1,105 @@
+//! Turns an etcd watch into a channel of batches, one for each answer of etcd.
+//!
+//! The one rule: no gap and no silence. Whatever breaks the watch closes the channel, also a reader
+//! that is too slow and an etcd that has stopped answering without closing the connection.
+
+use std::time::Duration;
+
+use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::entry_of;
+use super::failure::Failure;
+use super::members::Member;
+use crate::types::{StoreError, Watch, WatchEvent};
+
+/// A reader that is this many batches behind must read a snapshot instead.
+const CAPACITY: usize = 1024;
+
+/// How often etcd is asked how far the watch is. A question and an answer of some bytes.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Two questions unanswered: etcd is gone. The longest stall seen under load was far below.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3);
+
+/// Opens a watch and returns once etcd has confirmed it.
+pub(super) async fn open(
+    mut member: Member,
+    prefix: String,
+    from_revision: i64,
+) -> Result<Watch, Failure> {
+    let options = WatchOptions::new().with_prefix().with_start_revision(from_revision.max(0));
+    let mut stream = member.watch.watch(prefix.as_str(), Some(options)).await?;
+    match stream.message().await? {
+        Some(answer) if answer.canceled() => {
+            let why = format!("watch of {prefix}: {}", answer.cancel_reason());
+            Err(Failure::Answer(StoreError::Refused(why)))
+        }
+        Some(_) => {
+            let (sender, events) = mpsc::channel(CAPACITY);
+            tokio::spawn(forward(stream, sender, prefix, member.url));
+            Ok(Watch { events })
+        }
+        None => Err(Failure::Unanswered("watch stream ended".to_owned())),
+    }
+}
+
+/// Delivers until something breaks; leaving drops the sender, which closes the channel.
+async fn forward(
+    mut stream: WatchStream,
+    sender: mpsc::Sender<Vec<WatchEvent>>,
+    prefix: String,
+    url: String,
+) {
+    let mut questions = interval(PROGRESS_INTERVAL);
+    questions.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = Instant::now();
+    let why = loop {
+        tokio::select! {
+            answer = stream.message() => {
+                heard = Instant::now();
+                match answer {
+                    Ok(Some(answer)) => {
+                        if let Err(why) = deliver(&answer, &sender) {
+                            break why;
+                        }
+                    }
+                    Ok(None) => break "etcd ended it".to_owned(),
+                    Err(error) => break error.to_string(),
+                }
+            }
+            _ = questions.tick() => {
+                if let Err(error) = stream.request_progress().await {
+                    break error.to_string();
+                }
+            }
+            () = sleep_until(heard + LONGEST_SILENCE) => break "no answer in 3 s".to_owned(),
+            () = sender.closed() => return,
+        }
+    };
+    tracing::info!(%prefix, %url, %why, "watch closed");
+}
+
+fn deliver(answer: &WatchResponse, sender: &mpsc::Sender<Vec<WatchEvent>>) -> Result<(), String> {
+    if answer.canceled() {
+        return Err(match answer.compact_revision() {
+            0 => format!("cancelled: {}", answer.cancel_reason()),
+            oldest => format!("history before revision {oldest} is compacted"),
+        });
+    }
+    let batch: Vec<WatchEvent> = answer.events().iter().filter_map(event_of).collect();
+    if batch.is_empty() {
+        return Ok(());
+    }
+    sender.try_send(batch).map_err(|_| "its reader is too slow or gone".to_owned())
+}
+
+fn event_of(event: &etcd_client::Event) -> Option<WatchEvent> {
+    let pair = event.kv()?;
+    let (key, entry) = entry_of(pair)?;
+    Some(match event.event_type() {
+        EventType::Put => WatchEvent::Put { key, entry },
+        EventType::Delete => WatchEvent::Delete { key, revision: entry.mod_revision },
+    })
+}
