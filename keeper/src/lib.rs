@@ -2,8 +2,10 @@
 
 pub mod config;
 pub mod durable;
+pub mod fencer;
 pub mod http;
 pub mod member_files;
 pub mod postgres;
+pub mod privileges;
 pub mod service;
 pub mod view;
