@@ -11,6 +11,7 @@ pub mod history;
 pub mod lsn;
 pub mod names;
 pub mod numbers;
+pub mod proxy;
 pub mod report;
 pub mod right;
 pub mod rpc;

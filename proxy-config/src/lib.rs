@@ -2,10 +2,19 @@
 //!
 //! The one rule: a router that has seen epoch n never routes writes by an epoch below n (I19).
 
+mod follow;
+pub mod haproxy;
+mod install;
+mod presence;
+pub mod push;
+pub mod route;
+mod run;
+
 use std::path::PathBuf;
 
 use proto::ClusterName;
-use tokio_util::sync::CancellationToken;
+
+pub use run::{run, run_on};
 
 /// What one proxy-config is told at start.
 #[derive(Debug, Clone)]
@@ -25,10 +34,4 @@ pub struct Config {
     pub reload: Option<String>,
     /// Tells apart the proxy-configs of one cluster.
     pub id: String,
-}
-
-/// Serves until `stop`.
-pub async fn run(_config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    stop.cancelled().await;
-    Ok(())
 }

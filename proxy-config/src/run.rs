@@ -1,0 +1,244 @@
+//! The shell: what the store says becomes routes, routes go to HAProxy at once, and files follow.
+//!
+//! A failover's path is watch event, `route`, one line to HAProxy's socket; nothing on it waits for a disk.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use proto::{Epoch, Moment};
+use store::etcd::EtcdStore;
+use store::keys::Keys;
+use store::{Store, clock};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::follow::{Agreed, Heard, View};
+use crate::push::{Hold, PushError};
+use crate::route::Routes;
+use crate::{Config, follow, install, presence, push, route};
+
+/// A quarter of the second in which HAProxy's checks could bring an old primary back (see `push`).
+const HOLD_EVERY: Duration = Duration::from_millis(250);
+
+/// Without an answer for this long the store is away, and HAProxy's checks know more than the last known state.
+const TRUSTED_FOR: Duration = Duration::from_secs(5);
+const _: () = assert!(TRUSTED_FOR.as_secs() > 2 * presence::RENEW_EVERY.as_secs());
+
+const CONNECT_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Serves until `stop`. A store that cannot be reached at start is an error, unless routes are installed already.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    check(&config)?;
+    let knows_routes = install::installed(&config)?.is_some_and(|r| r.epoch > Epoch(0));
+    let store = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        store = connect(&config, knows_routes) => store?,
+    };
+    run_on(Arc::new(store), config, stop).await
+}
+
+/// Serves from a given store until `stop`.
+pub async fn run_on(
+    store: Arc<dyn Store>,
+    config: Config,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    check(&config)?;
+    let installed = install::installed(&config)?;
+    let keys = Keys::of(&config.cluster);
+    let config = Arc::new(config);
+    let inner = stop.child_token();
+    let (heard, views) = (Heard::new(clock::now()), watch::Sender::new(View::unheard()));
+    let (wanted, epoch) = (watch::Sender::new(None), watch::Sender::new(Epoch(0)));
+    let seen = views.subscribe();
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(follow::follow(store.clone(), keys.clone(), (views, heard.clone()), inner.clone()));
+    tasks.spawn(install::follow(config.clone(), wanted.subscribe(), inner.clone()));
+    let report = (config.id.clone(), epoch.subscribe());
+    tasks.spawn(presence::announce(
+        store,
+        keys.proxy(&config.id),
+        report,
+        heard.clone(),
+        inner.clone(),
+    ));
+
+    let routes = installed.unwrap_or_default();
+    let mut router = Router { config, routes, since: clock::now(), wanted, epoch, trouble: None };
+    let outcome = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        outcome = router.follow(seen, heard) => outcome,
+    };
+    inner.cancel();
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("end a task of proxy-config")?;
+    }
+    outcome
+}
+
+fn check(config: &Config) -> anyhow::Result<()> {
+    ensure!(
+        config.write_port != config.read_port,
+        "--write-port and --read-port are both {}: choose two ports",
+        config.write_port
+    );
+    let plain =
+        |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-:*+@".contains(&b));
+    let paths = [
+        ("--haproxy-config", &config.haproxy_config),
+        ("--haproxy-socket", &config.haproxy_socket),
+    ];
+    for (flag, path) in paths {
+        let fits = path.is_absolute() && path.to_str().is_some_and(plain);
+        ensure!(fits, "{flag} {path:?}: use an absolute path of letters, digits and / . _ -");
+    }
+    ensure!(
+        config.haproxy_socket.as_os_str().len() <= 90,
+        "--haproxy-socket {:?} is longer than the 90 characters that HAProxy can bind: use a shorter path",
+        config.haproxy_socket
+    );
+    let bind = &config.bind;
+    ensure!(
+        !bind.is_empty() && plain(bind),
+        "bind address {bind:?}: use an address of this host, or *"
+    );
+    Ok(())
+}
+
+async fn connect(config: &Config, knows_routes: bool) -> anyhow::Result<EtcdStore> {
+    let mut said = false;
+    loop {
+        match EtcdStore::connect(&config.etcd).await {
+            Ok(store) => return Ok(store),
+            Err(e) if knows_routes => {
+                if !said {
+                    warn!(error = %e, "store is away: the installed routes stay");
+                }
+                said = true;
+                tokio::time::sleep(CONNECT_AGAIN_AFTER).await;
+            }
+            Err(e) => {
+                return Err(e).with_context(|| {
+                    format!(
+                        "connect to etcd at {}: check that it runs and --etcd",
+                        config.etcd.join(",")
+                    )
+                });
+            }
+        }
+    }
+}
+
+struct Router {
+    config: Arc<Config>,
+    routes: Routes,
+    /// When the write route last changed.
+    since: Moment,
+    wanted: watch::Sender<Option<Routes>>,
+    epoch: watch::Sender<Epoch>,
+    /// Why HAProxy does not follow; absent while it does.
+    trouble: Option<String>,
+}
+
+impl Router {
+    async fn follow(
+        &mut self,
+        mut views: watch::Receiver<View>,
+        heard: Heard,
+    ) -> anyhow::Result<()> {
+        let mut tick = tokio::time::interval(HOLD_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut view = View::unheard();
+        loop {
+            tokio::select! {
+                changed = views.changed() => {
+                    changed.context("the task that follows the store has ended")?;
+                    view = views.borrow_and_update().clone();
+                    self.route(&view);
+                }
+                _ = tick.tick() => {}
+            }
+            let now = clock::now();
+            let age = now.since(self.since);
+            let hold = hold(&view, &self.routes, heard.silent_for(now), age);
+            self.push(hold).await;
+            // Files follow the push. Before the store has spoken there is nothing to install.
+            let install = view.agreed != Agreed::Unheard;
+            self.wanted.send_if_modified(|wanted| {
+                let changed = install && wanted.as_ref() != Some(&self.routes);
+                if changed {
+                    *wanted = Some(self.routes.clone());
+                }
+                changed
+            });
+        }
+    }
+
+    fn route(&mut self, view: &View) {
+        let state = view.agreed.state();
+        if let Some(lower) = state.filter(|s| s.epoch < self.routes.epoch) {
+            warn!(
+                epoch = %lower.epoch, routed = %self.routes.epoch,
+                "the state is of a lower epoch than was routed by, the routes stay; if the cluster was made anew, \
+                 stop proxy-config, remove {} and start again",
+                self.config.haproxy_config.display()
+            );
+        }
+        let next = route::route(state, &view.reports, Some(&self.routes));
+        if next == self.routes {
+            return;
+        }
+        if (&next.write, next.epoch) != (&self.routes.write, self.routes.epoch) {
+            self.since = clock::now();
+        }
+        let members: Vec<_> = next.members.keys().collect();
+        info!(epoch = %next.epoch, write = ?next.write, read = ?next.read, ?members, "route");
+        self.routes = next;
+    }
+
+    async fn push(&mut self, hold: Hold) {
+        let lines = push::commands(&self.routes, hold);
+        if lines.is_empty() {
+            return;
+        }
+        let outcome = push::push(&self.config.haproxy_socket, &lines).await;
+        if outcome.is_ok() && hold == Hold::Routes && *self.epoch.borrow() != self.routes.epoch {
+            self.epoch.send_replace(self.routes.epoch);
+        }
+        let trouble = outcome.err().map(|e| match e {
+            // Told apart by kind and not by text, so that one outage is one line in the log.
+            PushError::Away(e) => {
+                format!("HAProxy's socket does not answer ({}): is it running?", e.kind())
+            }
+            PushError::Refused(_) => format!("{e}: it has not loaded the present file yet"),
+        });
+        if trouble != self.trouble {
+            match &trouble {
+                Some(text) => warn!("{text}"),
+                None => info!(epoch = %self.routes.epoch, "HAProxy follows again"),
+            }
+        }
+        self.trouble = trouble;
+    }
+}
+
+/// Decides how firmly HAProxy is kept on the routes.
+///
+/// A replaced primary may go on answering 200 for `lease_ttl` at most, the bound of its right to serve. So when the
+/// store falls silent, members that are not the primary are kept closed that long after the last switch; from then
+/// on whoever answers as primary is one of this epoch or a later one, and the checks may find it without us.
+fn hold(view: &View, routes: &Routes, silent_for: Duration, age: Duration) -> Hold {
+    let fresh = silent_for <= TRUSTED_FOR;
+    match &view.agreed {
+        Agreed::State(state) if fresh && state.epoch >= routes.epoch => Hold::Routes,
+        Agreed::State(state) if fresh && state.epoch < routes.epoch => Hold::Closed,
+        Agreed::Unheard => Hold::Nothing,
+        Agreed::State(_) | Agreed::Absent | Agreed::Unreadable => match age <= view.lease_ttl {
+            true => Hold::Closed,
+            false => Hold::Nothing,
+        },
+    }
+}
