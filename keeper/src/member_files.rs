@@ -239,6 +239,7 @@ mod tests {
                 source_timeline: Timeline(4),
                 attempt: 1,
                 phase: RejoinPhase::Modifying,
+                until: None,
                 started: WallTime(1_790_000_000_000),
             }),
         }

@@ -8,4 +8,5 @@ pub mod program;
 pub mod rewind;
 pub mod source;
 pub mod wal_files;
+pub mod wal_pages;
 pub mod wal_scan;

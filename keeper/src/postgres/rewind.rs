@@ -1,1 +1,241 @@
-//! In the making.
+//! Turns a member that diverged into a copy of its new primary with PostgreSQL's own `pg_rewind`.
+//!
+//! Rule: a rewind counts only if the program said what it did and the data directory shows it. Exit status 0 alone
+//! proves nothing: against a source without a checkpoint on its new timeline `pg_rewind` finds nothing to do and
+//! says so with status 0, although both have diverged.
+//!
+//! Everything goes through `Command` and the lines that it prints. To copy only what changed, point `Target::source`
+//! at something that stands between and filters: nothing else here has to know.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use proto::{Lsn, Timeline};
+
+use super::binaries::PostgresBinaries;
+use super::control::{ControlFile, ControlState};
+use super::copy::{CopyPhase, CopyProgress, parse_progress};
+use super::program::{self, Finished};
+use super::source::Source;
+use crate::durable;
+
+/// What is rewound: a stopped member whose keeper has fsynced the mark *incomplete* and the rejoin marker.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    pub data_dir: &'a Path,
+    /// The server's configuration, where it is not in the data directory. A crashed member is recovered under it.
+    pub config_file: Option<&'a Path>,
+    /// The new primary, by the rewind role, in a database where that role may read files.
+    pub source: &'a Source,
+}
+
+/// What became of a rewind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RewindOutcome {
+    Rewound(Rewound),
+    /// The program saw no divergence and left the data as it was, but for crash recovery. Believe it only where the
+    /// end of this member's WAL and the source's history say the same.
+    NotRequired,
+    Failed(RewindFailure),
+}
+
+/// A rewind that was done and seen in the data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rewound {
+    pub diverged_at: Lsn,
+    /// The common timeline, which ended there.
+    pub diverged_timeline: Timeline,
+    /// Replay begins at or before this checkpoint.
+    pub from_checkpoint: Lsn,
+    /// How far it must be replayed to be consistent, and on which timeline.
+    pub consistent_at: Lsn,
+    pub timeline: Timeline,
+}
+
+/// Why it failed, and what that did to the data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RewindFailure {
+    pub damage: Damage,
+    pub problem: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    /// The data directory holds what it held, but for crash recovery: trying again is safe.
+    None,
+    /// The source's files may be mixed in: the directory must not be started, only rewound again against the same
+    /// timeline or replaced.
+    Modified,
+}
+
+/// Rewinds `target`. Dropping the future kills `pg_rewind` and what it started; the data is then as after a failure
+/// with `Damage::Modified`.
+pub async fn rewind(
+    binaries: &PostgresBinaries,
+    target: &Target<'_>,
+    progress: impl Fn(CopyProgress) + Send,
+) -> RewindOutcome {
+    let untouched = |error: anyhow::Error| {
+        let problem = format!("{error:#}");
+        RewindOutcome::Failed(RewindFailure { damage: Damage::None, problem })
+    };
+    if let Err(error) = prepare(target.data_dir) {
+        return untouched(error);
+    }
+    let mut reading = Reading::default();
+    let ended = program::run(command(binaries, target), |line| {
+        reading.take(line);
+        progress(reading.progress());
+        reading.phase().patience()
+    })
+    .await;
+    match ended {
+        Ok(finished) => judge(&reading, &finished, target.data_dir),
+        Err(error) => reading.failure(format!("{error:#}")),
+    }
+}
+
+/// Checks that the member can be rewound, and takes away what stands in the way of its crash recovery.
+fn prepare(data_dir: &Path) -> anyhow::Result<()> {
+    let control = ControlFile::read(data_dir)?;
+    // Crash recovery of a standby would end its standby life on its own timeline.
+    ensure!(
+        control.state != ControlState::InArchiveRecovery,
+        "the data is of a standby that crashed: start it as a standby without a source and stop it, or copy it anew"
+    );
+    ensure!(
+        !data_dir.join("backup_label").exists(),
+        "there is a backup_label: an earlier copy or rewind was never replayed, copy this member anew"
+    );
+    ensure!(
+        control.data_checksums || control.wal_log_hints,
+        "neither data checksums nor wal_log_hints are on: copy this member anew"
+    );
+    // With one of these in place the single-user recovery refuses to run.
+    let mut removed = false;
+    for name in ["standby.signal", "recovery.signal"] {
+        let path = data_dir.join(name);
+        removed |= durable::remove_if_there(&path)
+            .with_context(|| format!("remove {}", path.display()))?;
+    }
+    if removed {
+        durable::fsync_dir(data_dir).with_context(|| format!("sync {}", data_dir.display()))?;
+    }
+    Ok(())
+}
+
+fn command(binaries: &PostgresBinaries, target: &Target<'_>) -> tokio::process::Command {
+    let conninfo = target.source.conninfo(binaries.major(), Some("postgres"));
+    let mut command = program::command(&binaries.pg_rewind(), binaries.user());
+    command
+        .arg("--target-pgdata")
+        .arg(target.data_dir)
+        .arg("--source-server")
+        // A temporary table of some versions must not wait for a synchronous standby, which may be this very member.
+        .arg(format!("{conninfo} options='-c synchronous_commit=local'"))
+        .arg("--progress");
+    if let Some(config_file) = target.config_file {
+        command.arg("--config-file").arg(config_file);
+    }
+    command
+}
+
+fn judge(reading: &Reading, finished: &Finished, data_dir: &Path) -> RewindOutcome {
+    if !finished.status.success() {
+        let text = format!("pg_rewind {}: {}", finished.ending(), finished.last_words());
+        return reading.failure(text);
+    }
+    if reading.not_required {
+        return RewindOutcome::NotRequired;
+    }
+    let (Some((diverged_at, diverged_timeline)), Some(from_checkpoint)) =
+        (reading.diverged, reading.from_checkpoint)
+    else {
+        return reading.failure("pg_rewind exited with 0 and did not say what it did".into());
+    };
+    match verify(data_dir, diverged_at) {
+        Ok(control) => RewindOutcome::Rewound(Rewound {
+            diverged_at,
+            diverged_timeline,
+            from_checkpoint,
+            consistent_at: control.min_recovery_point,
+            timeline: control.min_recovery_timeline,
+        }),
+        Err(error) => reading.failure(format!("pg_rewind exited with 0, but {error:#}")),
+    }
+}
+
+/// Returns the control file of a data directory that shows a finished rewind.
+fn verify(data_dir: &Path, diverged_at: Lsn) -> anyhow::Result<ControlFile> {
+    let control = ControlFile::read(data_dir)?;
+    ensure!(
+        control.state == ControlState::InArchiveRecovery,
+        "the data is {} instead of in archive recovery",
+        control.state.describe()
+    );
+    ensure!(
+        control.min_recovery_point >= diverged_at,
+        "the data needs replay only to {}, which is before the divergence",
+        control.min_recovery_point
+    );
+    ensure!(data_dir.join("backup_label").exists(), "there is no backup_label");
+    Ok(control)
+}
+
+/// What was understood of the program's lines so far.
+#[derive(Default)]
+struct Reading {
+    diverged: Option<(Lsn, Timeline)>,
+    from_checkpoint: Option<Lsn>,
+    not_required: bool,
+    /// From here on files of the target change.
+    copying: bool,
+    syncing: bool,
+    copied_bytes: u64,
+    total_bytes: u64,
+}
+
+impl Reading {
+    fn take(&mut self, line: &str) {
+        let lsn_and_timeline = |text: &str| {
+            let (lsn, timeline) = text.split_once(" on timeline ")?;
+            Some((lsn.parse::<Lsn>().ok()?, Timeline(timeline.trim().parse().ok()?)))
+        };
+        if let Some((_, text)) = line.split_once("servers diverged at WAL location ") {
+            self.diverged = lsn_and_timeline(text);
+        } else if let Some((_, text)) = line.split_once("rewinding from last common checkpoint at ")
+        {
+            self.from_checkpoint = lsn_and_timeline(text).map(|(lsn, _)| lsn);
+        } else if line.contains("no rewind required") {
+            self.not_required = true;
+        } else if line.contains("need to copy ") {
+            self.copying = true;
+        } else if line.contains("syncing target data directory") {
+            self.syncing = true;
+        } else if let Some((copied, total)) = parse_progress(line) {
+            self.copying = true;
+            (self.copied_bytes, self.total_bytes) = (copied, total);
+        }
+    }
+
+    fn phase(&self) -> CopyPhase {
+        match (self.syncing, self.copying) {
+            (true, _) => CopyPhase::Syncing,
+            (false, true) => CopyPhase::Copying,
+            (false, false) => CopyPhase::Preparing,
+        }
+    }
+
+    fn progress(&self) -> CopyProgress {
+        CopyProgress {
+            phase: self.phase(),
+            copied_bytes: self.copied_bytes,
+            total_bytes: self.total_bytes,
+        }
+    }
+
+    fn failure(&self, problem: String) -> RewindOutcome {
+        let damage = if self.copying { Damage::Modified } else { Damage::None };
+        RewindOutcome::Failed(RewindFailure { damage, problem })
+    }
+}
