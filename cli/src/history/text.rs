@@ -1,0 +1,118 @@
+//! How past changes look to people.
+
+use std::fmt;
+
+use proto::history::HistoryKind;
+use proto::report::RejoinBy;
+
+use super::{Change, Details, History, PhaseTimes};
+use crate::table::{Table, milliseconds};
+
+impl fmt::Display for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.particular, self.changes.is_empty()) {
+            (_, true) => writeln!(f, "cluster {}: nothing has changed yet", self.cluster)?,
+            (true, false) => {
+                for details in &self.changes {
+                    writeln!(f, "{details}")?;
+                }
+            }
+            (false, false) => list(f, &self.changes)?,
+        }
+        for line in &self.unreadable {
+            writeln!(f, "not shown: {line}")?;
+        }
+        Ok(())
+    }
+}
+
+fn list(f: &mut fmt::Formatter<'_>, changes: &[Details]) -> fmt::Result {
+    let mut table = Table::new(&["n", "start", "what", "from -> to", "writes back", "cause"]);
+    for Details { change, .. } in changes {
+        table.row([
+            change.number.clone(),
+            change.start.map_or("-".into(), |s| s.to_string()),
+            change.kind_word().into(),
+            change.who(),
+            change.total_ms.map_or("not yet".into(), milliseconds),
+            change.cause.clone(),
+        ]);
+    }
+    write!(f, "{table}")
+}
+
+impl Change {
+    /// Returns the word for what happened.
+    pub fn kind_word(&self) -> &'static str {
+        match self.kind {
+            HistoryKind::Founding => "founding",
+            HistoryKind::Failover => "failover",
+            HistoryKind::Restart => "restart",
+        }
+    }
+
+    /// Returns whom it took from whom: `a -> b`, or the one member that it was about.
+    pub fn who(&self) -> String {
+        match (&self.from, &self.to) {
+            (Some(from), Some(to)) if from != to => format!("{from} -> {to}"),
+            (_, Some(one)) => one.to_string(),
+            (Some(from), None) => format!("{from} -> ?"),
+            (None, None) => "?".into(),
+        }
+    }
+}
+
+impl fmt::Display for Details {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let change = &self.change;
+        writeln!(f, "{} {}: {}", change.kind_word(), change.number, change.who())?;
+        writeln!(f, "cause: {}", change.cause)?;
+        for fact in &self.evidence {
+            writeln!(f, "  seen: {fact}")?;
+        }
+        if let Some(position) = &self.chosen {
+            writeln!(f, "chosen with: {position}")?;
+        }
+        for rejection in &self.rejected {
+            writeln!(f, "  not {}: {}", rejection.member, rejection.reason)?;
+        }
+        phases(f, &self.phases)?;
+        let back = change.total_ms.map_or("not yet".into(), milliseconds);
+        writeln!(f, "writes back: {back}")?;
+        let redundant = change.redundant_after_ms.map_or("not yet".into(), milliseconds);
+        writeln!(f, "redundant:   {redundant}")?;
+        for rejoin in &self.rejoined {
+            let took = milliseconds(rejoin.end.ms_since(rejoin.start));
+            writeln!(
+                f,
+                "  {} {} in {took}: {}",
+                rejoin.member,
+                came_back(rejoin.by),
+                rejoin.reason
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn phases(f: &mut fmt::Formatter<'_>, phases: &[PhaseTimes]) -> fmt::Result {
+    let mut table = Table::new(&["  phase", "start", "end", "took"]);
+    for phase in phases {
+        table.row([
+            format!("  {}", phase.name),
+            phase.start.to_string(),
+            phase.end.map_or("under way".into(), |e| e.to_string()),
+            phase.ms.map_or("-".into(), milliseconds),
+        ]);
+    }
+    write!(f, "{table}")
+}
+
+/// Returns how a member came back, as in "c was rewound".
+fn came_back(by: RejoinBy) -> &'static str {
+    match by {
+        RejoinBy::Follow => "followed",
+        RejoinBy::Rewind => "was rewound",
+        RejoinBy::Copy => "was copied anew",
+    }
+}

@@ -1,0 +1,82 @@
+//! What a keeper may be started with, and what is refused before anything is opened.
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    args: KeeperArgs,
+}
+
+const USUAL: &[&str] = &[
+    "keeper",
+    "--cluster=demo",
+    "--member=a",
+    "--etcd=http://127.0.0.1:2379,http://127.0.0.1:2381",
+    "--data-dir=/srv/pg/data/",
+    "--listen=127.0.0.1:5432",
+    "--http=127.0.0.1:8008",
+];
+
+fn given(more: &[&str]) -> KeeperArgs {
+    Line::try_parse_from(USUAL.iter().chain(more)).unwrap_or_else(|e| panic!("{e}")).args
+}
+
+fn refused(more: &[&str]) -> String {
+    config(given(more), |_| None).unwrap_err().line()
+}
+
+#[test]
+fn the_state_directory_is_beside_the_data_directory_unless_it_is_named() {
+    let usual = config(given(&[]), |_| None).unwrap();
+    assert_eq!(usual.data_dir, Path::new("/srv/pg/data"));
+    assert_eq!(usual.state_dir, Path::new("/srv/pg/data.pgdeputy"));
+    assert_eq!(usual.etcd, ["http://127.0.0.1:2379", "http://127.0.0.1:2381"]);
+    assert_eq!(usual.secrets, SecretsSource::default());
+    let named = config(given(&["--state-dir=/srv/./state"]), |_| None).unwrap();
+    assert_eq!(named.state_dir, Path::new("/srv/state"));
+}
+
+#[test]
+fn directories_that_cannot_be_are_refused_with_the_remedy() {
+    assert!(refused(&["--state-dir=/srv/pg/data/state"]).contains("put it beside"));
+    assert!(refused(&["--state-dir=/srv/pg/data"]).contains("put it beside"));
+    assert!(refused(&["--state-dir=/"]).contains("below the root"));
+    assert!(
+        refused(&[&format!("--state-dir=/{}", "x".repeat(90))]).contains("shorter --state-dir")
+    );
+    assert!(refused(&["--postgres-bin=/srv"]).contains("no program `postgres`"));
+}
+
+#[test]
+fn two_services_on_one_address_are_refused() {
+    let mut args = given(&[]);
+    args.http = args.listen.clone();
+    assert!(config(args, |_| None).unwrap_err().line().contains("use two ports"));
+}
+
+#[test]
+fn passwords_are_given_for_all_three_roles_or_for_none() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let flag = format!("--superuser-password-file={}", file.path().display());
+    let problem = refused(&[&flag]);
+    assert!(problem.contains("no password for replication and rewind"), "{problem}");
+    assert!(refused(&["--rewind-password-file=/no/such/file"]).contains("no such file"));
+    let mixed = config(given(&[&flag]), |_| Some("s3cret".into())).unwrap();
+    assert_eq!(mixed.secrets.superuser, Some(PasswordSource::File(file.path().into())));
+    assert_eq!(mixed.secrets.rewind, Some(PasswordSource::Env("s3cret".into())));
+    let empty = config(given(&[]), |_| Some(String::new())).unwrap_err().line();
+    assert!(empty.contains("PGDEPUTY_SUPERUSER_PASSWORD is empty"), "{empty}");
+}
+
+#[test]
+fn root_becomes_postgres_by_itself_and_stays_root_for_nobody() {
+    assert!(user(Some("root"), true).unwrap_err().line().contains("refuses to run as root"));
+    assert!(user(Some("no-such-user"), true).unwrap_err().line().contains("no such user"));
+    assert_eq!(user(None, false).unwrap(), None);
+    if User::from_name("postgres").unwrap().is_some() {
+        assert_eq!(user(None, true).unwrap().as_deref(), Some("postgres"));
+    }
+}
