@@ -195,7 +195,7 @@ run_apt() {
 refuse_to_touch_services() {
     local package
     while read -r package; do
-        if dpkg -L "$package" | grep -qE '/systemd/system/[^/]+\.(service|socket)$|^/etc/init\.d/.'; then
+        if dpkg -L "$package" | grep -E '/systemd/system/[^/]+\.(service|socket)$|^/etc/init\.d/.' >/dev/null; then
             give_up "${missing[*]} cannot be installed without an upgrade of $package, which runs a" \
                 "service here. Nothing was changed. Upgrade it yourself when that suits" \
                 "(apt-get install $package), then run this again."
@@ -294,6 +294,7 @@ units() {
 disable_at_boot() {
     local link unit disabled=()
     while read -r link; do
+        [ -L "$link" ] || continue # Gone with an earlier link of the same service.
         unit=$(basename "$(readlink "$link")")
         if grep -qxF "$unit" <<<"$units_before"; then
             continue
