@@ -79,3 +79,71 @@ impl OwnLease {
         self.expires = self.expires.max(sent + self.ttl);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryStore;
+
+    const TTL: Duration = Duration::from_secs(4);
+
+    fn at(seconds: u64) -> Moment {
+        Moment::since_boot(Duration::from_secs(seconds))
+    }
+
+    fn lease_sent_at(seconds: u64, granted: Duration) -> OwnLease {
+        OwnLease::granted_at(at(seconds), LeaseId(1), TTL, granted)
+    }
+
+    #[test]
+    fn deadline_counts_from_the_send_time_with_the_time_asked_for() {
+        let lease = lease_sent_at(100, Duration::from_secs(9));
+        assert_eq!(lease.expires(), at(104));
+        assert_eq!(lease.granted(), Duration::from_secs(9));
+        assert!(lease.is_live(at(103)));
+        assert!(!lease.is_live(at(104)), "at the deadline it is over");
+    }
+
+    #[test]
+    fn deadline_believes_a_store_that_grants_less_than_was_asked() {
+        assert_eq!(lease_sent_at(100, Duration::from_secs(3)).expires(), at(103));
+    }
+
+    #[test]
+    fn renewal_counts_from_when_it_was_sent_and_not_from_the_answer() {
+        let mut lease = lease_sent_at(100, TTL);
+        lease.renewed_at(at(101));
+        assert_eq!(lease.expires(), at(105));
+    }
+
+    #[test]
+    fn resumed_lease_is_expired_until_it_is_renewed() {
+        let mut lease = OwnLease::resume(LeaseId(7), TTL);
+        assert!(!lease.is_live(at(1)));
+        lease.renewed_at(at(100));
+        assert_eq!(lease.expires(), at(104));
+    }
+
+    #[tokio::test]
+    async fn failed_renewal_keeps_the_old_deadline_and_tells_of_the_end() {
+        let store = MemoryStore::new();
+        let before = clock::now();
+        let mut lease = OwnLease::grant(&store, TTL).await.unwrap();
+        let after = clock::now();
+        assert!(before + TTL <= lease.expires() && lease.expires() <= after + TTL);
+        let deadline = lease.expires();
+        store.advance(TTL);
+        let renewed = lease.renew(&store).await;
+        assert!(matches!(renewed, Err(StoreError::LeaseExpired)), "{renewed:?}");
+        assert_eq!(lease.expires(), deadline);
+    }
+
+    #[tokio::test]
+    async fn lease_asked_for_below_the_shortest_is_believed_only_as_long_as_asked() {
+        let asked = Duration::from_secs(1);
+        let lease = OwnLease::grant(&MemoryStore::new(), asked).await.unwrap();
+        assert_eq!(lease.granted(), Duration::from_secs(2));
+        assert_eq!(lease.ttl(), asked);
+        assert!(lease.expires() <= clock::now() + asked);
+    }
+}

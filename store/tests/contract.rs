@@ -1,6 +1,8 @@
 //! The contract of `Store`: every case runs against the in-memory twin and against a real etcd.
 
 mod common;
+#[path = "contract/election.rs"]
+mod election;
 
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use common::{
     World, all_told, assert_conflict, closing, committed, delete, next_batch, next_events, put,
     put_under, txn,
 };
+use election::*;
 use store::{Guard, LeaseId, StoreError, WatchEvent};
 
 /// Makes two tests of each case.
@@ -49,6 +52,13 @@ contract! {
     a_watch_from_a_later_revision_leaves_out_what_comes_before
     a_watch_sees_its_prefix_and_nothing_else
     a_watch_of_compacted_history_closes
+    when_the_leader_stops_renewing_another_leads_and_the_old_guard_conflicts
+    a_leader_that_resigns_is_followed_long_before_its_lease_ends
+    a_dropped_leadership_lapses
+    a_leader_whose_key_is_deleted_or_overwritten_has_lost
+    a_leader_that_rewrites_its_key_under_its_lease_leads_on
+    a_leader_whose_lease_is_revoked_has_lost
+    every_candidate_leads_in_its_turn_and_never_two_at_once
 }
 
 async fn a_read_sees_the_own_write_with_its_revisions(world: World) {
