@@ -1,0 +1,248 @@
+//! The run itself: start, load, break, watch, judge.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use proto::{MemberName, Moment};
+use store::clock;
+use tokio::task::JoinSet;
+
+use super::Config;
+use super::follow;
+use super::report::{RecoveredBy, Recovery, Report, violations};
+use super::timeline::Timeline;
+use crate::evidence::Watchers;
+use crate::fault::Fault;
+use crate::lab::{Cluster, Lab, LabConfig, Lifetime, Service, await_cluster, demo_spec};
+use crate::load::Told;
+use crate::verdict::{Evidence, LEAST_ACKNOWLEDGED, judge};
+
+/// Enough that the gap around a fault does not hang on one slow client.
+const WRITERS: usize = 4;
+
+/// initdb and two copies of it take 5 s; a machine under load several times that.
+const FORM_BOUND: Duration = Duration::from_secs(120);
+
+/// Far above any lease: a run that takes longer is judged as failed.
+const WRITES_BOUND: Duration = Duration::from_secs(90);
+
+/// A rejoin may have to copy everything.
+const REDUNDANT_BOUND: Duration = Duration::from_secs(120);
+
+/// The load's rate is measured over this long before the fault.
+const STEADY: Duration = Duration::from_secs(2);
+
+/// How long the load goes on when all is well again, so that the end of the run is covered too.
+const AFTERWARDS: Duration = Duration::from_millis(500);
+
+/// Plays one run; returns the exit status.
+pub async fn run(config: &Config, pgdeputy: PathBuf) -> anyhow::Result<u8> {
+    let timeline = Timeline::start(config.json);
+    let mut lab = start(config, pgdeputy, &timeline).await?;
+    let _watching = watch(&lab, &timeline);
+    let report = match play(config, &mut lab, &timeline).await {
+        Ok(report) => report,
+        Err(error) => return Err(error.context(lab.log_tails())),
+    };
+    if config.json {
+        println!("{}", serde_json::to_string_pretty(&report).context("write the report")?);
+    } else {
+        timeline.print(&report.text());
+    }
+    if config.keep {
+        keep(lab, &timeline)?;
+    } else {
+        lab.stop().await?;
+    }
+    Ok(u8::from(!report.good))
+}
+
+async fn start(config: &Config, pgdeputy: PathBuf, timeline: &Timeline) -> anyhow::Result<Lab> {
+    let mut spec = demo_spec();
+    spec.lease_ttl = config.lease_ttl;
+    let narrator = timeline.clone();
+    let lab = LabConfig {
+        members: config.members,
+        etcd_members: config.etcd_members,
+        spec,
+        postgres_bin: config.postgres_bin.clone(),
+        postgres_user: config.postgres_user.clone(),
+        lifetime: if config.keep { Lifetime::MayBeKept } else { Lifetime::Tied },
+        narrate: Arc::new(move |line| narrator.say(line)),
+        ..LabConfig::new(pgdeputy)
+    };
+    Lab::start(lab).await
+}
+
+async fn play(config: &Config, lab: &mut Lab, timeline: &Timeline) -> anyhow::Result<Report> {
+    lab.wait_redundant(FORM_BOUND).await.context("form the cluster")?;
+    timeline.say("the cluster is redundant: every member streams and votes");
+    let watchers = Watchers::start(lab, WRITERS).await?;
+    watchers.load.acknowledged_count(1, WRITES_BOUND).await?;
+    timeline.say(&format!(
+        "load: {WRITERS} writers through the write port, an observer at each member"
+    ));
+    let steady_from = clock::now();
+    tokio::time::sleep(STEADY).await;
+    let before = lab.cluster().await?;
+    let served = before.service().context("no primary takes writes before the fault")?;
+    let victim = victim(config.fault, &before, &served.1)?;
+    let rate = watchers.load.told().per_second(steady_from, clock::now());
+    timeline
+        .say(&format!("fault: {} ({rate:.0} commits a second)", config.fault.describe(&victim)));
+    let (struck, struck_wall) = (clock::now(), clock::wall());
+    timeline.fault_at(struck);
+    config.fault.strike(lab, &victim)?;
+    let served_again =
+        recover(config, lab, (&watchers, timeline), (struck, &served, &victim)).await?;
+    let redundant = lab.wait_redundant(REDUNDANT_BOUND).await?;
+    let redundant_at = clock::now();
+    timeline.say("redundant again: every member streams and votes");
+    tokio::time::sleep(AFTERWARDS).await;
+    watchers.load.acknowledged_count(LEAST_ACKNOWLEDGED, WRITES_BOUND).await?;
+    let (evidence, told) = watchers.finish(lab, (steady_from, struck)).await?;
+    let after = redundant.service().context("no primary takes writes after the recovery")?;
+    ensure!(
+        after.0 >= served_again,
+        "the service went from {served_again:?} back to {:?}",
+        after.0
+    );
+    let recovery =
+        Recovery { fault: config.fault, victim, struck: struck_wall, before: served, after };
+    Ok(report(&recovery, &lab.cluster().await?, (&evidence, &told), (struck, redundant_at)))
+}
+
+/// Waits until writes are back, and gives the cluster back what was taken from it.
+async fn recover(
+    config: &Config,
+    lab: &mut Lab,
+    (watchers, timeline): (&Watchers, &Timeline),
+    (struck, before, victim): (Moment, &(Service, MemberName), &MemberName),
+) -> anyhow::Result<Service> {
+    let mut served = before.0;
+    let mut acknowledged_from = struck;
+    if config.fault.hits_the_primary() {
+        (served, _, acknowledged_from) = writes_back(lab, (watchers, timeline), served).await?;
+    }
+    if config.fault == Fault::CrashTwice {
+        let (second, primary) =
+            lab.cluster().await?.service().context("no primary to crash again")?;
+        timeline.say(&format!("fault again: {}", config.fault.describe(&primary)));
+        lab.kill_postgres(&primary)?;
+        (served, _, acknowledged_from) = writes_back(lab, (watchers, timeline), second).await?;
+    }
+    watchers.load.acknowledged_after(acknowledged_from, WRITES_BOUND).await?;
+    if config.fault.takes_the_member() {
+        lab.member_gone(victim).await?;
+        tokio::time::sleep(config.down_for).await;
+        timeline.say(&format!("{victim} is started again"));
+        lab.start_member(victim)?;
+    }
+    Ok(served)
+}
+
+/// Returns who serves now, and a moment at which that was known.
+async fn writes_back(
+    lab: &Lab,
+    (watchers, timeline): (&Watchers, &Timeline),
+    before: Service,
+) -> anyhow::Result<(Service, MemberName, Moment)> {
+    let (service, primary) = lab.wait_served_after(before, WRITES_BOUND).await?;
+    let known = clock::now();
+    let first = watchers.load.acknowledged_after(known, WRITES_BOUND).await?;
+    timeline.say_at(first, "writes are back");
+    Ok((service, primary, known))
+}
+
+/// Prints every change of the cluster for as long as the returned set lives.
+fn watch(lab: &Lab, timeline: &Timeline) -> JoinSet<()> {
+    let (store, keys, timeline) = (Arc::clone(lab.store()), lab.keys().clone(), timeline.clone());
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut last = Cluster::default();
+        let follow = await_cluster(store.as_ref(), &keys, Duration::MAX, |cluster| {
+            for line in follow::changes(&last, cluster) {
+                timeline.say(&line);
+            }
+            last = cluster.clone();
+            None::<()>
+        });
+        // The run itself meets the same trouble and tells it.
+        let _ = follow.await;
+    });
+    task
+}
+
+fn victim(fault: Fault, cluster: &Cluster, primary: &MemberName) -> anyhow::Result<MemberName> {
+    if fault.hits_the_primary() {
+        return Ok(primary.clone());
+    }
+    let standby = cluster.reports.keys().find(|name| *name != primary);
+    standby.cloned().context("there is no standby to kill")
+}
+
+fn report(
+    recovery: &Recovery,
+    cluster: &Cluster,
+    (evidence, told): (&Evidence, &Told),
+    (struck, redundant_at): (Moment, Moment),
+) -> Report {
+    let verdict = judge(evidence);
+    let rejoined = recovery.rejoined(cluster);
+    let recovered_by = recovery.recovered_by();
+    let mut inconclusive = verdict.inconclusive.clone();
+    if recovery.fault == Fault::CrashTwice && recovered_by != RecoveredBy::Failover {
+        inconclusive.push("a second crash must end in a failover and did not".into());
+    }
+    Report {
+        fault: recovery.fault,
+        victim: recovery.victim.clone(),
+        recovered_by,
+        epoch_before: recovery.before.0.epoch.0,
+        epoch_after: recovery.after.0.epoch.0,
+        primary_before: recovery.before.1.clone(),
+        primary_after: recovery.after.1.clone(),
+        write_gap_ms: tenths(told.longest_gap(struck, redundant_at)),
+        acknowledged: told.acknowledged.len(),
+        unknown: told.unknown,
+        commits_per_second: evidence.per_second.round(),
+        lost: verdict.lost.len(),
+        dual: verdict.dual.len(),
+        beacons: evidence.beacons.len(),
+        redundant_after_ms: tenths(redundant_at.since(struck)),
+        old_primary_rejoined_by: rejoined.as_ref().map(|(by, _)| *by),
+        old_primary_rejoin_reason: rejoined.map(|(_, reason)| reason),
+        phases: recovery.phases(cluster),
+        good: verdict.is_good() && inconclusive.is_empty(),
+        inconclusive,
+        violations: violations(&verdict),
+    }
+}
+
+/// Milliseconds with one decimal.
+fn tenths(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e4).round() / 10.0
+}
+
+fn keep(lab: Lab, timeline: &Timeline) -> anyhow::Result<()> {
+    let etcd = lab.etcd_urls().join(",");
+    timeline.print("\nthe cluster is left running");
+    for (what, dsn) in lab.connection_strings() {
+        timeline.print(&format!("  {what:<20} psql '{dsn}'"));
+    }
+    let program = std::env::current_exe().context("find the pgdeputy program")?;
+    let program = program.display();
+    timeline.print("try");
+    for command in ["status", "explain", "history"] {
+        timeline.print(&format!(
+            "  {program} {command} --cluster {} --etcd {etcd}",
+            crate::lab::CLUSTER
+        ));
+    }
+    let directory = lab.keep()?;
+    timeline.print(&format!("  logs: {}/log", directory.display()));
+    timeline.print(&format!("stop it with\n  {program} demo --stop {}", directory.display()));
+    Ok(())
+}

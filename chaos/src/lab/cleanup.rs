@@ -1,0 +1,216 @@
+//! Ends every process of a lab and removes its directory.
+//!
+//! The one rule: only what belongs to that lab is ended, by process id, and it is looked for again until
+//! nothing is left. PostgreSQL's processes are found by their working directory: each is a session and a
+//! process group of its own, and none is a child of the lab.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::config::{DIRECTORY_PREFIX, Layout, MARK};
+
+/// PostgreSQL's immediate stop takes 20 ms and, with a stopped child, 5 s. Then everything is killed anyway.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Killed processes are gone within milliseconds, unless the disk hangs.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A process that belongs to a lab.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub pid: i32,
+    pub parent: i32,
+    pub program: String,
+    pub directory: PathBuf,
+}
+
+impl Found {
+    /// Returns whether this is one of PostgreSQL's server processes.
+    pub fn is_postgres(&self) -> bool {
+        self.program.starts_with("postgres") || self.program == "postmaster"
+    }
+}
+
+/// Returns the living processes that belong to the lab at `root`, without this one and without zombies.
+pub fn processes(root: &Path) -> Vec<Found> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let own = std::process::id().cast_signed();
+    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| *pid != own).filter_map(|pid| inspect(pid, root)).collect()
+}
+
+fn inspect(pid: i32, root: &Path) -> Option<Found> {
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    // A zombie has no working directory: it is dead, and only its parent can remove it.
+    let directory = std::fs::read_link(proc.join("cwd")).ok()?;
+    let stat = std::fs::read_to_string(proc.join("stat")).ok()?;
+    let (head, tail) = stat.rsplit_once(')')?;
+    let program = head.split_once('(')?.1.to_owned();
+    let parent = tail.split_whitespace().nth(1)?.parse().ok()?;
+    let found = Found { pid, parent, program, directory };
+    belongs(&found, &proc, root).then_some(found)
+}
+
+/// A shell or a pager that somebody runs inside the lab's directory is not the lab's.
+fn belongs(found: &Found, proc: &Path, root: &Path) -> bool {
+    let mark = [MARK.as_bytes(), b"=", root.as_os_str().as_bytes()].concat();
+    let words = |file: &str| std::fs::read(proc.join(file)).unwrap_or_default();
+    if words("environ").split(|b| *b == 0).any(|word| word == mark) {
+        return true;
+    }
+    // PostgreSQL writes its title over the environment, and others may clear theirs.
+    if found.is_postgres() && found.directory.starts_with(root) {
+        return true;
+    }
+    let ours =
+        found.is_postgres() || found.program.starts_with("pg_") || found.program == "pgdeputy";
+    let inside = [root.as_os_str().as_bytes(), b"/"].concat();
+    ours && words("cmdline").split(|b| *b == 0).any(|word| word.starts_with(&inside))
+}
+
+/// Ends all processes of the lab at `root`: first all but PostgreSQL, then PostgreSQL by immediate stop, so that
+/// its shared memory is given back, then whatever is left. Returns who was ended.
+pub fn end_processes(root: &Path) -> anyhow::Result<BTreeSet<i32>> {
+    let mut ended = BTreeSet::new();
+    let mut signal = |found: &[Found], signal| {
+        for process in found {
+            ended.insert(process.pid);
+            // It may have ended by itself since it was looked up.
+            let _ = kill(Pid::from_raw(process.pid), signal);
+        }
+    };
+    let (servers, others): (Vec<_>, Vec<_>) =
+        processes(root).into_iter().partition(Found::is_postgres);
+    signal(&others, Signal::SIGKILL);
+    let pids: BTreeSet<i32> = servers.iter().map(|p| p.pid).collect();
+    let postmasters: Vec<_> = servers.into_iter().filter(|p| !pids.contains(&p.parent)).collect();
+    signal(&postmasters, Signal::SIGQUIT);
+    let stop_by = store::clock::now() + STOP_PATIENCE;
+    let kill_by = stop_by + KILL_PATIENCE;
+    loop {
+        let left = processes(root);
+        if left.is_empty() {
+            return Ok(ended);
+        }
+        if store::clock::now() >= kill_by {
+            bail!("processes of {} do not end though killed: {left:?}", root.display());
+        }
+        if store::clock::now() >= stop_by || left.iter().any(|p| !p.is_postgres()) {
+            signal(&left, Signal::SIGKILL);
+        }
+        pause();
+    }
+}
+
+/// /proc offers nothing to wait for, so this looks again after a moment.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the caller's loop has a bound, and runs where no runtime may exist"
+)]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(5));
+}
+
+/// Ends all processes of the lab at `root` and removes its directory. Refuses a directory that is not a lab.
+pub fn end_lab(root: &Path) -> anyhow::Result<BTreeSet<i32>> {
+    let name = root.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    ensure!(
+        name.starts_with(DIRECTORY_PREFIX) && Layout::marker(root).is_file(),
+        "{} is not the directory of a lab: give the one that `pgdeputy demo --keep` printed",
+        root.display()
+    );
+    let root = root.canonicalize().with_context(|| format!("find {}", root.display()))?;
+    let ended = end_processes(&root)?;
+    remove(&root).with_context(|| format!("remove {}", root.display()))?;
+    Ok(ended)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a lab's own temporary directory, checked by its name and its marker"
+)]
+fn remove(root: &Path) -> std::io::Result<()> {
+    std::fs::remove_dir_all(root)
+}
+
+/// Waits until the process that holds the other end of standard input is gone, then ends its lab.
+///
+/// The first line names the lab's directory; a second line dismisses the guard without ending anything. It is
+/// told by a pipe and not by its arguments, so that it is not taken for one of the lab's processes.
+pub fn guard() -> anyhow::Result<()> {
+    let mut input = BufReader::new(std::io::stdin().lock());
+    let mut root = String::new();
+    input.read_line(&mut root).context("read the lab's directory")?;
+    let mut rest = String::new();
+    input.read_to_string(&mut rest).context("wait for the lab's end")?;
+    let root = PathBuf::from(root.trim_end());
+    if rest.is_empty() && Layout::marker(&root).is_file() {
+        end_lab(&root)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn lab_directory() -> tempfile::TempDir {
+        let directory = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir().unwrap();
+        std::fs::write(Layout::marker(directory.path()), "").unwrap();
+        directory
+    }
+
+    #[test]
+    fn marked_processes_end_and_a_bystander_in_the_directory_stays() {
+        let directory = lab_directory();
+        let root = directory.path().canonicalize().unwrap();
+        let mut marked = Command::new("sleep").arg("60").env(MARK, &root).spawn().unwrap();
+        let mut bystander = Command::new("sleep").arg("60").current_dir(&root).spawn().unwrap();
+        let ended = end_processes(&root).unwrap();
+        assert_eq!(ended.into_iter().collect::<Vec<_>>(), [marked.id().cast_signed()]);
+        assert!(!marked.wait().unwrap().success());
+        assert!(bystander.try_wait().unwrap().is_none());
+        bystander.kill().unwrap();
+        bystander.wait().unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_is_no_lab_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("lab"), "").unwrap();
+        let error = end_lab(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("is not the directory of a lab"), "{error}");
+        assert!(directory.path().exists());
+    }
+
+    #[test]
+    fn a_lab_without_processes_is_removed() {
+        let directory = lab_directory();
+        end_lab(directory.path()).unwrap();
+        assert!(!directory.path().exists());
+    }
+
+    #[test]
+    fn another_labs_process_is_not_found() {
+        let (one, two) = (lab_directory(), lab_directory());
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .env(MARK, one.path())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        assert!(processes(two.path()).is_empty());
+        assert_eq!(processes(one.path()).len(), 1);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

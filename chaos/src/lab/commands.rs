@@ -1,0 +1,233 @@
+//! The command lines of everything that a lab starts.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+use proto::MemberName;
+
+use super::config::{CLUSTER, LabConfig, Layout, MARK};
+
+/// The passwords that keepers are given in files, by the name of their flag.
+pub const PASSWORDS: [&str; 3] = ["superuser", "replication", "rewind"];
+
+/// The addresses of one lab.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    pub etcd: Vec<EtcdAddress>,
+    pub write_port: u16,
+    pub read_port: u16,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct EtcdAddress {
+    pub client: u16,
+    pub peer: u16,
+}
+
+/// The addresses of one member.
+#[derive(Debug, Clone, Copy)]
+pub struct MemberAddress {
+    pub postgres: u16,
+    pub http: u16,
+}
+
+impl Addresses {
+    /// The endpoints as they are given to `--etcd`.
+    pub fn etcd_urls(&self) -> Vec<String> {
+        self.etcd.iter().map(|e| format!("http://127.0.0.1:{}", e.client)).collect()
+    }
+}
+
+/// Returns a command that runs in `directory`, writes to the log of `name` and bears the lab's mark.
+pub fn prepare(
+    layout: &Layout,
+    name: &str,
+    program: &Path,
+    directory: &Path,
+) -> anyhow::Result<Command> {
+    let log = layout.log(name);
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("open {}", log.display()))?;
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).current_dir(directory);
+    // A setting of the person who runs the demo must not reach into the lab.
+    for (key, _) in std::env::vars_os() {
+        if key.to_string_lossy().starts_with("PGDEPUTY_") {
+            command.env_remove(key);
+        }
+    }
+    command.env(MARK, &layout.root);
+    Ok(command)
+}
+
+/// One etcd of the lab.
+pub fn etcd(layout: &Layout, addresses: &Addresses, index: usize) -> anyhow::Result<Command> {
+    let name = |i: usize| format!("etcd{}", i + 1);
+    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let own = addresses.etcd[index];
+    let peers: Vec<String> = addresses
+        .etcd
+        .iter()
+        .enumerate()
+        .map(|(i, e)| format!("{}={}", name(i), url(e.peer)))
+        .collect();
+    let mut command =
+        prepare(layout, &name(index), Path::new("etcd"), &layout.process(&name(index)))?;
+    command
+        .args(["--name", &name(index), "--data-dir", "data"])
+        .args([
+            "--listen-client-urls",
+            &url(own.client),
+            "--advertise-client-urls",
+            &url(own.client),
+        ])
+        .args([
+            "--listen-peer-urls",
+            &url(own.peer),
+            "--initial-advertise-peer-urls",
+            &url(own.peer),
+        ])
+        .args(["--initial-cluster", &peers.join(","), "--initial-cluster-token", "pgdeputy-lab"])
+        .args(["--logger", "zap", "--log-outputs", "stderr"]);
+    Ok(command)
+}
+
+/// The one-time `pgdeputy init`.
+pub fn init(
+    layout: &Layout,
+    addresses: &Addresses,
+    pgdeputy: &Path,
+    spec: &Path,
+) -> anyhow::Result<Command> {
+    let mut command = prepare(layout, "init", pgdeputy, &layout.root)?;
+    command.arg("init").args(["--cluster", CLUSTER, "--etcd", &addresses.etcd_urls().join(",")]);
+    command.arg("--spec").arg(spec);
+    Ok(command)
+}
+
+/// A member's keeper. Started as root, it becomes `--postgres-user` by itself.
+pub fn keeper(
+    config: &LabConfig,
+    layout: &Layout,
+    addresses: &Addresses,
+    (member, at): (&MemberName, MemberAddress),
+) -> anyhow::Result<Command> {
+    let mut command =
+        prepare(layout, &format!("keeper-{member}"), &config.pgdeputy, &layout.member(member))?;
+    command
+        .arg("keeper")
+        .args([
+            "--cluster",
+            CLUSTER,
+            "--member",
+            member.as_str(),
+            "--etcd",
+            &addresses.etcd_urls().join(","),
+        ])
+        .args([
+            "--listen",
+            &format!("127.0.0.1:{}", at.postgres),
+            "--http",
+            &format!("127.0.0.1:{}", at.http),
+        ])
+        .arg("--data-dir")
+        .arg(layout.data(member));
+    for of in PASSWORDS {
+        command.arg(format!("--{of}-password-file")).arg(layout.password(of));
+    }
+    if let Some(bin) = &config.postgres_bin {
+        command.arg("--postgres-bin").arg(bin);
+    }
+    if nix::unistd::geteuid().is_root() {
+        command.args(["--postgres-user", &config.postgres_user]);
+    }
+    Ok(command)
+}
+
+/// One of the sentinels.
+pub fn sentinel(
+    config: &LabConfig,
+    layout: &Layout,
+    addresses: &Addresses,
+    index: usize,
+) -> anyhow::Result<Command> {
+    let name = format!("sentinel{}", index + 1);
+    let mut command = prepare(layout, &name, &config.pgdeputy, &layout.root)?;
+    command.arg("sentinel").args([
+        "--cluster",
+        CLUSTER,
+        "--etcd",
+        &addresses.etcd_urls().join(","),
+    ]);
+    Ok(command)
+}
+
+/// Where HAProxy's files are.
+pub struct HaproxyFiles {
+    pub config: PathBuf,
+    pub socket: PathBuf,
+    /// The process id of its master, which reloads on SIGUSR2.
+    pub pid: PathBuf,
+}
+
+impl HaproxyFiles {
+    /// The files in this lab.
+    pub fn of(layout: &Layout) -> Self {
+        let file = |name| layout.process("haproxy").join(name);
+        Self { config: file("haproxy.cfg"), socket: file("haproxy.sock"), pid: file("haproxy.pid") }
+    }
+}
+
+/// The process that writes HAProxy's configuration and switches it.
+pub fn proxy_config(
+    config: &LabConfig,
+    layout: &Layout,
+    addresses: &Addresses,
+) -> anyhow::Result<Command> {
+    let files = HaproxyFiles::of(layout);
+    let pid = files.pid.display();
+    let mut command =
+        prepare(layout, "proxy-config", &config.pgdeputy, &layout.process("haproxy"))?;
+    command
+        .arg("proxy-config")
+        .args(["--cluster", CLUSTER, "--etcd", &addresses.etcd_urls().join(",")])
+        .arg("--haproxy-config")
+        .arg(&files.config)
+        .arg("--haproxy-socket")
+        .arg(&files.socket)
+        .args([
+            "--write-port",
+            &addresses.write_port.to_string(),
+            "--read-port",
+            &addresses.read_port.to_string(),
+        ])
+        .args(["--bind", "127.0.0.1"])
+        // Before HAProxy has been started there is nothing to reload.
+        .args(["--reload", &format!("if [ -s {pid} ]; then kill -USR2 $(cat {pid}); fi")]);
+    Ok(command)
+}
+
+/// HAProxy itself, in the foreground with a master that reloads.
+pub fn haproxy(layout: &Layout) -> anyhow::Result<Command> {
+    let program = ["/usr/sbin/haproxy", "/usr/bin/haproxy", "/usr/local/sbin/haproxy"]
+        .into_iter()
+        .find(|path| Path::new(path).exists())
+        .unwrap_or("haproxy");
+    let files = HaproxyFiles::of(layout);
+    let mut command = prepare(layout, "haproxy", Path::new(program), &layout.process("haproxy"))?;
+    command.args(["-W", "-db", "-f"]).arg(&files.config);
+    Ok(command)
+}
+
+/// Waits at the other end of a pipe and ends the lab when this process is gone, see `cleanup::guard`.
+pub fn guard(pgdeputy: &Path) -> Command {
+    let mut command = Command::new(pgdeputy);
+    command.args(["demo", "--guard"]).current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}

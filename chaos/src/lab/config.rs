@@ -1,0 +1,147 @@
+//! What a lab is made of, and where its files lie.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proto::{ClusterSpec, MemberName};
+
+/// The name of the cluster in every lab.
+pub const CLUSTER: &str = "demo";
+
+/// Every lab's directory begins with this: clean-up refuses any other.
+pub const DIRECTORY_PREFIX: &str = "pgdeputy-lab-";
+
+/// The environment variable that marks every process of a lab with its directory.
+pub const MARK: &str = "LAB_OF_PGDEPUTY";
+
+/// Receives a line whenever something in the lab has come so far.
+pub type Narrate = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What to start.
+#[derive(Clone)]
+pub struct LabConfig {
+    /// The pgdeputy program.
+    pub pgdeputy: PathBuf,
+    pub members: usize,
+    pub etcd_members: usize,
+    pub sentinels: usize,
+    pub spec: ClusterSpec,
+    /// Where PostgreSQL's programs are, if not in the usual places.
+    pub postgres_bin: Option<PathBuf>,
+    /// Whom the keepers become when the lab is started as root.
+    pub postgres_user: String,
+    pub lifetime: Lifetime,
+    pub narrate: Narrate,
+}
+
+/// How long the lab's processes may live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// They end with the process that started them, however it ends.
+    Tied,
+    /// They may be left running, see `Lab::keep`. Until then they end with the process that started them, if
+    /// that has the time to end them.
+    MayBeKept,
+}
+
+impl LabConfig {
+    /// Three members, three sentinels and one etcd.
+    pub fn new(pgdeputy: PathBuf) -> Self {
+        Self {
+            pgdeputy,
+            members: 3,
+            etcd_members: 1,
+            sentinels: 3,
+            spec: demo_spec(),
+            postgres_bin: None,
+            postgres_user: "postgres".into(),
+            lifetime: Lifetime::Tied,
+            narrate: Arc::new(|line| tracing::info!("{line}")),
+        }
+    }
+}
+
+/// Returns the default spec with logins over loopback.
+pub fn demo_spec() -> ClusterSpec {
+    let mut spec = ClusterSpec::default();
+    spec.postgres.pg_hba = vec!["host all all 127.0.0.1/32 scram-sha-256".into()];
+    spec
+}
+
+/// Returns the name of the member with this index: a, b, c, ... and from the 27th on m26, m27, ...
+pub fn member_name(index: usize) -> MemberName {
+    let name = match u8::try_from(index) {
+        Ok(small) if small < 26 => char::from(b'a' + small).to_string(),
+        _ => format!("m{index}"),
+    };
+    name.parse().expect("a letter, or a letter and a number, is a member name")
+}
+
+/// Where the files of one lab lie.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    pub root: PathBuf,
+}
+
+impl Layout {
+    /// What belongs to one member: its data directory, its state directory beside it.
+    pub fn member(&self, member: &MemberName) -> PathBuf {
+        self.root.join(member.as_str())
+    }
+
+    /// The member's data directory.
+    pub fn data(&self, member: &MemberName) -> PathBuf {
+        self.member(member).join("data")
+    }
+
+    /// The keeper's own files, at their default place beside the data directory.
+    pub fn state(&self, member: &MemberName) -> PathBuf {
+        self.member(member).join("data.pgdeputy")
+    }
+
+    /// Where PostgreSQL's Unix socket is.
+    pub fn socket(&self, member: &MemberName) -> PathBuf {
+        self.state(member).join("socket")
+    }
+
+    /// The log of the process with this name.
+    pub fn log(&self, process: &str) -> PathBuf {
+        self.logs().join(format!("{process}.log"))
+    }
+
+    /// All logs.
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("log")
+    }
+
+    /// A file that holds one password.
+    pub fn password(&self, of: &str) -> PathBuf {
+        self.root.join("passwords").join(of)
+    }
+
+    /// The directory of a process that is no member.
+    pub fn process(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The file that shows that a directory is a lab.
+    pub fn marker(root: &Path) -> PathBuf {
+        root.join("lab")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_named_by_letters_and_then_by_numbers() {
+        let names: Vec<String> = [0, 2, 25, 26, 300].map(|i| member_name(i).to_string()).into();
+        assert_eq!(names, ["a", "c", "z", "m26", "m300"]);
+    }
+
+    #[test]
+    fn the_demo_spec_passes_its_own_checks() {
+        demo_spec().check().unwrap();
+    }
+}

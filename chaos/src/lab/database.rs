@@ -1,0 +1,140 @@
+//! The lab's own sessions with PostgreSQL: the application's role and tables, and what a member holds.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::Context;
+use proto::{Lsn, MemberName};
+use tokio_postgres::Config;
+
+use super::Lab;
+use crate::session::Session;
+use crate::verdict::Holding;
+
+/// The application's role and its database.
+pub const APPLICATION: &str = "demo";
+
+/// For sessions of the lab that nothing is measured by.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+const TABLES: &str = "CREATE TABLE IF NOT EXISTS load (id bigint PRIMARY KEY);
+     CREATE TABLE IF NOT EXISTS beacon (id bigint PRIMARY KEY, timeline int NOT NULL);
+     TRUNCATE load, beacon;";
+
+impl Lab {
+    /// How the application connects to `port` of this machine.
+    pub fn application(&self, port: u16) -> Config {
+        let mut config = Config::new();
+        config.host("127.0.0.1").port(port).user(APPLICATION).dbname(APPLICATION);
+        config.password(&self.application_password).connect_timeout(DEADLINE);
+        config
+    }
+
+    /// How the application connects to a member directly, past the proxy.
+    pub fn application_at(&self, member: &MemberName) -> anyhow::Result<Config> {
+        Ok(self.application(self.address(member)?.postgres))
+    }
+
+    /// How the superuser connects to a member, by its Unix socket.
+    pub fn superuser_at(&self, member: &MemberName) -> anyhow::Result<Config> {
+        let file = self.home.layout.password("superuser");
+        let password =
+            std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let mut config = Config::new();
+        config.host_path(self.home.layout.socket(member)).port(self.address(member)?.postgres);
+        config
+            .user("pgdeputy")
+            .dbname("postgres")
+            .password(password.trim_end())
+            .connect_timeout(DEADLINE);
+        Ok(config)
+    }
+
+    /// Opens a session as superuser.
+    pub async fn superuser(&self, member: &MemberName) -> anyhow::Result<Session> {
+        let session = Session::open(&self.superuser_at(member)?, DEADLINE).await;
+        session.with_context(|| format!("log in to {member} as superuser"))
+    }
+
+    /// Creates the application's role, database and tables; empties the tables if they are there.
+    pub async fn prepare_database(&self) -> anyhow::Result<()> {
+        let primary = self.primary().await?;
+        let session = self.superuser(&primary).await?;
+        let known = "SELECT 1 FROM pg_roles WHERE rolname = $1";
+        if session.client().query_opt(known, &[&APPLICATION]).await?.is_none() {
+            let password = &self.application_password;
+            let role = format!("CREATE ROLE {APPLICATION} LOGIN PASSWORD '{password}'");
+            session.client().batch_execute(&role).await.context("create the application's role")?;
+            let database = format!("CREATE DATABASE {APPLICATION} OWNER {APPLICATION}");
+            session
+                .client()
+                .batch_execute(&database)
+                .await
+                .context("create the application's database")?;
+        }
+        let application = Session::open(&self.application_at(&primary)?, DEADLINE).await;
+        let application =
+            application.with_context(|| format!("log in to {primary} as the application"))?;
+        application.client().batch_execute(TABLES).await.context("create the application's tables")
+    }
+
+    /// Returns what each member holds, read from each directly. Before a standby is read it has replayed all
+    /// that the primary had flushed when this was called.
+    pub async fn holdings(&self, bound: Duration) -> anyhow::Result<Vec<(MemberName, Holding)>> {
+        let primary = self.primary().await?;
+        let session = self.superuser(&primary).await?;
+        let flushed = lsn(&session, "SELECT pg_current_wal_flush_lsn()::text").await?;
+        let mut all = Vec::new();
+        for member in self.members() {
+            if member != primary {
+                self.replayed(&member, flushed, bound).await?;
+            }
+            let holding =
+                self.holding(&member).await.with_context(|| format!("read what {member} holds"))?;
+            all.push((member, holding));
+        }
+        Ok(all)
+    }
+
+    async fn replayed(
+        &self,
+        member: &MemberName,
+        until: Lsn,
+        bound: Duration,
+    ) -> anyhow::Result<()> {
+        let session = self.superuser(member).await?;
+        let deadline = store::clock::now() + bound;
+        loop {
+            let replayed =
+                lsn(&session, "SELECT coalesce(pg_last_wal_replay_lsn(), '0/0')::text").await?;
+            if replayed >= until {
+                return Ok(());
+            }
+            anyhow::ensure!(
+                store::clock::now() < deadline,
+                "{member} has replayed up to {replayed} and not up to {until} within {bound:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn holding(&self, member: &MemberName) -> anyhow::Result<Holding> {
+        let session = Session::open(&self.application_at(member)?, DEADLINE).await?;
+        let commits = ids(&session, "SELECT id FROM load").await?;
+        let beacons = ids(&session, "SELECT id FROM beacon").await?;
+        Ok(Holding { commits, beacons })
+    }
+}
+
+async fn lsn(session: &Session, statement: &str) -> anyhow::Result<Lsn> {
+    let row = tokio::time::timeout(DEADLINE, session.client().query_one(statement, &[])).await??;
+    Ok(row.try_get::<_, &str>(0)?.parse()?)
+}
+
+async fn ids(session: &Session, statement: &str) -> anyhow::Result<BTreeSet<i64>> {
+    /// A run makes some ten thousand rows.
+    const READ_DEADLINE: Duration = Duration::from_secs(30);
+    let rows =
+        tokio::time::timeout(READ_DEADLINE, session.client().query(statement, &[])).await??;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+}

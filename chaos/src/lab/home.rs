@@ -1,0 +1,164 @@
+//! The directory of one lab, who starts its processes, and what ends them whatever happens.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use anyhow::{Context, ensure};
+
+use super::cleanup;
+use super::commands;
+use super::config::{DIRECTORY_PREFIX, LabConfig, Layout, Lifetime};
+use super::spawner::Spawner;
+
+/// How much of each log a failed run shows.
+const TAIL_LINES: usize = 40;
+
+/// Everything that has to go when a lab ends. Dropping it makes it go.
+pub struct Home {
+    pub layout: Layout,
+    pub spawner: Spawner,
+    guard: Child,
+    lifetime: Lifetime,
+    user: Option<nix::unistd::User>,
+    kept: bool,
+}
+
+impl Home {
+    /// Makes the directory and starts the guard.
+    pub fn make(config: &LabConfig) -> anyhow::Result<Self> {
+        ensure!(
+            config.pgdeputy.is_file(),
+            "{} does not exist: run `make build` first, or name the program in PGDEPUTY_BIN",
+            config.pgdeputy.display()
+        );
+        let user = keepers_user(config)?;
+        let directory = tempfile::Builder::new()
+            .prefix(DIRECTORY_PREFIX)
+            .permissions(std::fs::Permissions::from_mode(0o755))
+            .tempdir_in(temporary_directory())
+            .context("make the lab's directory")?;
+        // The umask may have taken the right that the keepers' user needs.
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
+        let layout = Layout { root: directory.path().canonicalize()? };
+        std::fs::create_dir(layout.logs()).context("make the directory of the logs")?;
+        std::fs::write(Layout::marker(&layout.root), "").context("mark the lab's directory")?;
+        let spawner = Spawner::new(config.lifetime)?;
+        let guard = start_guard(config, &layout)?;
+        // From here on the directory is removed by this value and by the guard.
+        let _ = directory.keep();
+        Ok(Self { layout, spawner, guard, lifetime: config.lifetime, user, kept: false })
+    }
+
+    /// Makes a directory that belongs to the keepers' user.
+    pub fn make_private(&self, directory: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir(directory).with_context(|| format!("make {}", directory.display()))?;
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))?;
+        self.hand_over(directory)
+    }
+
+    /// Writes a file that only the keepers' user may read.
+    pub fn write_private(&self, file: &Path, text: &str) -> anyhow::Result<()> {
+        std::fs::write(file, "").with_context(|| format!("write {}", file.display()))?;
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::write(file, text)?;
+        self.hand_over(file)
+    }
+
+    fn hand_over(&self, path: &Path) -> anyhow::Result<()> {
+        let Some(user) = &self.user else { return Ok(()) };
+        std::os::unix::fs::chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+            .with_context(|| format!("give {} to {}", path.display(), user.name))
+    }
+
+    /// Leaves everything as it is when this value is dropped.
+    pub fn keep(&mut self) -> anyhow::Result<PathBuf> {
+        ensure!(
+            self.lifetime == Lifetime::MayBeKept,
+            "this lab was started to end with its process"
+        );
+        let pipe = self.guard.stdin.as_mut().context("the guard's pipe is gone")?;
+        pipe.write_all(b"keep\n").context("dismiss the guard")?;
+        self.kept = true;
+        Ok(self.layout.root.clone())
+    }
+
+    /// The last lines of every log, for a failed run.
+    pub fn log_tails(&self) -> String {
+        let listed =
+            |directory: PathBuf| std::fs::read_dir(directory).into_iter().flatten().flatten();
+        let mut paths: Vec<PathBuf> =
+            listed(self.layout.logs()).map(|entry| entry.path()).collect();
+        let members = listed(self.layout.root.clone()).map(|entry| entry.path());
+        paths.extend(
+            members.map(|m| m.join("data.pgdeputy/postgresql.log")).filter(|log| log.is_file()),
+        );
+        paths.retain(|path| !path.ends_with("acknowledged.log"));
+        paths.sort();
+        let tail = |path: PathBuf| {
+            let text =
+                String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
+            let lines: Vec<&str> = text.lines().collect();
+            let last = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
+            format!("--- {}\n{last}\n", path.display())
+        };
+        paths.into_iter().map(tail).collect()
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if !self.kept {
+            if std::thread::panicking() {
+                eprintln!("{}", self.log_tails());
+            }
+            if let Err(error) = cleanup::end_lab(&self.layout.root) {
+                eprintln!("{error:#}");
+            }
+        }
+        // The closed pipe wakes the guard, which finds nothing left to do.
+        drop(self.guard.stdin.take());
+        let _ = self.guard.wait();
+    }
+}
+
+/// Whom the keepers become: nobody else, unless this is root.
+fn keepers_user(config: &LabConfig) -> anyhow::Result<Option<nix::unistd::User>> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let name = &config.postgres_user;
+    let user =
+        nix::unistd::User::from_name(name).with_context(|| format!("look up user {name}"))?;
+    let user = user.with_context(|| {
+        format!(
+            "there is no user {name}: run `make deps`, or name another one, PostgreSQL refuses root"
+        )
+    })?;
+    Ok(Some(user))
+}
+
+/// The person's own choice may be closed to the keepers' user, as root's usually is.
+fn temporary_directory() -> PathBuf {
+    let own = std::env::temp_dir();
+    let open = |path: &Path| {
+        path.ancestors().all(|p| p.metadata().is_ok_and(|m| m.permissions().mode() & 0o001 != 0))
+    };
+    if open(&own) { own } else { PathBuf::from("/tmp") }
+}
+
+fn start_guard(config: &LabConfig, layout: &Layout) -> anyhow::Result<Child> {
+    let mut command = commands::guard(&config.pgdeputy);
+    // SAFETY: setsid is async-signal-safe, and nothing else runs between fork and exec.
+    unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
+    let mut guard = spawn(&mut command)?;
+    let pipe = guard.stdin.as_mut().context("the guard's pipe is missing")?;
+    writeln!(pipe, "{}", layout.root.display()).context("tell the guard its lab")?;
+    Ok(guard)
+}
+
+fn spawn(command: &mut Command) -> anyhow::Result<Child> {
+    command.spawn().with_context(|| format!("start {}", command.get_program().display()))
+}

@@ -1,0 +1,111 @@
+//! Starts, kills and starts again the members of a lab.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proto::MemberName;
+use store::clock;
+
+use super::cleanup::{self, Found};
+use super::commands::{self, MemberAddress};
+use super::{Lab, Member};
+
+/// Killed processes are gone within some 20 ms, on a busy machine within 0.2 s.
+const GONE_BOUND: Duration = Duration::from_secs(10);
+
+impl Lab {
+    /// Adds a member with an empty directory and starts its keeper.
+    pub fn add_member(&mut self, name: MemberName) -> anyhow::Result<()> {
+        ensure!(!self.members.contains_key(&name), "the lab has a member {name} already");
+        let address = MemberAddress { postgres: self.ports.next()?, http: self.ports.next()? };
+        self.home.make_private(&self.home.layout.member(&name))?;
+        self.members.insert(name.clone(), Member { address, keeper: None });
+        self.start_member(&name)
+    }
+
+    /// Starts a member's keeper, which starts the rest.
+    pub fn start_member(&mut self, name: &MemberName) -> anyhow::Result<()> {
+        let at = self.address(name)?;
+        let command =
+            commands::keeper(&self.config, &self.home.layout, &self.addresses, (name, at))?;
+        let pid = self.home.spawner.start(command)?;
+        let member = self.members.get_mut(name).context("its address was just found")?;
+        member.keeper = Some(pid);
+        Ok(())
+    }
+
+    /// Returns how the member's keeper ended, if it did by itself.
+    pub fn keeper_ended(&self, name: &MemberName) -> Option<String> {
+        self.members.get(name)?.keeper.and_then(|pid| self.home.spawner.ended(pid))
+    }
+
+    /// Kills the postmaster of `name`, and nothing else.
+    pub fn kill_postgres(&self, name: &MemberName) -> anyhow::Result<()> {
+        let postmaster = self.postmaster(name)?;
+        self.adopt_orphans(&self.processes_of(name));
+        kill(Pid::from_raw(postmaster), Signal::SIGKILL)
+            .with_context(|| format!("kill the postmaster of {name}, process {postmaster}"))
+    }
+
+    /// Kills keeper, fencer and all PostgreSQL processes of `name` as close together as can be.
+    pub fn kill_member(&mut self, name: &MemberName) -> anyhow::Result<()> {
+        let found = self.processes_of(name);
+        ensure!(!found.is_empty(), "nothing of member {name} runs");
+        // The keeper first: it must not see the others die.
+        let (servers, deputies): (Vec<_>, Vec<_>) = found.iter().partition(|p| p.is_postgres());
+        for process in deputies.iter().chain(&servers) {
+            // It may have ended since it was looked up.
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        self.adopt_orphans(&found);
+        if let Some(member) = self.members.get_mut(name) {
+            member.keeper = None;
+        }
+        Ok(())
+    }
+
+    /// Waits until no process of `name` is left, and kills what PostgreSQL forked in the last moment.
+    pub async fn member_gone(&self, name: &MemberName) -> anyhow::Result<()> {
+        let deadline = clock::now() + GONE_BOUND;
+        loop {
+            let left = self.processes_of(name);
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                clock::now() < deadline,
+                "processes of {name} do not end though killed: {left:?}"
+            );
+            for process in &left {
+                let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+            }
+            self.adopt_orphans(&left);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Returns the living processes of a member.
+    pub fn processes_of(&self, name: &MemberName) -> Vec<Found> {
+        cleanup::processes(&self.home.layout.member(name))
+    }
+
+    /// Returns the process id of the member's postmaster, if one lives there.
+    pub fn postmaster(&self, name: &MemberName) -> anyhow::Result<i32> {
+        let data = self.home.layout.data(name);
+        let file = data.join("postmaster.pid");
+        let text =
+            std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let pid = text.lines().next().and_then(|line| line.trim().parse().ok());
+        let pid: i32 = pid.with_context(|| format!("{} names no process", file.display()))?;
+        // The file outlives a killed postmaster, and its number may be somebody else's by now.
+        let is_server = self.processes_of(name).iter().any(|p| p.pid == pid && p.is_postgres());
+        ensure!(is_server, "no postmaster of {name} runs");
+        Ok(pid)
+    }
+
+    fn adopt_orphans(&self, found: &[Found]) {
+        self.home.spawner.adopt(found.iter().map(|p| p.pid).collect());
+    }
+}

@@ -1,0 +1,145 @@
+//! A real cluster on loopback: etcd, keepers with PostgreSQL, sentinels, HAProxy. Started, broken, stopped here
+//! and nowhere else.
+//!
+//! The one rule: whatever happens to this process, nothing of the lab outlives it, unless `keep` was called.
+//! Three things see to it: the end of a `Lab`, the kernel for its direct children, and a guard at the other end
+//! of a pipe for what has changed user or lost its parent.
+
+pub mod cleanup;
+pub mod commands;
+pub mod config;
+mod database;
+mod home;
+pub mod http;
+mod members;
+mod ports;
+mod spawner;
+mod start;
+pub mod view;
+mod wait;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use proto::history::HistoryRecord;
+use proto::{ClusterSpec, MemberName};
+use store::keys::Keys;
+use store::{Operation, Store, Txn, TxnOutcome};
+
+use crate::load::LoadConfig;
+use commands::{Addresses, MemberAddress};
+pub use config::{CLUSTER, LabConfig, Layout, Lifetime, Narrate, demo_spec, member_name};
+pub use database::APPLICATION;
+use home::Home;
+use ports::Ports;
+pub use view::{Cluster, Service};
+pub use wait::{LabStatus, await_cluster};
+
+/// A running cluster. Dropping it ends all its processes and removes its directory.
+pub struct Lab {
+    /// The first field, so that it ends the processes before their ports are given back.
+    home: Home,
+    config: LabConfig,
+    addresses: Addresses,
+    ports: Ports,
+    members: BTreeMap<MemberName, Member>,
+    /// Processes that are no member's, in the order of their start.
+    others: Vec<(String, i32)>,
+    store: Arc<dyn Store>,
+    keys: Keys,
+    application_password: String,
+}
+
+/// One member of the lab.
+struct Member {
+    address: MemberAddress,
+    /// The keeper's process, while it is meant to run.
+    keeper: Option<i32>,
+}
+
+impl Lab {
+    /// The members, running or not.
+    pub fn members(&self) -> Vec<MemberName> {
+        self.members.keys().cloned().collect()
+    }
+
+    /// Where this lab's files lie.
+    pub fn layout(&self) -> &Layout {
+        &self.home.layout
+    }
+
+    /// The agreed store, for tests that look at it or write into it.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The keys of the lab's cluster.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The endpoints as they are given to `--etcd`.
+    pub fn etcd_urls(&self) -> Vec<String> {
+        self.addresses.etcd_urls()
+    }
+
+    /// The load's target and log.
+    pub fn load_config(&self, writers: usize) -> LoadConfig {
+        let target = self.application(self.addresses.write_port);
+        LoadConfig { target, writers, log: self.home.layout.log("acknowledged") }
+    }
+
+    /// The records of all changes so far, in the order of what happened.
+    pub async fn history(&self) -> anyhow::Result<Vec<HistoryRecord>> {
+        Ok(self.cluster().await?.history)
+    }
+
+    /// Writes another spec, as the operator would.
+    pub async fn put_spec(&self, spec: &ClusterSpec) -> anyhow::Result<()> {
+        spec.check()?;
+        let value = proto::document::encode(spec).into_bytes();
+        let put = Operation::Put { key: self.keys.spec(), value, lease: None };
+        let outcome = self.store.commit(Txn { when: Vec::new(), then: vec![put] }).await?;
+        anyhow::ensure!(
+            matches!(outcome, TxnOutcome::Committed { .. }),
+            "the spec was not written"
+        );
+        Ok(())
+    }
+
+    /// What a person would type to connect, by what it reaches. The passwords are in files of the lab.
+    pub fn connection_strings(&self) -> Vec<(String, String)> {
+        let password = &self.application_password;
+        let dsn = |port: u16| {
+            format!("postgresql://{APPLICATION}:{password}@127.0.0.1:{port}/{APPLICATION}")
+        };
+        let mut all = vec![
+            ("writes, by HAProxy".to_owned(), dsn(self.addresses.write_port)),
+            ("reads, by HAProxy".to_owned(), dsn(self.addresses.read_port)),
+        ];
+        all.extend(
+            self.members
+                .iter()
+                .map(|(name, m)| (format!("member {name} itself"), dsn(m.address.postgres))),
+        );
+        all
+    }
+
+    /// Where a member's PostgreSQL and keeper listen.
+    pub fn address(&self, member: &MemberName) -> anyhow::Result<MemberAddress> {
+        let known = self.members.get(member).map(|m| m.address);
+        known.with_context(|| format!("the lab has no member {member}"))
+    }
+
+    /// Leaves everything running when this value and this process are gone. Returns the lab's directory.
+    pub fn keep(mut self) -> anyhow::Result<PathBuf> {
+        self.home.keep()
+    }
+
+    /// The last lines of every log, for a failed run.
+    pub fn log_tails(&self) -> String {
+        self.home.log_tails()
+    }
+}

@@ -1,0 +1,189 @@
+//! Looks at the cluster, and waits until it is as it should be, with a bound and a reason when it is not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use proto::MemberName;
+use proto::status::MemberStatus;
+use store::keys::Keys;
+use store::{Store, clock};
+
+use super::view::{Cluster, Service};
+use super::{Lab, http};
+
+/// A watch event wakes the wait; this is for a watch that broke.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long the lab is left without an answer of etcd before it gives up.
+const STORE_BOUND: Duration = Duration::from_secs(10);
+
+/// The cluster from both sources: what was agreed, and what each keeper answers now.
+pub struct LabStatus {
+    pub cluster: Cluster,
+    /// The keepers that answered.
+    pub keepers: BTreeMap<MemberName, MemberStatus>,
+    /// The others, and why not.
+    pub silent: BTreeMap<MemberName, String>,
+}
+
+impl Lab {
+    /// Returns the cluster as etcd shows it now.
+    pub async fn cluster(&self) -> anyhow::Result<Cluster> {
+        look(self.store.as_ref(), &self.keys).await
+    }
+
+    /// Asks etcd and every keeper.
+    pub async fn status(&self) -> anyhow::Result<LabStatus> {
+        let cluster = self.cluster().await?;
+        let mut status = LabStatus { cluster, keepers: BTreeMap::new(), silent: BTreeMap::new() };
+        for (name, member) in &self.members {
+            match http::get(&format!("127.0.0.1:{}", member.address.http), "/status").await {
+                Ok((200, body)) => {
+                    let answer = serde_json::from_str(&body)
+                        .with_context(|| format!("read the status of {name}"))?;
+                    status.keepers.insert(name.clone(), answer);
+                }
+                Ok((code, body)) => {
+                    drop(status.silent.insert(name.clone(), format!("HTTP {code}: {body}")))
+                }
+                Err(error) => drop(status.silent.insert(name.clone(), format!("{error:#}"))),
+            }
+        }
+        Ok(status)
+    }
+
+    /// Returns the HTTP status of a keeper's endpoint, such as `/primary`.
+    pub async fn endpoint(&self, member: &MemberName, path: &str) -> anyhow::Result<u16> {
+        let address = format!("127.0.0.1:{}", self.address(member)?.http);
+        Ok(http::get(&address, path).await?.0)
+    }
+
+    /// Returns the primary to which clients may write.
+    pub async fn primary(&self) -> anyhow::Result<MemberName> {
+        let (_, primary) =
+            self.cluster().await?.service().context("no primary takes writes now")?;
+        Ok(primary)
+    }
+
+    /// Waits until `find` finds in the cluster what it looks for. It may be shown the same revision twice.
+    pub async fn await_cluster<T>(
+        &self,
+        what: &str,
+        bound: Duration,
+        find: impl FnMut(&Cluster) -> Option<T>,
+    ) -> anyhow::Result<T> {
+        let Some(found) = await_cluster(self.store.as_ref(), &self.keys, bound, find).await? else {
+            bail!("not within {bound:?}: {what}\n{}", describe(&self.cluster().await?));
+        };
+        Ok(found)
+    }
+
+    /// Waits until all members stream or serve and vote, whatever happened before.
+    pub async fn wait_redundant(&self, bound: Duration) -> anyhow::Result<Cluster> {
+        let members: BTreeSet<MemberName> = self.members.keys().cloned().collect();
+        self.wait_redundant_among(&members, bound).await
+    }
+
+    /// Waits until these members stream or serve and vote.
+    pub async fn wait_redundant_among(
+        &self,
+        members: &BTreeSet<MemberName>,
+        bound: Duration,
+    ) -> anyhow::Result<Cluster> {
+        let mut missing = String::new();
+        let redundant = self.await_cluster("the cluster is redundant", bound, |cluster| {
+            if let Err(error) = self.check_keepers(members) {
+                return Some(Err(error));
+            }
+            let Some(reason) = cluster.missing_redundancy(members) else {
+                return Some(Ok(cluster.clone()));
+            };
+            missing = reason;
+            None
+        });
+        let found = redundant.await;
+        found.with_context(|| format!("redundancy is missing: {missing}"))?
+    }
+
+    /// Waits until writes are served by a later promotion or restart than `before`.
+    pub async fn wait_served_after(
+        &self,
+        before: Service,
+        bound: Duration,
+    ) -> anyhow::Result<(Service, MemberName)> {
+        self.await_cluster("writes are served again", bound, |cluster| {
+            cluster.service().filter(|(service, _)| *service > before)
+        })
+        .await
+    }
+
+    fn check_keepers(&self, members: &BTreeSet<MemberName>) -> anyhow::Result<()> {
+        for name in members {
+            if let Some(how) = self.keeper_ended(name) {
+                let log = std::fs::read_to_string(self.home.layout.log(&format!("keeper-{name}")))
+                    .unwrap_or_default();
+                ensure!(false, "the keeper of {name} ended by itself ({how}):\n{log}");
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn look(store: &dyn Store, keys: &Keys) -> anyhow::Result<Cluster> {
+    let read = tokio::time::timeout(STORE_BOUND, store.read(keys.prefix())).await;
+    let snapshot = read.context("read the cluster: etcd does not answer")??;
+    Cluster::from_snapshot(keys, &snapshot)
+}
+
+/// Shows `find` the cluster whenever it changes, until it finds something or `bound` has passed.
+pub async fn await_cluster<T>(
+    store: &dyn Store,
+    keys: &Keys,
+    bound: Duration,
+    mut find: impl FnMut(&Cluster) -> Option<T>,
+) -> anyhow::Result<Option<T>> {
+    let deadline = clock::now() + bound;
+    let mut watch = None;
+    loop {
+        let cluster = look(store, keys).await?;
+        if let Some(found) = find(&cluster) {
+            return Ok(Some(found));
+        }
+        let left = deadline.since(clock::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        let mut open = match watch.take() {
+            Some(open) => open,
+            None => store.watch(keys.prefix(), cluster.revision + 1).await?,
+        };
+        match tokio::time::timeout(left.min(LOOK_AGAIN), open.events.recv()).await {
+            Ok(None) => {}
+            Ok(Some(_)) | Err(_) => watch = Some(open),
+        }
+    }
+}
+
+fn describe(cluster: &Cluster) -> String {
+    let verdict = cluster
+        .explanation
+        .as_ref()
+        .map_or("the leader has explained nothing", |e| e.verdict.as_str());
+    let state = cluster.state.as_ref().map_or_else(
+        || "there is no state".to_owned(),
+        |s| {
+            format!(
+                "epoch {}, {:?}, primary {:?}, sealing {:?}",
+                s.epoch, s.phase, s.primary, s.sealing
+            )
+        },
+    );
+    let members = cluster.reports.values().map(|r| {
+        format!(
+            "\n  {}: {:?}, {:?}, complete: {}, problems: {:?}",
+            r.member, r.server, r.stream, r.complete, r.problems
+        )
+    });
+    format!("leader: {verdict}\nstate: {state}{}", members.collect::<String>())
+}

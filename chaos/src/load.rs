@@ -1,0 +1,252 @@
+//! The load: writers through the write port, each commit with a fresh id that is logged when it is told.
+//!
+//! The one rule: an id is used once. A lost connection or a time-out at commit is unknown, is never counted as
+//! failed, and is never tried again.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use proto::Moment;
+use store::clock;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
+
+use crate::session::Session;
+use crate::verdict::Ack;
+
+/// How long one commit may take before it counts as unknown and the connection is given up.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How long connecting may take. A proxy without a server refuses at once; this is for one that says nothing.
+const CONNECT_DEADLINE: Duration = Duration::from_millis(500);
+
+/// Between two commits of one writer: long enough for a small machine to keep up, and below the 10 ms that
+/// would make the pauses of the clients part of the gap.
+const PAUSE: Duration = Duration::from_millis(4);
+
+/// Between two attempts to connect, at random so that the writers do not march in step.
+const RECONNECT_MICROSECONDS: std::ops::RangeInclusive<u64> = 3_000..=5_000;
+
+/// What to write, and where.
+#[derive(Clone)]
+pub struct LoadConfig {
+    pub target: tokio_postgres::Config,
+    pub writers: usize,
+    /// Each acknowledged id is appended here, one a line.
+    pub log: PathBuf,
+}
+
+/// Running writers. Dropping it stops them.
+pub struct Load {
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+}
+
+struct Shared {
+    config: LoadConfig,
+    next_id: AtomicI64,
+    unknown: AtomicU64,
+    refused: AtomicU64,
+    log: Mutex<(File, Vec<Ack>)>,
+    /// When the last acknowledged commit was sent: what waiters wait for.
+    latest: watch::Sender<Moment>,
+}
+
+/// What the writers were told, in the order in which they were told it.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    pub acknowledged: Vec<Ack>,
+    /// Commits of which nobody knows what became.
+    pub unknown: u64,
+    /// Commits that PostgreSQL refused for certain, such as on a standby.
+    pub refused: u64,
+}
+
+impl Load {
+    /// Starts the writers.
+    pub fn start(config: LoadConfig) -> anyhow::Result<Self> {
+        let file = File::create(&config.log)
+            .with_context(|| format!("create {}", config.log.display()))?;
+        let writers = config.writers;
+        let shared = Arc::new(Shared {
+            config,
+            next_id: AtomicI64::new(1),
+            unknown: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            log: Mutex::new((file, Vec::new())),
+            latest: watch::Sender::new(Moment::default()),
+        });
+        let mut tasks = JoinSet::new();
+        for _ in 0..writers {
+            tasks.spawn(write_for_ever(Arc::clone(&shared)));
+        }
+        Ok(Self { shared, tasks })
+    }
+
+    /// Waits until a commit is acknowledged that was sent after `after`; returns when.
+    pub async fn acknowledged_after(
+        &self,
+        after: Moment,
+        bound: Duration,
+    ) -> anyhow::Result<Moment> {
+        let mut latest = self.shared.latest.subscribe();
+        let waited = tokio::time::timeout(bound, latest.wait_for(|sent| *sent > after)).await;
+        if waited.is_err() {
+            bail!("no commit was acknowledged within {bound:?}");
+        }
+        Ok(clock::now())
+    }
+
+    /// Waits until `count` commits were acknowledged.
+    pub async fn acknowledged_count(&self, count: usize, bound: Duration) -> anyhow::Result<()> {
+        let mut latest = self.shared.latest.subscribe();
+        let enough = latest.wait_for(|_| self.count() >= count);
+        if tokio::time::timeout(bound, enough).await.is_err() {
+            bail!("{} of {count} commits were acknowledged within {bound:?}", self.count());
+        }
+        Ok(())
+    }
+
+    /// Returns how many commits were acknowledged so far.
+    pub fn count(&self) -> usize {
+        self.shared.log.lock().expect("no holder of this lock panics").1.len()
+    }
+
+    /// Returns the ids' and times of what was acknowledged so far.
+    pub fn told(&self) -> Told {
+        let mut acknowledged =
+            self.shared.log.lock().expect("no holder of this lock panics").1.clone();
+        acknowledged.sort_by_key(|ack| ack.acked);
+        Told {
+            acknowledged,
+            unknown: self.shared.unknown.load(Ordering::SeqCst),
+            refused: self.shared.refused.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Stops the writers; a commit that is under way stays unknown.
+    pub async fn stop(mut self) -> Told {
+        self.tasks.shutdown().await;
+        self.told()
+    }
+}
+
+impl Told {
+    /// Returns the longest time without any acknowledgement that touches the time from `from` to `to`.
+    pub fn longest_gap(&self, from: Moment, to: Moment) -> Duration {
+        let first = self.acknowledged.partition_point(|ack| ack.acked <= from).saturating_sub(1);
+        let last = self.acknowledged.partition_point(|ack| ack.acked <= to);
+        let around = &self.acknowledged[first..(last + 1).min(self.acknowledged.len())];
+        around
+            .windows(2)
+            .map(|pair| pair[1].acked.since(pair[0].acked))
+            .max()
+            .unwrap_or(Duration::MAX)
+    }
+
+    /// Returns the commits per second between two times.
+    pub fn per_second(&self, from: Moment, to: Moment) -> f64 {
+        let count = self.acknowledged.iter().filter(|a| a.acked >= from && a.acked < to).count();
+        count as f64 / to.since(from).as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
+async fn write_for_ever(shared: Arc<Shared>) {
+    loop {
+        if let Ok((session, insert)) = connect(&shared.config.target).await {
+            while write_once(&shared, &session, &insert).await {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        let pause = rand::random_range(RECONNECT_MICROSECONDS);
+        tokio::time::sleep(Duration::from_micros(pause)).await;
+    }
+}
+
+async fn connect(target: &tokio_postgres::Config) -> anyhow::Result<(Session, Statement)> {
+    let session = Session::open(target, CONNECT_DEADLINE).await?;
+    let prepare = session.client().prepare("INSERT INTO load (id) VALUES ($1)");
+    let insert = tokio::time::timeout(CONNECT_DEADLINE, prepare).await??;
+    Ok((session, insert))
+}
+
+/// Returns whether the session may be used again.
+async fn write_once(shared: &Shared, session: &Session, insert: &Statement) -> bool {
+    let id = shared.next_id.fetch_add(1, Ordering::SeqCst);
+    let invoked = clock::now();
+    let values: [&(dyn ToSql + Sync); 1] = [&id];
+    let commit = session.client().execute(insert, &values);
+    match tokio::time::timeout(COMMIT_DEADLINE, commit).await {
+        Ok(Ok(1)) if !session.has_warned() => {
+            shared.note(Ack { id, invoked, acked: clock::now() });
+            true
+        }
+        Ok(Err(error)) if is_refusal(&error) => {
+            shared.refused.fetch_add(1, Ordering::SeqCst);
+            false
+        }
+        Ok(_) | Err(_) => {
+            shared.unknown.fetch_add(1, Ordering::SeqCst);
+            false
+        }
+    }
+}
+
+/// Only a statement that cannot have begun to commit is certain not to have committed.
+fn is_refusal(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&tokio_postgres::error::SqlState::READ_ONLY_SQL_TRANSACTION)
+}
+
+impl Shared {
+    fn note(&self, ack: Ack) {
+        {
+            let mut log = self.log.lock().expect("no holder of this lock panics");
+            // The list in memory is what is judged; the file is for people, and a full disk must not stop us.
+            let _ = writeln!(log.0, "{} {:.6}", ack.id, ack.acked.boot_time().as_secs_f64());
+            log.1.push(ack);
+        }
+        self.latest.send_modify(|latest| *latest = (*latest).max(ack.invoked));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Moment {
+        Moment::since_boot(Duration::from_millis(ms))
+    }
+
+    fn told(times: &[u64]) -> Told {
+        let ack =
+            |ms: &u64| Ack { id: i64::try_from(*ms).unwrap(), invoked: at(*ms), acked: at(*ms) };
+        Told { acknowledged: times.iter().map(ack).collect(), unknown: 0, refused: 0 }
+    }
+
+    #[test]
+    fn the_gap_around_a_fault_begins_with_the_last_acknowledgement_before_it() {
+        let told = told(&[0, 500, 510, 600, 605, 2000]);
+        assert_eq!(told.longest_gap(at(515), at(606)), Duration::from_millis(1395));
+        assert_eq!(told.longest_gap(at(515), at(603)), Duration::from_millis(90));
+        assert_eq!(told.longest_gap(at(501), at(502)), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn without_two_acknowledgements_the_gap_is_endless() {
+        assert_eq!(told(&[1]).longest_gap(at(0), at(10)), Duration::MAX);
+        assert_eq!(told(&[]).longest_gap(at(0), at(10)), Duration::MAX);
+    }
+
+    #[test]
+    fn the_rate_counts_only_the_time_asked_for() {
+        let per_second = told(&[0, 100, 200, 300, 900]).per_second(at(100), at(600));
+        assert!((per_second - 6.0).abs() < 1e-9);
+    }
+}
