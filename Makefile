@@ -1,0 +1,88 @@
+# Everything a person or CI runs, each by one word; `make help` lists them.
+#
+# Two builds exist: the release one for use, demo and bench, and the debug one, which clippy's metadata aside
+# is compiled once and shared by units, suites and the binary that whole-system tests start. Its overflow
+# checks and assertions are worth having there. Cargo is always asked for the whole workspace, because asking
+# for one crate would resolve other features and compile the dependencies again.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+.DEFAULT_GOAL := build
+
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+RELEASE := $(CARGO_TARGET_DIR)/release/pgdeputy
+DEBUG := $(CARGO_TARGET_DIR)/debug/pgdeputy
+
+# The fault that `make demo` shows: member, crash, crash-twice or standby.
+FAULT ?= member
+# More arguments for demo and bench, such as ARGS="--json".
+ARGS ?=
+
+# Integration tests that start no process and so belong to the units.
+FAST_TESTS := --test tidy
+
+# A real cluster is three PostgreSQL, etcd and proxies: a third one at a time would measure the machine.
+CLUSTERS_AT_ONCE := 2
+
+.PHONY: build
+build: tools ## build target/release/pgdeputy (the default)
+	cargo build --release --workspace --bins
+
+.PHONY: deps
+deps: ## install what building and running needs; skips what is there, starts nothing
+	deploy/install-deps.sh
+
+.PHONY: demo
+demo: deps build ## lose the primary of a real cluster under load and watch it recover (FAULT=, ARGS=)
+	$(RELEASE) demo --fault $(FAULT) $(ARGS)
+
+.PHONY: check
+check: tools fmt clippy units ## formatting, lints as errors, units: the one to run all day
+
+.PHONY: fmt
+fmt:
+	cargo fmt --all --check
+
+.PHONY: clippy
+clippy:
+	cargo clippy --workspace --all-targets -- -D warnings
+
+.PHONY: units
+units:
+	cargo test --workspace --lib --bins $(FAST_TESTS)
+
+.PHONY: test
+test: deps tools debug ## suites against real etcd and PostgreSQL, and whole clusters (units: make check)
+	PGDEPUTY_BIN=$(DEBUG) cargo test --workspace --test '*' -- --test-threads=$(CLUSTERS_AT_ONCE)
+
+.PHONY: test-long
+test-long: deps tools debug test-install ## what takes long: ignored tests, install-deps in fresh Debian systems
+	PGDEPUTY_BIN=$(DEBUG) cargo test --workspace --all-targets -- --ignored --test-threads=1
+
+.PHONY: test-install
+test-install: ## prove install-deps in throw-away Debian systems (root, debootstrap)
+	deploy/test-install.sh
+
+.PHONY: bench
+bench: deps build ## measure how long writes are away after each fault (ARGS=)
+	$(RELEASE) bench $(ARGS)
+
+.PHONY: debug
+debug: tools
+	cargo build --workspace --bins
+
+.PHONY: deny
+deny: ## licences, advisories and duplicate crates, where cargo-deny is installed
+	@if command -v cargo-deny >/dev/null; then cargo deny check; \
+	else echo "cargo-deny is not installed (cargo install cargo-deny): not checked"; fi
+
+# Says what is missing before cargo says it after minutes.
+.PHONY: tools
+tools:
+	@command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.90 or newer, see https://rustup.rs"; exit 1; }
+	@command -v protoc >/dev/null || { echo "protoc is missing: run make deps first"; exit 1; }
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
