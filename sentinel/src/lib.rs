@@ -2,8 +2,17 @@
 //!
 //! The one rule: deciding is a pure function of (spec, state, what was seen, now); only `run` touches the world.
 
+pub mod decide;
+mod explain;
+pub mod invariant;
+pub mod observe;
+pub mod plan;
+mod record;
+mod run;
+
+pub use run::{run, run_on};
+
 use proto::ClusterName;
-use tokio_util::sync::CancellationToken;
 
 /// What one sentinel process is told on its command line.
 #[derive(Debug, Clone)]
@@ -23,11 +32,4 @@ pub enum Clusters {
     Named(Vec<ClusterName>),
     /// Every cluster that has a spec in this etcd, also those created later.
     All,
-}
-
-/// Runs until `stop`.
-pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let _ = config;
-    stop.cancelled().await;
-    Ok(())
 }

@@ -1,0 +1,221 @@
+//! Turns (spec, agreed state, what was seen, now) into the next agreed state, or into what is waited for.
+//!
+//! The one rule: a function that can do nothing. Here the cases are told apart; the modules below answer them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proto::report::Stream;
+use proto::spec::Permission;
+use proto::{ClusterSpec, ClusterState, Lsn, MemberName, MemberReport, Moment, WallTime};
+
+use crate::observe::{Condition, Observations, Stored};
+use crate::plan::{HistoryWrite, Plan, Verdict, WaitingOn};
+use crate::{explain, record};
+
+pub mod base;
+mod bootstrap;
+mod failover;
+pub mod health;
+pub(crate) mod membership;
+pub(crate) mod synchronous;
+
+pub use base::Reject;
+use health::Situation;
+
+/// Decides. `wall` goes into records only; no choice rests on it.
+pub fn decide(
+    spec: &ClusterSpec,
+    state: Option<&ClusterState>,
+    seen: &Observations,
+    now: Moment,
+    wall: WallTime,
+) -> Plan {
+    let Some(state) = state else {
+        let step = bootstrap::create(spec, seen);
+        return step.explained(explain::before_founding(seen));
+    };
+    let inputs = Inputs { spec, state, seen, now, wall };
+    let step = match health::situation(&inputs) {
+        Situation::OtherStore(made_in) => {
+            Step::wait(WaitingOn::OtherStore { made_in, found: seen.etcd_cluster_id.clone() })
+        }
+        Situation::Founding(founder) => bootstrap::found(&inputs, &founder),
+        Situation::Sealing(sealing) => failover::choose(&inputs, sealing),
+        Situation::Lost(loss) => failover::answer(&inputs, &loss),
+        Situation::Opened(opened) => failover::open(&inputs, &opened),
+        Situation::Waiting(waiting, wake_at) => meanwhile(&inputs, waiting, wake_at),
+        Situation::Steady => steady(&inputs),
+    };
+    step.explained(explain::of(&inputs))
+}
+
+/// Returns the conditions that hold in what was seen, for the timers.
+pub fn conditions(
+    spec: &ClusterSpec,
+    state: &ClusterState,
+    seen: &Observations,
+) -> BTreeSet<Condition> {
+    let inputs = Inputs { spec, state, seen, now: Moment::default(), wall: WallTime(0) };
+    let mut holding = health::conditions(&inputs);
+    holding.extend(failover::conditions(&inputs));
+    holding.extend(synchronous::conditions(&inputs));
+    holding
+}
+
+/// The primary serves: take evidence in, admit, follow with the voters, keep the record.
+fn steady(inputs: &Inputs) -> Step {
+    synchronous::confirm(inputs)
+        .or_else(|| membership::admit(inputs))
+        .or_else(|| synchronous::append(inputs))
+        .or_else(|| record::follow(inputs))
+        .unwrap_or_else(|| synchronous::waiting(inputs))
+}
+
+/// The primary is on its way, or in doubt: nobody's voters change, but members may still be admitted.
+fn meanwhile(inputs: &Inputs, waiting: WaitingOn, wake_at: Option<Moment>) -> Step {
+    membership::admit(inputs).unwrap_or(Step { verdict: Verdict::Wait(waiting), wake_at })
+}
+
+/// A verdict on its way to become a plan.
+pub(crate) struct Step {
+    pub verdict: Verdict,
+    pub wake_at: Option<Moment>,
+}
+
+impl Step {
+    pub(crate) fn wait(waiting: WaitingOn) -> Self {
+        Self { verdict: Verdict::Wait(waiting), wake_at: None }
+    }
+
+    pub(crate) fn wait_until(waiting: WaitingOn, wake_at: Moment) -> Self {
+        Self { verdict: Verdict::Wait(waiting), wake_at: Some(wake_at) }
+    }
+
+    pub(crate) fn change(next: ClusterState, history: Vec<HistoryWrite>, why: String) -> Self {
+        Self { verdict: Verdict::Change { next: Box::new(next), history, why }, wake_at: None }
+    }
+
+    fn explained(self, mut explanation: proto::explanation::Explanation) -> Plan {
+        explanation.verdict = match &self.verdict {
+            Verdict::Change { why, .. } | Verdict::Record { why, .. } => why.clone(),
+            Verdict::Wait(waiting) => waiting.to_string(),
+        };
+        Plan { verdict: self.verdict, explanation, wake_at: self.wake_at }
+    }
+}
+
+/// All that a decision rests on, once there is a state.
+pub(crate) struct Inputs<'a> {
+    pub spec: &'a ClusterSpec,
+    pub state: &'a ClusterState,
+    pub seen: &'a Observations,
+    pub now: Moment,
+    pub wall: WallTime,
+}
+
+impl<'a> Inputs<'a> {
+    /// Returns a copy of the state with the next number, to be changed and committed.
+    pub(crate) fn next(&self) -> ClusterState {
+        let mut next = self.state.clone();
+        next.number = next.number.next();
+        next
+    }
+
+    /// Returns the primary of the present epoch; it is named in every phase but founding.
+    pub(crate) fn primary(&self) -> &'a MemberName {
+        self.state.primary.as_ref().expect("every phase but founding names a primary")
+    }
+
+    /// Returns the live report of `member` if it is the very member that was admitted.
+    pub(crate) fn report(&self, member: &MemberName) -> Option<&'a MemberReport> {
+        let admitted = self.state.members.get(member)?;
+        self.seen.members.get(member).filter(|r| r.incarnation == admitted.incarnation)
+    }
+
+    /// Returns the live reports of the admitted members that miss no WAL.
+    pub(crate) fn complete(&self) -> BTreeMap<&'a MemberName, &'a MemberReport> {
+        let fit = self.state.members.keys().filter(|name| base::unfit(self, name).is_none());
+        fit.filter_map(|name| Some((name, self.report(name)?))).collect()
+    }
+
+    /// Returns the same without the primary.
+    pub(crate) fn complete_others(&self) -> BTreeMap<&'a MemberName, &'a MemberReport> {
+        let mut complete = self.complete();
+        complete.remove(self.primary());
+        complete
+    }
+
+    /// Returns whether `members` contain a seal set of every recorded Cfg.
+    pub(crate) fn seal_all_cfgs(&self, members: &BTreeSet<MemberName>) -> bool {
+        self.state.cfgs.iter().all(|cfg| cfg.is_sealed_by(members))
+    }
+
+    pub(crate) fn may_be_promoted(&self, member: &MemberName) -> bool {
+        self.spec.member(member).promote == Permission::Allowed
+    }
+
+    pub(crate) fn may_vote(&self, member: &MemberName) -> bool {
+        self.spec.member(member).vote == Permission::Allowed
+    }
+
+    /// Returns whether the live complete others could form a base, with one among them that may be promoted.
+    pub(crate) fn others_can_replace(&self) -> bool {
+        let others: BTreeSet<MemberName> = self.complete_others().into_keys().cloned().collect();
+        self.seal_all_cfgs(&others) && others.iter().any(|m| self.may_be_promoted(m))
+    }
+
+    /// Returns whether the present primary holds the right of the present epoch. One that cannot be read counts
+    /// as held: it is not gone.
+    pub(crate) fn right_is_held(&self) -> bool {
+        match &self.seen.primary_key {
+            Stored::Absent => false,
+            Stored::Known(key) => {
+                key.epoch == self.state.epoch && Some(&key.member) == self.state.primary.as_ref()
+            }
+            Stored::Newer(_) | Stored::Malformed(_) => true,
+        }
+    }
+
+    /// Returns the number of the restart order of the present epoch, 0 if there is none.
+    pub(crate) fn restart_number(&self) -> u64 {
+        let order = self.state.restart.as_ref().filter(|r| r.epoch == self.state.epoch);
+        order.map_or(0, |r| r.number)
+    }
+
+    /// Returns the moment until which `condition` has to hold to have held for `patience`; `None` once it has.
+    pub(crate) fn patience_left(
+        &self,
+        condition: &Condition,
+        patience: Duration,
+    ) -> Option<Moment> {
+        let until = self.since(condition) + patience;
+        (self.now < until).then_some(until)
+    }
+
+    /// Returns the wall-clock time since which `condition` has held, for records.
+    pub(crate) fn wall_since(&self, condition: &Condition) -> WallTime {
+        let held = self.now.since(self.since(condition));
+        WallTime(self.wall.0 - i64::try_from(held.as_millis()).unwrap_or(0))
+    }
+
+    /// A condition that is not marked has not been seen to hold before now.
+    fn since(&self, condition: &Condition) -> Moment {
+        self.seen.held.since(condition).unwrap_or(self.now)
+    }
+}
+
+/// Returns whether this standby streams from the primary of the present epoch, and under a voter's name.
+pub(crate) fn streams_as_voter(state: &ClusterState, report: &MemberReport) -> bool {
+    match report.stream {
+        Stream::Live { epoch, timeline, voter } => {
+            voter && epoch == state.epoch && timeline == state.timeline
+        }
+        Stream::None | Stream::Silent { .. } => false,
+    }
+}
+
+/// Returns how far replay had come when the member sealed: its one sign of progress in a report.
+pub(crate) fn replayed(report: &MemberReport) -> Option<Lsn> {
+    report.seal.as_ref().map(|s| s.replayed)
+}

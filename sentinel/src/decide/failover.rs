@@ -1,0 +1,247 @@
+//! Replaces a lost primary, or orders it to be started again: seal, choose, promote, open.
+//!
+//! The one rule: sealing begins only when a base can come of it, and once begun it is only completed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::cfg::Cfg;
+use proto::report::{Opened, Seal, Server};
+use proto::state::{Death, EpochRecord, RestartOrder};
+use proto::{ClusterState, Epoch, MemberName, Phase};
+
+use super::base::{self, Choice, Outcome};
+use super::health::{Loss, LossKind};
+use super::{Inputs, Step};
+use crate::observe::Condition;
+use crate::plan::WaitingOn;
+use crate::record;
+
+/// The primary is lost: seal the next epoch if the others can take over, else start it again if that can help.
+pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
+    if inputs.others_can_replace() {
+        return seal(inputs, loss);
+    }
+    match (loss.kind, &inputs.state.phase) {
+        (LossKind::Died { .. } | LossKind::Stuck | LossKind::Stopped, Phase::Promoting) => {
+            seal_with_it(inputs, loss)
+        }
+        (LossKind::Died { .. } | LossKind::Stopped, _) => restart(inputs, loss),
+        (LossKind::Stuck, _) => match inputs.report(inputs.primary()).map(|r| r.server) {
+            Some(Server::Stopped | Server::Dead { .. }) => restart(inputs, loss),
+            // Redo takes as long as it takes: starting again would only begin it anew.
+            Some(
+                Server::Unknown
+                | Server::Starting
+                | Server::Standby { .. }
+                | Server::Primary { .. },
+            )
+            | None => Step::wait(WaitingOn::Restart {
+                primary: inputs.primary().clone(),
+                number: inputs.restart_number(),
+            }),
+        },
+        (LossKind::Silent | LossKind::Isolated | LossKind::Vanished, _) => without_base(inputs),
+    }
+}
+
+/// Returns the condition of this file, if it holds.
+pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
+    let sealing = inputs.state.sealing.filter(|s| base::choose(inputs, *s) != Outcome::NoBase);
+    sealing.into_iter().map(|sealing| Condition::Base { sealing }).collect()
+}
+
+fn seal(inputs: &Inputs, loss: &Loss) -> Step {
+    let sealing = inputs.state.epoch.next();
+    let mut next = inputs.next();
+    next.sealing = Some(sealing);
+    if let LossKind::Died { noticed } = loss.kind {
+        next.answered = Some(Death { member: inputs.primary().clone(), noticed });
+    }
+    let history = record::begin_failover(inputs, loss, sealing);
+    let why = format!("seal epoch {sealing}: {}", loss.kind.cause(inputs.primary()));
+    Step::change(next, history, why)
+}
+
+/// A promotion failed and the others form no base without the promoted member, whose keeper lives: the next
+/// epoch may have to promote the very same one, so it is not tried more often than `promote_patience` allows.
+fn seal_with_it(inputs: &Inputs, loss: &Loss) -> Step {
+    let live: BTreeSet<MemberName> = inputs.complete().into_keys().cloned().collect();
+    if !inputs.seal_all_cfgs(&live) || !live.iter().any(|m| inputs.may_be_promoted(m)) {
+        return without_base(inputs);
+    }
+    let epoch = inputs.state.epoch;
+    let condition = Condition::DiedPromoting { epoch };
+    if matches!(loss.kind, LossKind::Died { .. })
+        && let Some(until) = inputs.patience_left(&condition, inputs.spec.promote_patience)
+    {
+        let waiting = WaitingOn::Promotion { primary: inputs.primary().clone(), epoch };
+        return Step::wait_until(waiting, until);
+    }
+    seal(inputs, loss)
+}
+
+/// Never seal for nothing: it would stop a primary that may work, and nobody could be chosen.
+fn without_base(inputs: &Inputs) -> Step {
+    let others: BTreeSet<MemberName> = inputs.complete_others().into_keys().cloned().collect();
+    let unmet: Vec<Cfg> =
+        inputs.state.cfgs.iter().filter(|c| !c.is_sealed_by(&others)).cloned().collect();
+    let primary = inputs.primary().clone();
+    Step::wait(match unmet.is_empty() {
+        true => WaitingOn::Candidate { primary },
+        false => WaitingOn::SealSet { primary, unmet },
+    })
+}
+
+/// The leave to start the primary's PostgreSQL again in its own epoch.
+fn restart(inputs: &Inputs, loss: &Loss) -> Step {
+    let state = inputs.state;
+    let primary = inputs.primary();
+    let condition = Condition::Ordered { epoch: state.epoch, restart: inputs.restart_number() };
+    if state.phase == Phase::Restarting
+        && let Some(until) = inputs.patience_left(&condition, inputs.spec.promote_patience)
+    {
+        let waiting =
+            WaitingOn::NextRestart { primary: primary.clone(), number: inputs.restart_number() };
+        return Step::wait_until(waiting, until);
+    }
+    let number = state.restart.as_ref().map_or(0, |r| r.number) + 1;
+    let mut next = inputs.next();
+    next.phase = Phase::Restarting;
+    next.restart = Some(RestartOrder { member: primary.clone(), epoch: state.epoch, number });
+    // What it recovers was perhaps never acknowledged: readers see it only once k voters hold it (I16).
+    next.open_at_once = state.newest_cfg().is_some_and(|c| c.k == 0);
+    if let Some(Server::Dead { noticed, .. }) = inputs.report(primary).map(|r| r.server) {
+        next.answered = Some(Death { member: primary.clone(), noticed });
+    }
+    let history = record::begin_restart(inputs, loss, number);
+    let why =
+        format!("restart {number}: {}, and the others form no base", loss.kind.cause(primary));
+    Step::change(next, history, why)
+}
+
+/// Sealing: wait for a base, then name the primary of the sealed epoch.
+pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Step {
+    match base::choose(inputs, sealing) {
+        Outcome::NoBase => {
+            let missing = base::sealed(inputs, sealing).rejected.into_keys().collect();
+            Step::wait(WaitingOn::Seals { sealing, missing })
+        }
+        Outcome::NoCandidate { holders } => {
+            Step::wait(WaitingOn::PromotableHolder { sealing, holders })
+        }
+        Outcome::Chosen(choice) => {
+            // Never for the old primary: it would always hold the most, and it just failed.
+            let others = inputs.complete_others().into_iter();
+            let missing: Vec<MemberName> = others
+                .filter(|(_, report)| report.sealed_for(sealing).is_none())
+                .map(|(name, _)| name.clone())
+                .collect();
+            let condition = Condition::Base { sealing };
+            match inputs.patience_left(&condition, inputs.spec.seal_patience) {
+                Some(until) if !missing.is_empty() => {
+                    Step::wait_until(WaitingOn::SealPatience { sealing, missing }, until)
+                }
+                Some(_) | None => promote(inputs, sealing, &choice),
+            }
+        }
+    }
+}
+
+fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Step {
+    let state = inputs.state;
+    let mut next = inputs.next();
+    // Named before the promotion, one above all that were ever named: a promotion that dies unreported would
+    // otherwise leave two epochs with one timeline.
+    let timeline = state.highest_timeline.next();
+    let cfg = first_cfg(inputs, epoch, choice);
+    next.epoch = epoch;
+    next.phase = Phase::Promoting;
+    next.sealing = None;
+    next.primary = Some(choice.member.clone());
+    next.timeline = timeline;
+    next.highest_timeline = timeline;
+    next.chosen = Some(choice.seal.position);
+    next.open_at_once = may_open_at_once(state, choice);
+    next.last_cfg = cfg.id;
+    next.cfgs.push(cfg);
+    next.epochs.push(EpochRecord {
+        epoch,
+        timeline,
+        primary: choice.member.clone(),
+        parent: Some(choice.seal.position.timeline),
+        start_lsn: None,
+    });
+    if let Some(Server::Dead { noticed, .. }) = inputs.report(&choice.member).map(|r| r.server) {
+        next.answered = Some(Death { member: choice.member.clone(), noticed });
+    }
+    let history = record::promote(inputs, epoch, choice);
+    let why = format!(
+        "promote {} to epoch {epoch}, timeline {timeline}: it holds {}, the most of a base",
+        choice.member, choice.seal.position
+    );
+    Step::change(next, history, why)
+}
+
+/// The first Cfg of a new primary: those who sealed, hold no more than it does and can follow at once. Fewer than
+/// must acknowledge: all others, so that commits wait for whoever comes.
+fn first_cfg(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Cfg {
+    let count = inputs.spec.synchronous.count;
+    let ready: BTreeSet<MemberName> = others(&choice.sealed, &choice.member)
+        .filter(|(name, seal)| {
+            inputs.may_vote(name) && seal.clean && seal.position <= choice.seal.position
+        })
+        .map(|(name, _)| name.clone())
+        .collect();
+    let voters: BTreeSet<MemberName> = match ready.len() >= count {
+        true => ready,
+        false => {
+            let all = inputs.state.members.keys();
+            all.filter(|m| **m != choice.member && inputs.may_vote(m)).cloned().collect()
+        }
+    };
+    Cfg {
+        id: inputs.state.last_cfg.next(),
+        epoch,
+        leader: choice.member.clone(),
+        k: count.min(voters.len()),
+        voters,
+        round: 0,
+    }
+}
+
+fn others<'a>(
+    sealed: &'a BTreeMap<MemberName, Seal>,
+    member: &'a MemberName,
+) -> impl Iterator<Item = (&'a MemberName, &'a Seal)> {
+    sealed.iter().filter(move |(name, _)| *name != member)
+}
+
+/// Whether all that the chosen member holds is held by k voters of one recorded Cfg under which its last WAL was
+/// written: then nothing that its readers see can vanish with it (I16).
+fn may_open_at_once(state: &ClusterState, choice: &Choice) -> bool {
+    let position = choice.seal.position;
+    state.cfgs.iter().filter(|cfg| cfg.epoch == position.epoch).any(|cfg| {
+        let holders = choice
+            .sealed
+            .iter()
+            .filter(|(name, seal)| cfg.voters.contains(*name) && seal.position >= position);
+        match cfg.k {
+            0 => cfg.leader == choice.member,
+            k => holders.count() >= k,
+        }
+    })
+}
+
+/// The primary says that it serves.
+pub(crate) fn open(inputs: &Inputs, opened: &Opened) -> Step {
+    let mut next = inputs.next();
+    next.phase = Phase::Open;
+    if let Some(epoch) = next.epochs.last_mut()
+        && epoch.start_lsn.is_none()
+    {
+        epoch.start_lsn = Some(opened.start_lsn);
+    }
+    let why =
+        format!("{} serves epoch {}, timeline {}", inputs.primary(), next.epoch, next.timeline);
+    Step::change(next, record::opened(inputs), why)
+}

@@ -1,0 +1,303 @@
+//! What situation the cluster is in: founding, sealing, opening, serving, or its primary lost.
+//!
+//! The one rule: don't know is not gone. A missing report never counts by itself; what does is a keeper that says
+//! that its PostgreSQL died, or voters that say that they hear nothing.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use proto::report::{Opened, Server, Stream};
+use proto::{Epoch, MemberName, MemberReport, Moment, Phase, WallTime};
+
+use super::{Inputs, replayed};
+use crate::observe::Condition;
+use crate::plan::{WaitingOn, list};
+
+/// The cases of a decision.
+pub(crate) enum Situation {
+    OtherStore(String),
+    Founding(MemberName),
+    Sealing(Epoch),
+    Lost(Loss),
+    /// The primary opened, and the state does not say so yet.
+    Opened(Opened),
+    Waiting(WaitingOn, Option<Moment>),
+    Steady,
+}
+
+/// A primary that has to be replaced or restarted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    pub kind: LossKind,
+    pub since: WallTime,
+    pub evidence: Vec<String>,
+}
+
+/// How it was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossKind {
+    /// Its keeper saw PostgreSQL die.
+    Died { noticed: WallTime },
+    /// Its keeper runs and PostgreSQL does not.
+    Stopped,
+    /// Its right lapsed and everybody who counts hears nothing of it.
+    Silent,
+    /// Its right lapsed, and the grace for a primary that some still hear, or of which little is known, is over.
+    Isolated,
+    /// It was to open, and its keeper is gone.
+    Vanished,
+    /// It was to open, and nothing moved.
+    Stuck,
+}
+
+impl LossKind {
+    /// Returns the cause in one sentence.
+    pub fn cause(self, primary: &MemberName) -> String {
+        match self {
+            Self::Died { .. } => format!("PostgreSQL of primary {primary} died"),
+            Self::Stopped => format!("PostgreSQL of primary {primary} does not run"),
+            Self::Silent => format!("primary {primary} is silent and its right lapsed"),
+            Self::Isolated => {
+                format!("primary {primary} lost its right and did not take it back in time")
+            }
+            Self::Vanished => format!("{primary} vanished before it opened as primary"),
+            Self::Stuck => format!("{primary} made no progress on its way to open as primary"),
+        }
+    }
+}
+
+/// Returns which case this is.
+pub(crate) fn situation(inputs: &Inputs) -> Situation {
+    let state = inputs.state;
+    if state.etcd_cluster_id != inputs.seen.etcd_cluster_id {
+        return Situation::OtherStore(state.etcd_cluster_id.clone());
+    }
+    if let Some(sealing) = state.sealing {
+        return Situation::Sealing(sealing);
+    }
+    match &state.phase {
+        Phase::Founding { founder } => Situation::Founding(founder.clone()),
+        Phase::Promoting | Phase::Restarting => opening(inputs),
+        Phase::Open => serving(inputs),
+    }
+}
+
+/// Returns the conditions of this file that hold.
+pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
+    let state = inputs.state;
+    let (epoch, restart) = (state.epoch, inputs.restart_number());
+    let mut holding = BTreeSet::new();
+    let Some(primary) = state.primary.as_ref().filter(|_| state.sealing.is_none()) else {
+        return holding;
+    };
+    let report = inputs.report(primary);
+    match &state.phase {
+        Phase::Founding { .. } => {}
+        Phase::Open => {
+            if !inputs.right_is_held() {
+                holding.insert(Condition::Lapsed { epoch });
+            }
+            if report.is_some_and(|r| !matches!(r.server, Server::Primary { .. })) {
+                holding.insert(Condition::NotServing { epoch });
+            }
+        }
+        Phase::Promoting | Phase::Restarting => {
+            holding.insert(Condition::Ordered { epoch, restart });
+            holding.insert(match report {
+                Some(report) => unopened(inputs, report),
+                None => Condition::Absent { epoch, restart },
+            });
+            if state.phase == Phase::Promoting
+                && report.is_some_and(|r| unanswered_death(inputs, r).is_some())
+            {
+                holding.insert(Condition::DiedPromoting { epoch });
+            }
+        }
+    }
+    holding
+}
+
+fn unopened(inputs: &Inputs, report: &MemberReport) -> Condition {
+    Condition::Unopened {
+        epoch: inputs.state.epoch,
+        restart: inputs.restart_number(),
+        running: matches!(report.server, Server::Primary { .. }),
+        replayed: replayed(report),
+    }
+}
+
+/// Phase `Open`.
+fn serving(inputs: &Inputs) -> Situation {
+    let primary = inputs.primary();
+    let epoch = inputs.state.epoch;
+    let Some(report) = inputs.report(primary) else {
+        return if inputs.right_is_held() { Situation::Steady } else { lapse(inputs, None) };
+    };
+    match report.server {
+        Server::Dead { noticed, gone } => died(inputs, noticed, gone),
+        Server::Stopped => Situation::Lost(Loss {
+            kind: LossKind::Stopped,
+            since: inputs.wall_since(&Condition::NotServing { epoch }),
+            evidence: vec![format!("the keeper of {primary} reports that PostgreSQL is stopped")],
+        }),
+        // The keeper looks or starts it; it need not be told anything, unless it takes too long.
+        Server::Unknown | Server::Starting | Server::Standby { .. } => {
+            let condition = Condition::NotServing { epoch };
+            match inputs.patience_left(&condition, inputs.spec.promote_patience) {
+                Some(until) => Situation::Waiting(
+                    WaitingOn::PrimaryReport { primary: primary.clone() },
+                    Some(until),
+                ),
+                None => Situation::Lost(Loss {
+                    kind: LossKind::Stopped,
+                    since: inputs.wall_since(&condition),
+                    evidence: vec![format!(
+                        "the keeper of {primary} does not say that PostgreSQL serves"
+                    )],
+                }),
+            }
+        }
+        Server::Primary { .. } if inputs.right_is_held() => Situation::Steady,
+        Server::Primary { .. } => lapse(inputs, Some(report)),
+    }
+}
+
+/// The primary's right lapsed, in phase `Open`.
+///
+/// At once only by the word of members whose reports live now, after the lapse: together they contain a seal set
+/// of every Cfg, their last WAL is of this epoch, and all call the stream silent. After a stall of etcd every
+/// lease can be gone at the first look, so absence alone waits for `isolation_grace`.
+fn lapse(inputs: &Inputs, report: Option<&MemberReport>) -> Situation {
+    let primary = inputs.primary();
+    let (heard_by, silent) = hearing(inputs);
+    let condition = Condition::Lapsed { epoch: inputs.state.epoch };
+    let lost = |kind| {
+        let mut evidence = vec![match report {
+            Some(_) => format!("the right of {primary} lapsed, its keeper reports"),
+            None => format!("the right and the report of {primary} lapsed"),
+        }];
+        evidence.extend(silent.iter().map(|m| format!("{m} hears nothing of {primary}")));
+        evidence.extend(heard_by.iter().map(|m| format!("{m} still hears {primary}")));
+        Situation::Lost(Loss { kind, since: inputs.wall_since(&condition), evidence })
+    };
+    if heard_by.is_empty() && inputs.seal_all_cfgs(&silent) {
+        return lost(LossKind::Silent);
+    }
+    if report.is_some() && !heard_by.is_empty() {
+        let waiting = WaitingOn::PrimaryKey { primary: primary.clone(), heard_by };
+        return Situation::Waiting(waiting, None);
+    }
+    match inputs.patience_left(&condition, inputs.spec.isolation_grace) {
+        None => lost(LossKind::Isolated),
+        Some(until) => {
+            let waiting = WaitingOn::IsolationGrace { primary: primary.clone(), heard_by };
+            Situation::Waiting(waiting, Some(until))
+        }
+    }
+}
+
+/// Returns which complete others hear the primary of this epoch, and which say that they do not any more.
+fn hearing(inputs: &Inputs) -> (Vec<MemberName>, BTreeSet<MemberName>) {
+    let (mut heard_by, mut silent) = (Vec::new(), BTreeSet::new());
+    for (name, report) in inputs.complete_others() {
+        match report.stream {
+            Stream::Live { epoch, .. } if epoch == inputs.state.epoch => {
+                heard_by.push(name.clone())
+            }
+            Stream::Silent { epoch } if epoch == inputs.state.epoch => {
+                silent.insert(name.clone());
+            }
+            // Whoever has not received from this primary yet cannot miss it.
+            Stream::Live { .. } | Stream::Silent { .. } | Stream::None => {}
+        }
+    }
+    (heard_by, silent)
+}
+
+/// Phases `Promoting` and `Restarting`.
+fn opening(inputs: &Inputs) -> Situation {
+    let state = inputs.state;
+    let primary = inputs.primary();
+    let restart = inputs.restart_number();
+    let Some(report) = inputs.report(primary) else { return vanished(inputs) };
+    if let Some(opened) = report.opened
+        && (opened.epoch, opened.timeline, opened.restart) == (state.epoch, state.timeline, restart)
+    {
+        return Situation::Opened(opened);
+    }
+    if let Some((noticed, gone)) = unanswered_death(inputs, report) {
+        return died(inputs, noticed, gone);
+    }
+    let waiting = match (&report.server, &state.phase) {
+        (Server::Primary { .. }, _) => WaitingOn::VotersHold { primary: primary.clone() },
+        (_, Phase::Restarting) => WaitingOn::Restart { primary: primary.clone(), number: restart },
+        (_, Phase::Promoting | Phase::Open | Phase::Founding { .. }) => {
+            WaitingOn::Promotion { primary: primary.clone(), epoch: state.epoch }
+        }
+    };
+    // Out of recovery it only waits for voters to hold its WAL: another epoch would wait for the same ones.
+    if matches!(report.server, Server::Primary { timeline } if timeline == state.timeline) {
+        return Situation::Waiting(waiting, None);
+    }
+    let condition = unopened(inputs, report);
+    match inputs.patience_left(&condition, inputs.spec.promote_patience) {
+        Some(until) => Situation::Waiting(waiting, Some(until)),
+        None => Situation::Lost(Loss {
+            kind: LossKind::Stuck,
+            since: inputs.wall_since(&condition),
+            evidence: vec![format!("{primary} reports {:?} and no progress", report.server)],
+        }),
+    }
+}
+
+/// How long a member on its way to open may be without a report before that counts. Its lease has lapsed already;
+/// but in a stall of etcd all leases lapse together, and keepers need some tries to come back.
+const RETURN_GRACE: Duration = Duration::from_secs(1);
+
+/// The keeper of a primary that has not opened yet does not report.
+fn vanished(inputs: &Inputs) -> Situation {
+    let primary = inputs.primary();
+    let condition =
+        Condition::Absent { epoch: inputs.state.epoch, restart: inputs.restart_number() };
+    let (heard_by, silent) = hearing(inputs);
+    if let Some(until) = inputs.patience_left(&condition, RETURN_GRACE) {
+        return Situation::Waiting(
+            WaitingOn::PrimaryReport { primary: primary.clone() },
+            Some(until),
+        );
+    }
+    if !heard_by.is_empty()
+        && let Some(until) = inputs.patience_left(&condition, inputs.spec.isolation_grace)
+    {
+        let waiting = WaitingOn::IsolationGrace { primary: primary.clone(), heard_by };
+        return Situation::Waiting(waiting, Some(until));
+    }
+    let mut evidence = vec![format!("the report of {primary} lapsed")];
+    if !silent.is_empty() {
+        let silent: Vec<MemberName> = silent.into_iter().collect();
+        evidence.push(format!("{} hear nothing of it", list(&silent)));
+    }
+    Situation::Lost(Loss {
+        kind: LossKind::Vanished,
+        since: inputs.wall_since(&condition),
+        evidence,
+    })
+}
+
+fn died(inputs: &Inputs, noticed: WallTime, gone: bool) -> Situation {
+    let primary = inputs.primary();
+    let left = if gone { "no process of it is left" } else { "leftovers are being ended" };
+    Situation::Lost(Loss {
+        kind: LossKind::Died { noticed },
+        since: noticed,
+        evidence: vec![format!("the keeper of {primary} saw PostgreSQL die; {left}")],
+    })
+}
+
+/// Returns a death that no commit has answered yet: the report of an old one stays until PostgreSQL starts.
+fn unanswered_death(inputs: &Inputs, report: &MemberReport) -> Option<(WallTime, bool)> {
+    let Server::Dead { noticed, gone } = report.server else { return None };
+    let answered = inputs.state.answered.as_ref();
+    let same = answered.is_some_and(|d| d.member == report.member && d.noticed == noticed);
+    (!same).then_some((noticed, gone))
+}

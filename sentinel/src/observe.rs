@@ -1,0 +1,182 @@
+//! What the leader believes: one linearizable snapshot, read as documents, and how long conditions have held.
+//!
+//! The one rule: a missing report says nothing. Whoever is not in `members` is neither dead nor alive.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::document::{DecodeError, decode};
+use proto::history::HistoryRecord;
+use proto::{
+    CfgId, ClusterSpec, ClusterState, Document, Epoch, Lsn, MemberName, MemberReport, Moment,
+    PrimaryKey,
+};
+use std::time::Duration;
+use store::Snapshot;
+use store::keys::Keys;
+
+use crate::decide;
+use crate::record;
+
+/// A document of the snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Stored<T> {
+    #[default]
+    Absent,
+    Known(T),
+    /// Written by a newer pgdeputy: read nothing into it, write nothing over it.
+    Newer(DecodeError),
+    Malformed(DecodeError),
+}
+
+/// What was seen of one cluster, besides spec and state.
+#[derive(Debug, Clone, Default)]
+pub struct Observations {
+    /// The id of the sentinel that looks, for the explanation.
+    pub leader: String,
+    pub etcd_cluster_id: String,
+    /// Reports whose lease lives, by the name in their key.
+    pub members: BTreeMap<MemberName, MemberReport>,
+    /// Live reports that cannot be read, and why: their members take part in nothing.
+    pub unreadable: BTreeMap<MemberName, String>,
+    pub primary_key: Stored<PrimaryKey>,
+    /// The record of the change that led to, or leads to, the present epoch.
+    pub history: Option<HistoryRecord>,
+    pub held: Timers,
+}
+
+/// Something whose duration matters. It holds or does not hold in each snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Condition {
+    /// The primary of this open epoch holds no right.
+    Lapsed { epoch: Epoch },
+    /// The primary's keeper lives and does not say that PostgreSQL serves.
+    NotServing { epoch: Epoch },
+    /// The primary has not opened and shows no progress since.
+    Unopened { epoch: Epoch, restart: u64, running: bool, replayed: Option<Lsn> },
+    /// The primary's keeper does not report, before it has opened.
+    Absent { epoch: Epoch, restart: u64 },
+    /// This restart order stands.
+    Ordered { epoch: Epoch, restart: u64 },
+    /// PostgreSQL died while it was promoted, and without its member there is no base.
+    DiedPromoting { epoch: Epoch },
+    /// A base exists for this epoch.
+    Base { sealing: Epoch },
+    /// These members could vote, and the newest Cfg is this one.
+    Voters { newest: CfgId, voters: BTreeSet<MemberName> },
+}
+
+/// The first moment, on this leader's own clock, since which each condition has held in every snapshot.
+///
+/// It is memory of one leader: the next one begins anew, which only makes it more patient.
+#[derive(Debug, Clone, Default)]
+pub struct Timers {
+    since: BTreeMap<Condition, Moment>,
+    looked: Option<Moment>,
+}
+
+/// Snapshots further apart than this prove nothing about the time between (an etcd outage must not count as
+/// silence of a member). Above the safety tick of the shell, so that calm clusters keep their timers.
+pub const LONGEST_GAP: Duration = Duration::from_secs(5);
+
+impl Timers {
+    /// Notes which conditions hold in a snapshot that was read at `now`.
+    pub fn update(&mut self, holding: BTreeSet<Condition>, now: Moment) {
+        if self.looked.is_some_and(|looked| now.since(looked) > LONGEST_GAP) {
+            self.since.clear();
+        }
+        self.looked = Some(now);
+        self.since.retain(|condition, _| holding.contains(condition));
+        for condition in holding {
+            self.since.entry(condition).or_insert(now);
+        }
+    }
+
+    /// Returns since when `condition` has held; `None` if it does not.
+    pub fn since(&self, condition: &Condition) -> Option<Moment> {
+        self.since.get(condition).copied()
+    }
+}
+
+/// Spec, state and everything else in one snapshot.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub spec: Stored<ClusterSpec>,
+    pub state: Stored<ClusterState>,
+    /// The revision of the state's last change, for the guard of the next one.
+    pub state_revision: Option<i64>,
+    /// The revision of the last change of the history record in `seen`.
+    pub history_revision: Option<i64>,
+    pub seen: Observations,
+}
+
+/// Reads `snapshot` as documents. Timers are left empty: see `World::mark`.
+pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
+    let state: Stored<ClusterState> = stored(snapshot, &keys.state());
+    let mut seen = Observations {
+        leader: leader.to_owned(),
+        etcd_cluster_id: snapshot.cluster_id.clone(),
+        primary_key: stored(snapshot, &keys.primary()),
+        ..Observations::default()
+    };
+    let members = format!("{}members/", keys.prefix());
+    for (key, entry) in &snapshot.entries {
+        let Some(name) = key.strip_prefix(&members).and_then(|n| n.parse::<MemberName>().ok())
+        else {
+            continue;
+        };
+        match decode::<MemberReport>(&entry.value) {
+            Ok(report) if report.member == name => {
+                seen.members.insert(name, report);
+            }
+            Ok(report) => {
+                seen.unreadable
+                    .insert(name, format!("the report names another member, {}", report.member));
+            }
+            Err(error) => {
+                seen.unreadable.insert(name, error.to_string());
+            }
+        }
+    }
+    let mut history_revision = None;
+    if let Stored::Known(state) = &state {
+        let (epoch, restart) = record::current(state);
+        let key = keys.history(epoch, restart);
+        seen.history = known(stored(snapshot, &key));
+        history_revision = snapshot.entries.get(&key).map(|e| e.mod_revision);
+    }
+    World {
+        spec: stored(snapshot, &keys.spec()),
+        state_revision: snapshot.entries.get(&keys.state()).map(|e| e.mod_revision),
+        state,
+        history_revision,
+        seen,
+    }
+}
+
+impl World {
+    /// Brings `timers` up to this world, seen at `now`, and lets the observations carry them.
+    pub fn mark(&mut self, spec: &ClusterSpec, timers: &mut Timers, now: Moment) {
+        let holding = match &self.state {
+            Stored::Known(state) => decide::conditions(spec, state, &self.seen),
+            Stored::Absent | Stored::Newer(_) | Stored::Malformed(_) => BTreeSet::new(),
+        };
+        timers.update(holding, now);
+        self.seen.held = timers.clone();
+    }
+}
+
+fn stored<D: Document>(snapshot: &Snapshot, key: &str) -> Stored<D> {
+    let Some(entry) = snapshot.entries.get(key) else { return Stored::Absent };
+    match decode(&entry.value) {
+        Ok(document) => Stored::Known(document),
+        Err(error @ DecodeError::NewerFormat { .. }) => Stored::Newer(error),
+        Err(error @ DecodeError::Malformed { .. }) => Stored::Malformed(error),
+    }
+}
+
+fn known<T>(stored: Stored<T>) -> Option<T> {
+    match stored {
+        Stored::Known(document) => Some(document),
+        Stored::Absent | Stored::Newer(_) | Stored::Malformed(_) => None,
+    }
+}

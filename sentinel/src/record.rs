@@ -1,0 +1,159 @@
+//! The history: one record per change, written in the very transaction that makes the change.
+//!
+//! The one rule: records are for people. No decision reads them back.
+
+use proto::explanation::Rejection;
+use proto::history::{HistoryKind, HistoryRecord, PhaseRecord, RejoinRecord};
+use proto::report::{MemberReport, RejoinOutcome};
+use proto::{ClusterState, Epoch, MemberName};
+
+use crate::decide::base::Choice;
+use crate::decide::health::Loss;
+use crate::decide::{Inputs, Step, synchronous};
+use crate::observe::Condition;
+use crate::plan::{HistoryWrite, Verdict};
+
+/// Returns epoch and restart number of the record that is being written in `state`.
+pub fn current(state: &ClusterState) -> (Epoch, u64) {
+    if let Some(sealing) = state.sealing {
+        return (sealing, 0);
+    }
+    // The founder's first start is an order too, and belongs to the founding.
+    let founding = |number: u64| state.epoch == Epoch(1) && number == 1;
+    match &state.restart {
+        Some(order) if order.epoch == state.epoch && !founding(order.number) => {
+            (state.epoch, order.number)
+        }
+        Some(_) | None => (state.epoch, 0),
+    }
+}
+
+pub(crate) fn founding(inputs: &Inputs, founder: &MemberName) -> Vec<HistoryWrite> {
+    let mut record = blank(HistoryKind::Founding, Epoch(1), 0, format!("{founder} ran initdb"));
+    record.to = Some(founder.clone());
+    record.advance(Some("promote"), inputs.wall);
+    vec![write(record)]
+}
+
+pub(crate) fn begin_failover(inputs: &Inputs, loss: &Loss, sealing: Epoch) -> Vec<HistoryWrite> {
+    let record = blank(HistoryKind::Failover, sealing, 0, loss.kind.cause(inputs.primary()));
+    begin(inputs, loss, record, "seal")
+}
+
+pub(crate) fn begin_restart(inputs: &Inputs, loss: &Loss, number: u64) -> Vec<HistoryWrite> {
+    let cause = loss.kind.cause(inputs.primary());
+    let mut record = blank(HistoryKind::Restart, inputs.state.epoch, number, cause);
+    record.to = Some(inputs.primary().clone());
+    begin(inputs, loss, record, "restart")
+}
+
+/// Ends what the record before still counts, and begins the new one with what was noticed.
+fn begin(
+    inputs: &Inputs,
+    loss: &Loss,
+    mut record: HistoryRecord,
+    phase: &str,
+) -> Vec<HistoryWrite> {
+    record.from = Some(inputs.primary().clone());
+    record.evidence = loss.evidence.clone();
+    // Another host's wall clock may be ahead of this one.
+    record.advance(Some("notice"), loss.since.min(inputs.wall));
+    record.advance(Some(phase), inputs.wall);
+    let mut writes = Vec::new();
+    if let Some(mut before) = inputs.seen.history.clone().filter(is_open) {
+        before.advance(None, inputs.wall);
+        writes.push(write(before));
+    }
+    writes.push(write(record));
+    writes
+}
+
+pub(crate) fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Vec<HistoryWrite> {
+    let mut record = inputs.seen.history.clone().unwrap_or_else(|| {
+        blank(HistoryKind::Failover, epoch, 0, "the record of the beginning is lost".into())
+    });
+    let base = inputs.wall_since(&Condition::Base { sealing: epoch });
+    record.advance(Some("choose"), base);
+    record.advance(Some("promote"), inputs.wall);
+    record.to = Some(choice.member.clone());
+    record.chosen = Some(choice.seal.position);
+    record.rejected = choice
+        .rejected
+        .iter()
+        .map(|(member, reject)| Rejection { member: member.clone(), reason: reject.to_string() })
+        .collect();
+    vec![write(record)]
+}
+
+pub(crate) fn opened(inputs: &Inputs) -> Vec<HistoryWrite> {
+    let record = inputs.seen.history.clone().map(|mut record| {
+        record.advance(Some("redundancy"), inputs.wall);
+        write(record)
+    });
+    record.into_iter().collect()
+}
+
+/// Notes who came back, and when the cluster was whole again.
+pub(crate) fn follow(inputs: &Inputs) -> Option<Step> {
+    let before = inputs.seen.history.as_ref().filter(|r| r.redundant.is_none())?;
+    let mut record = before.clone();
+    let mut news = Vec::new();
+    for name in inputs.state.members.keys() {
+        let Some(rejoin) = inputs.report(name).and_then(|r| rejoined(r, inputs.state.epoch)) else {
+            continue;
+        };
+        if !record.rejoined.iter().any(|r| r.member == rejoin.member && r.start == rejoin.start) {
+            news.push(format!("{name} is back"));
+            record.rejoined.push(rejoin);
+        }
+    }
+    if synchronous::is_redundant(inputs) {
+        record.advance(None, inputs.wall);
+        record.redundant = Some(inputs.wall);
+        news.push("every member is in its place".into());
+    }
+    if record == *before {
+        return None;
+    }
+    let verdict = Verdict::Record { history: vec![write(record)], why: news.join("; ") };
+    Some(Step { verdict, wake_at: None })
+}
+
+fn rejoined(report: &MemberReport, epoch: Epoch) -> Option<RejoinRecord> {
+    let rejoin = report.rejoin.as_ref().filter(|r| r.epoch == epoch)?;
+    match rejoin.outcome {
+        RejoinOutcome::Done { ended } => Some(RejoinRecord {
+            member: report.member.clone(),
+            by: rejoin.by,
+            reason: rejoin.reason.clone(),
+            start: rejoin.started,
+            end: ended,
+        }),
+        RejoinOutcome::Running { .. } | RejoinOutcome::Failed { .. } => None,
+    }
+}
+
+fn blank(kind: HistoryKind, epoch: Epoch, restart: u64, cause: String) -> HistoryRecord {
+    HistoryRecord {
+        kind,
+        epoch,
+        restart,
+        from: None,
+        to: None,
+        cause,
+        evidence: Vec::new(),
+        chosen: None,
+        rejected: Vec::new(),
+        phases: Vec::new(),
+        rejoined: Vec::new(),
+        redundant: None,
+    }
+}
+
+fn is_open(record: &HistoryRecord) -> bool {
+    record.phases.last().is_some_and(|p: &PhaseRecord| p.end.is_none())
+}
+
+fn write(record: HistoryRecord) -> HistoryWrite {
+    HistoryWrite { epoch: record.epoch, restart: record.restart, record }
+}
