@@ -238,6 +238,12 @@ mod tests {
         Evidence { acknowledged, beacons, holdings, members: 3, per_second: 600.0 }
     }
 
+    fn on_each(evidence: &mut Evidence, change: impl Fn(&mut Holding) -> bool) {
+        for holding in evidence.holdings.values_mut() {
+            assert!(change(holding), "the planted anomaly changes something");
+        }
+    }
+
     #[test]
     fn a_good_log_passes() {
         assert!(judge(&good()).is_good(), "{:?}", judge(&good()));
@@ -258,7 +264,7 @@ mod tests {
     #[test]
     fn a_beacon_missing_everywhere_is_lost_once_with_all_members_named() {
         let mut evidence = good();
-        evidence.holdings.values_mut().for_each(|h| drop(h.beacons.remove(&7)));
+        on_each(&mut evidence, |holding| holding.beacons.remove(&7));
         let verdict = judge(&evidence);
         assert_eq!(verdict.lost.len(), 1);
         assert_eq!(verdict.lost[0].to_string(), "beacon 7 was acknowledged and is not on a, b, c");
@@ -269,7 +275,7 @@ mod tests {
         let mut evidence = good();
         let planted = beacon("a", 1, 20, (1200, 1203));
         evidence.beacons.push(planted);
-        evidence.holdings.values_mut().for_each(|h| drop(h.beacons.insert(20)));
+        on_each(&mut evidence, |holding| holding.beacons.insert(20));
         let verdict = judge(&evidence);
         assert_eq!(verdict.dual.len(), 1);
         assert!(verdict.lost.is_empty() && !verdict.is_good());
@@ -280,7 +286,7 @@ mod tests {
     fn a_late_answer_to_a_write_that_was_begun_in_time_is_no_overlap() {
         let mut evidence = good();
         evidence.beacons.push(beacon("a", 1, 20, (1000, 1500)));
-        evidence.holdings.values_mut().for_each(|h| drop(h.beacons.insert(20)));
+        on_each(&mut evidence, |holding| holding.beacons.insert(20));
         assert!(judge(&evidence).is_good());
     }
 

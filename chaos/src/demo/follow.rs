@@ -127,41 +127,21 @@ fn state_lines(old: Option<&ClusterState>, new: &ClusterState) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use proto::{CfgId, Epoch, StateNumber, Timeline};
+    use proto::Epoch;
 
     use super::*;
-
-    fn state(epoch: u64, phase: Phase) -> ClusterState {
-        ClusterState {
-            number: StateNumber(1),
-            etcd_cluster_id: "1".into(),
-            system_identifier: None,
-            epoch: Epoch(epoch),
-            phase,
-            primary: Some("b".parse().unwrap()),
-            sealing: None,
-            cfgs: Vec::new(),
-            last_cfg: CfgId(0),
-            timeline: Timeline(2),
-            highest_timeline: Timeline(2),
-            chosen: None,
-            open_at_once: false,
-            epochs: Vec::new(),
-            members: BTreeMap::new(),
-            restart: None,
-        }
-    }
+    use crate::lab::view::scene;
 
     #[test]
     fn each_step_of_a_failover_is_told_once() {
-        let open = Cluster { state: Some(state(1, Phase::Open)), ..Cluster::default() };
+        let open = scene();
         let mut sealing = open.clone();
-        sealing.state.as_mut().unwrap().sealing = Some(Epoch(2));
-        let promoting = Cluster { state: Some(state(2, Phase::Promoting)), ..Cluster::default() };
-        assert_eq!(changes(&open, &sealing), ["sentinel: sealing for epoch 2 begins"]);
+        sealing.state.as_mut().unwrap().sealing = Some(Epoch(3));
+        assert_eq!(changes(&open, &sealing), ["sentinel: sealing for epoch 3 begins"]);
         assert!(changes(&sealing, &sealing).is_empty());
-        assert_eq!(changes(&sealing, &promoting), ["sentinel: b is chosen as primary of epoch 2"]);
+        let mut promoting = open.clone();
+        let state = promoting.state.as_mut().unwrap();
+        (state.epoch, state.phase, state.primary) = (Epoch(3), Phase::Promoting, "b".parse().ok());
+        assert_eq!(changes(&sealing, &promoting), ["sentinel: b is chosen as primary of epoch 3"]);
     }
 }

@@ -116,45 +116,28 @@ fn read<D: Document>(key: &str, value: &[u8]) -> anyhow::Result<D> {
     decode(value).with_context(|| format!("read {key}"))
 }
 
+/// An open cluster of epoch 2 with primary a and voter b, and no reports.
+#[cfg(test)]
+pub fn scene() -> Cluster {
+    let state = serde_json::json!({
+        "format_version": 1, "number": 9, "etcd_cluster_id": "1", "system_identifier": null, "epoch": 2,
+        "phase": { "name": "open" }, "primary": "a", "sealing": null, "last_cfg": 4, "timeline": 2,
+        "cfgs": [{ "id": 4, "epoch": 2, "leader": "a", "voters": ["b"], "k": 1, "round": 0 }],
+        "highest_timeline": 2, "chosen": null, "open_at_once": false, "epochs": [], "members": {},
+        "restart": null,
+    });
+    let state = decode(state.to_string().as_bytes()).expect("the scene is a state");
+    Cluster { state: Some(state), ..Cluster::default() }
+}
+
 #[cfg(test)]
 mod tests {
-    use proto::{Cfg, CfgId, StateNumber, Timeline};
-
     use super::*;
-
-    fn state() -> ClusterState {
-        let cfg = Cfg {
-            id: CfgId(4),
-            epoch: Epoch(2),
-            leader: "a".parse().unwrap(),
-            voters: BTreeSet::from(["b".parse().unwrap()]),
-            k: 1,
-            round: 0,
-        };
-        ClusterState {
-            number: StateNumber(9),
-            etcd_cluster_id: "1".into(),
-            system_identifier: None,
-            epoch: Epoch(2),
-            phase: Phase::Open,
-            primary: Some("a".parse().unwrap()),
-            sealing: None,
-            cfgs: vec![cfg],
-            last_cfg: CfgId(4),
-            timeline: Timeline(2),
-            highest_timeline: Timeline(2),
-            chosen: None,
-            open_at_once: false,
-            epochs: Vec::new(),
-            members: BTreeMap::new(),
-            restart: None,
-        }
-    }
 
     #[test]
     fn a_cluster_without_reports_is_not_redundant_and_says_whom_it_misses() {
         let members = BTreeSet::from(["a".parse().unwrap(), "b".parse().unwrap()]);
-        let mut cluster = Cluster { state: Some(state()), ..Cluster::default() };
+        let mut cluster = scene();
         assert_eq!(cluster.missing_redundancy(&members).unwrap(), "b does not report");
         cluster.state.as_mut().unwrap().sealing = Some(Epoch(3));
         assert_eq!(cluster.missing_redundancy(&members).unwrap(), "epoch 3 is being sealed");
@@ -163,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_restart_is_a_new_service_of_the_same_epoch() {
-        let mut cluster = Cluster { state: Some(state()), ..Cluster::default() };
+        let mut cluster = scene();
         let (before, primary) = cluster.service().unwrap();
         assert_eq!(primary.as_str(), "a");
         cluster.state.as_mut().unwrap().restart =
