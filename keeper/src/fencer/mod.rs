@@ -18,6 +18,7 @@ mod processes;
 mod protocol;
 mod server;
 mod shelter;
+mod stale_lock;
 mod ward;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ pub use protocol::{
     Exit, FenceReason, Fenced, FencerEvent, PROTOCOL, Postmaster, Refusal, StartPostgres, Watched,
 };
 pub use server::main;
+pub use stale_lock::clear_stale_locks;
 
 /// What `pgdeputy fencer` is started with.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -36,15 +36,18 @@ pub fn detach() -> nix::Result<()> {
 pub fn harden() -> Vec<String> {
     let mut refused = Vec::new();
     if let Err(errno) = lock_memory() {
-        refused.push(format!("memory not locked: {}", errno.desc()));
+        refused.push(format!(
+            "memory not locked, raise its limit (LimitMEMLOCK, ulimit -l): {}",
+            errno.desc()
+        ));
     }
     if oom_score_adj() > -1000
         && let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000")
     {
-        refused.push(format!("not exempt from the OOM killer: {error}"));
+        refused.push(format!("not exempt from the OOM killer (OOMScoreAdjust=-1000): {error}"));
     }
     if nice() > RAISED_PRIORITY && !set_nice(0, RAISED_PRIORITY) {
-        refused.push("priority not raised".into());
+        refused.push("priority not raised (LimitNICE=-10)".into());
     }
     refused
 }

@@ -20,6 +20,7 @@ use super::protocol::{
     Answer, Exit, FenceReason, Fenced, FencerEvent, LONGEST_LEASE, PROTOCOL, Postmaster, Refusal,
     StartPostgres, Watched,
 };
+use super::stale_lock::clear_stale_locks;
 
 /// How often processes are looked for that send no SIGCHLD; a look costs 1 to 5 ms.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -98,6 +99,9 @@ impl Ward {
         let strays = self.strays();
         if !strays.is_empty() || self.ending.is_some() {
             return Err(Refusal::Occupied { pids: strays });
+        }
+        for removed in clear_stale_locks(&self.data_dir) {
+            self.note(format!("removed {}: its process is dead", removed.display()));
         }
         let postmaster =
             launch(start, &self.data_dir).map_err(|problem| Refusal::NotStarted { problem })?;
@@ -337,7 +341,7 @@ fn serve_until_text(until: Option<Moment>, now: Moment) -> String {
 }
 
 /// Returns the path that the kernel shows for a process in `given`, also while that does not exist yet.
-fn real_path(given: &Path) -> PathBuf {
+pub fn real_path(given: &Path) -> PathBuf {
     let resolve = |path: &Path| path.canonicalize().ok();
     let beside = || Some(resolve(given.parent()?)?.join(given.file_name()?));
     resolve(given).or_else(beside).unwrap_or_else(|| given.to_path_buf())
