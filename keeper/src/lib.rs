@@ -1,11 +1,27 @@
 //! The keeper: runs beside one PostgreSQL, gathers facts, and converges it to what was agreed.
 
+pub mod action;
+pub mod announce;
+pub mod cluster;
 pub mod config;
 pub mod durable;
+pub mod facts;
 pub mod fencer;
+pub mod gather;
 pub mod http;
 pub mod member_files;
 pub mod postgres;
+pub mod present;
 pub mod privileges;
+pub mod reconcile;
+pub mod renew;
+pub mod report;
+pub mod run;
 pub mod service;
+pub mod startup;
+pub mod stopping;
 pub mod view;
+pub mod worker;
+
+pub use config::Config;
+pub use run::run;

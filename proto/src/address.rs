@@ -46,9 +46,9 @@ impl FromStr for HostPort {
         };
         let named = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
         match host.parse::<IpAddr>() {
-            Ok(ip) if ip.is_unspecified() => {
-                Err(error("it is the wildcard; name the one address of this host that the others use"))
-            }
+            Ok(ip) if ip.is_unspecified() => Err(error(
+                "it is the wildcard; name the one address of this host that the others use",
+            )),
             Ok(IpAddr::V6(_)) if !given.starts_with('[') => {
                 Err(error("write an IPv6 address in brackets, such as [fd00::1]:5432"))
             }

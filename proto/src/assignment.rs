@@ -55,7 +55,8 @@ pub fn assignment(state: &ClusterState, member: &MemberName) -> Assignment {
         return Assignment::Seal { sealing };
     }
     if primary == member {
-        let restart = state.restart.as_ref().filter(|r| r.epoch == state.epoch && r.member == *member);
+        let restart =
+            state.restart.as_ref().filter(|r| r.epoch == state.epoch && r.member == *member);
         return Assignment::Lead(Lead {
             epoch: state.epoch,
             timeline: state.timeline,

@@ -115,10 +115,14 @@ mod tests {
             for k in 1..=voters.len() {
                 let cfg = cfg(voters, k);
                 let subsets = (0..1 << voters.len()).map(|bits: u32| {
-                    (0..voters.len()).filter(|i| bits >> i & 1 == 1).map(|i| voters[i]).collect::<Vec<_>>()
+                    (0..voters.len())
+                        .filter(|i| bits >> i & 1 == 1)
+                        .map(|i| voters[i])
+                        .collect::<Vec<_>>()
                 });
                 for sealing in subsets.clone().map(|s| names(&s)).filter(|s| cfg.is_sealed_by(s)) {
-                    for acknowledging in subsets.clone().map(|s| names(&s)).filter(|s| s.len() >= k) {
+                    for acknowledging in subsets.clone().map(|s| names(&s)).filter(|s| s.len() >= k)
+                    {
                         assert!(!sealing.is_disjoint(&acknowledging), "{cfg}");
                     }
                 }
@@ -139,7 +143,10 @@ mod tests {
         let mut two = cfg(&["b", "c"], 1);
         assert_eq!(two.standby_names(), "ANY 1 (\"b.e7\", \"c.e7\")");
         two.round = 2;
-        assert_eq!(two.proving_names(), "FIRST 1 (\"nobody_can_have_this_name\", \"b.e7.r2\", \"c.e7.r2\")");
+        assert_eq!(
+            two.proving_names(),
+            "FIRST 1 (\"nobody_can_have_this_name\", \"b.e7.r2\", \"c.e7.r2\")"
+        );
     }
 
     #[test]

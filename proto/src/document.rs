@@ -16,7 +16,9 @@ pub trait Document: Serialize + DeserializeOwned {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The writer is newer than this binary: stand by, and never write over it.
-    #[error("{kind} has format_version {found}, this pgdeputy understands up to {known}: upgrade pgdeputy on this host")]
+    #[error(
+        "{kind} has format_version {found}, this pgdeputy understands up to {known}: upgrade pgdeputy on this host"
+    )]
     NewerFormat { kind: &'static str, found: u64, known: u32 },
     /// The text is damaged, or has fields that this format does not know.
     #[error("{kind} cannot be read: {problem}")]
@@ -40,7 +42,8 @@ pub fn decode<D: Document>(text: &[u8]) -> Result<D, DecodeError> {
     let malformed = |problem: String| DecodeError::Malformed { kind: D::KIND, problem };
     let mut value: serde_json::Value =
         serde_json::from_slice(text).map_err(|e| malformed(e.to_string()))?;
-    let fields = value.as_object_mut().ok_or_else(|| malformed("it is not a JSON object".into()))?;
+    let fields =
+        value.as_object_mut().ok_or_else(|| malformed("it is not a JSON object".into()))?;
     let found = fields
         .remove("format_version")
         .and_then(|v| v.as_u64())

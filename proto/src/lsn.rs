@@ -86,7 +86,9 @@ mod tests {
 
     #[test]
     fn prints_and_parses_as_postgresql_does() {
-        for (text, value) in [("0/3000060", 0x300_0060), ("16/B374D848", 0x16_B374_D848), ("0/0", 0)] {
+        for (text, value) in
+            [("0/3000060", 0x300_0060), ("16/B374D848", 0x16_B374_D848), ("0/0", 0)]
+        {
             assert_eq!(text.parse::<Lsn>(), Ok(Lsn(value)));
             assert_eq!(Lsn(value).to_string(), text);
         }

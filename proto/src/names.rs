@@ -13,7 +13,9 @@ pub const LONGEST_NAME: usize = 40;
 
 /// A name that breaks the rule, with the remedy in its text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} name {given:?} is not valid: use 1 to 40 of a-z, 0-9 and '-', and begin with a letter or digit")]
+#[error(
+    "{kind} name {given:?} is not valid: use 1 to 40 of a-z, 0-9 and '-', and begin with a letter or digit"
+)]
 pub struct NameError {
     kind: &'static str,
     given: String,

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CfgId, Document, Epoch, Incarnation, Lsn, MemberName, SystemIdentifier, Timeline, WalPosition, WallTime,
+    CfgId, Document, Epoch, Incarnation, Lsn, MemberName, SystemIdentifier, Timeline, WalPosition,
+    WallTime,
 };
 
 /// One member, as its keeper sees it.
@@ -66,11 +67,18 @@ pub enum Server {
     Stopped,
     Starting,
     /// It runs as a standby, in `timeline`.
-    Standby { timeline: Timeline },
+    Standby {
+        timeline: Timeline,
+    },
     /// It runs as a primary in `timeline`; `MemberReport::opened` says whether it serves.
-    Primary { timeline: Timeline },
+    Primary {
+        timeline: Timeline,
+    },
     /// The postmaster has died by itself. `gone`: no process of the data directory lives any more.
-    Dead { noticed: WallTime, gone: bool },
+    Dead {
+        noticed: WallTime,
+        gone: bool,
+    },
 }
 
 /// A primary that serves.
@@ -147,10 +155,17 @@ pub enum RejoinBy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state", deny_unknown_fields)]
 pub enum RejoinOutcome {
-    Running { progress: Option<String> },
+    Running {
+        progress: Option<String>,
+    },
     /// It streamed again at `ended`.
-    Done { ended: WallTime },
-    Failed { ended: WallTime, problem: String },
+    Done {
+        ended: WallTime,
+    },
+    Failed {
+        ended: WallTime,
+        problem: String,
+    },
 }
 
 impl Document for MemberReport {

@@ -195,16 +195,23 @@ impl ClusterSpec {
         self.check_postgres()?;
         let refuse = |text: String| Err(SpecError(text));
         if self.synchronous.count == 0 {
-            return refuse("synchronous.count must be at least 1: with 0 an acknowledged commit could be lost".into());
+            return refuse(
+                "synchronous.count must be at least 1: with 0 an acknowledged commit could be lost"
+                    .into(),
+            );
         }
         let size = self.initdb.wal_segment_size_mb;
         if !size.is_power_of_two() || size > 1024 {
-            return refuse(format!("initdb.wal_segment_size_mb is {size}: use a power of two from 1 to 1024"));
+            return refuse(format!(
+                "initdb.wal_segment_size_mb is {size}: use a power of two from 1 to 1024"
+            ));
         }
         if let Some(founder) = &self.founder
             && self.member(founder).promote == Permission::Never
         {
-            return refuse(format!("founder {founder} has promote = never: choose another founder"));
+            return refuse(format!(
+                "founder {founder} has promote = never: choose another founder"
+            ));
         }
         Ok(())
     }
@@ -214,13 +221,19 @@ impl ClusterSpec {
         let show = humantime::format_duration;
         let (ttl, fence) = (self.lease_ttl, self.fence_time);
         if ttl < Duration::from_secs(2) || ttl > Duration::from_secs(60) {
-            return refuse(format!("lease_ttl is {}: use 2s to 60s (etcd grants no less than 2s)", show(ttl)));
+            return refuse(format!(
+                "lease_ttl is {}: use 2s to 60s (etcd grants no less than 2s)",
+                show(ttl)
+            ));
         }
         if ttl.subsec_nanos() != 0 {
             return refuse(format!("lease_ttl is {}: etcd leases are whole seconds", show(ttl)));
         }
         if fence < Duration::from_millis(100) {
-            return refuse(format!("fence_time is {}: a fence takes up to 0.1 s, use at least 100ms", show(fence)));
+            return refuse(format!(
+                "fence_time is {}: a fence takes up to 0.1 s, use at least 100ms",
+                show(fence)
+            ));
         }
         if ttl.saturating_sub(fence) < ttl * 3 / 5 {
             return refuse(format!(
@@ -239,7 +252,12 @@ impl ClusterSpec {
         ] {
             let (low, high) = (Duration::from_millis(least), Duration::from_millis(most));
             if value < low || value > high {
-                return refuse(format!("{name} is {}: use {} to {}", show(value), show(low), show(high)));
+                return refuse(format!(
+                    "{name} is {}: use {} to {}",
+                    show(value),
+                    show(low),
+                    show(high)
+                ));
             }
         }
         Ok(())
@@ -248,18 +266,27 @@ impl ClusterSpec {
     fn check_postgres(&self) -> Result<(), SpecError> {
         let refuse = |text: String| Err(SpecError(text));
         for (name, value) in &self.postgres.parameters {
-            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '.';
+            let plain =
+                |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '.';
             if name.is_empty() || !name.chars().all(plain) {
-                return refuse(format!("postgres.parameters: {name:?} is not the name of a setting (lower case)"));
+                return refuse(format!(
+                    "postgres.parameters: {name:?} is not the name of a setting (lower case)"
+                ));
             }
             if OWNED_SETTINGS.contains(&name.as_str()) {
-                return refuse(format!("postgres.parameters: {name} is pgdeputy's own, take it out"));
+                return refuse(format!(
+                    "postgres.parameters: {name} is pgdeputy's own, take it out"
+                ));
             }
             if value.contains(['\n', '\r', '\0']) {
-                return refuse(format!("postgres.parameters: the value of {name} has a line break"));
+                return refuse(format!(
+                    "postgres.parameters: the value of {name} has a line break"
+                ));
             }
             if name == "synchronous_commit" && !["on", "remote_apply"].contains(&value.as_str()) {
-                return refuse(format!("postgres.parameters: synchronous_commit = {value} gives up the promise; use on or remote_apply"));
+                return refuse(format!(
+                    "postgres.parameters: synchronous_commit = {value} gives up the promise; use on or remote_apply"
+                ));
             }
         }
         for line in &self.postgres.pg_hba {
@@ -279,8 +306,12 @@ fn check_hba(line: &str) -> Result<(), SpecError> {
     if !["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"].contains(kind) {
         return refuse(format!("begins with {kind:?}, use local, host, hostssl or hostnossl"));
     }
-    if words.iter().any(|w| ["trust", "password", "md5", "peer", "ident"].contains(&w.to_lowercase().trim_matches('"'))) {
-        return refuse("uses a method that pgdeputy refuses: use scram-sha-256, cert or reject".into());
+    if words.iter().any(|w| {
+        ["trust", "password", "md5", "peer", "ident"].contains(&w.to_lowercase().trim_matches('"'))
+    }) {
+        return refuse(
+            "uses a method that pgdeputy refuses: use scram-sha-256, cert or reject".into(),
+        );
     }
     if words.get(1).is_some_and(|w| w.split(',').any(|d| d == "replication")) {
         return refuse("is about replication, whose lines pgdeputy writes itself".into());

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Cfg, CfgId, Document, Epoch, Incarnation, Lsn, MemberName, StateNumber, SystemIdentifier, Timeline,
-    WalPosition, WallTime,
+    Cfg, CfgId, Document, Epoch, Incarnation, Lsn, MemberName, StateNumber, SystemIdentifier,
+    Timeline, WalPosition, WallTime,
 };
 
 /// The agreed state of one cluster, stored under `state`.

@@ -12,7 +12,7 @@ pub struct Moment(Duration);
 
 impl Moment {
     /// Makes a moment from the time since boot.
-    pub fn since_boot(elapsed: Duration) -> Self {
+    pub const fn since_boot(elapsed: Duration) -> Self {
         Self(elapsed)
     }
 
@@ -101,7 +101,10 @@ pub mod duration {
     /// Reads a duration from text.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(from)?;
-        humantime::parse_duration(&text)
-            .map_err(|e| serde::de::Error::custom(format!("{text:?} is not a duration such as 10s or 500ms: {e}")))
+        humantime::parse_duration(&text).map_err(|e| {
+            serde::de::Error::custom(format!(
+                "{text:?} is not a duration such as 10s or 500ms: {e}"
+            ))
+        })
     }
 }

@@ -126,7 +126,10 @@ mod tests {
 
     #[test]
     fn an_empty_history_has_no_ancestors_and_a_bad_one_says_where() {
-        assert_eq!(TimelineHistory::parse(Timeline(2), "# c\n"), Ok(TimelineHistory::first(Timeline(2))));
+        assert_eq!(
+            TimelineHistory::parse(Timeline(2), "# c\n"),
+            Ok(TimelineHistory::first(Timeline(2)))
+        );
         for bad in ["x\t0/1", "1", "2\t0/1\n1\t0/2", "3\t0/1"] {
             assert!(TimelineHistory::parse(Timeline(3), bad).is_err(), "{bad}");
         }

@@ -182,7 +182,7 @@ async fn start_fencer(
 ) -> anyhow::Result<Started> {
     let mut starting = tokio::process::Command::new(&command.program);
     // Its environment shows in /proc for as long as PostgreSQL runs, and may hold passwords.
-    starting.args(&command.args).env_clear();
+    starting.arg0("pgdeputy").args(&command.args).env_clear();
     starting.arg("--state-dir").arg(state_dir).arg("--data-dir").arg(data_dir);
     starting.stdin(Stdio::null()).stdout(Stdio::piped());
     // Not killed when dropped: tokio reaps it should it end before the keeper does.

@@ -1,10 +1,10 @@
-//! The fencer's own log. Lines are kept in memory until it is a good moment to write them: a write can wait for a
-//! hung disk, and a fence must not.
+//! The fencer's own log. While PostgreSQL may serve only until a given time, lines stay in memory: a write can wait
+//! for a hung disk, and the fence must not. So a primary's lines appear once it is fenced, stopped or a standby.
 
 use std::fs::File;
 use std::io::Write;
 
-/// Far more than one fence says; what a disk does not take for so long is dropped.
+/// A primary causes a line for each keeper that connects and each refusal; what comes after so many is dropped.
 const KEPT_LINES: usize = 1000;
 
 pub struct Log {

@@ -156,7 +156,7 @@ pub enum FencerEvent {
     Lost,
 }
 
-/// Why a command was not done. It changed nothing.
+/// Why a command was not done. But for `StillAlive` it changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {

@@ -170,6 +170,10 @@ impl Server {
             if signal == Ok(Signal::SIGTERM) {
                 self.log.note(format!("SIGTERM from pid {}", taken.ssi_pid));
                 self.leaving = true;
+                // What somebody else has started here, such as pg_rewind, is not the fencer's to end unasked.
+                if self.ward.is_idle() {
+                    continue;
+                }
                 self.ward.fence(FenceReason::Terminated, None, now());
             }
         }

@@ -25,6 +25,8 @@ pub fn signals() -> nix::Result<SignalFd> {
 /// Makes the fencer independent of its keeper, and the adoptive parent of all that PostgreSQL leaves behind: once
 /// it has no child left, no descendant of its PostgreSQL lives.
 pub fn detach() -> nix::Result<()> {
+    // It may run as /proc/self/exe.
+    prctl::set_name(c"pgdeputy-fencer")?;
     // Refused only to a process that leads its group already, and then it was started detached.
     let _ = nix::unistd::setsid();
     umask(Mode::from_bits_truncate(0o077));

@@ -15,10 +15,11 @@ use proto::Moment;
 
 use super::fence::{self, ORPHAN_PATIENCE, QUIT_PATIENCE};
 use super::launch::launch;
+use super::limit::Limit;
 use super::processes::Process;
 use super::protocol::{
-    Answer, Exit, FenceReason, Fenced, FencerEvent, LONGEST_LEASE, PROTOCOL, Postmaster, Refusal,
-    StartPostgres, Watched,
+    Answer, Exit, FenceReason, Fenced, FencerEvent, PROTOCOL, Postmaster, Refusal, StartPostgres,
+    Watched,
 };
 use super::stale_lock::clear_stale_locks;
 
@@ -44,8 +45,7 @@ pub struct Ward {
     /// Its real path at the last start, the one that the kernel shows for its processes.
     data_dir: PathBuf,
     postmaster: Option<Postmaster>,
-    deadline: Option<Moment>,
-    lease_at_most: Duration,
+    limit: Limit,
     ending: Option<Ending>,
     last_exit: Option<Exit>,
     said: Vec<Said>,
@@ -76,8 +76,7 @@ impl Ward {
             given: data_dir.to_path_buf(),
             data_dir: real_path(data_dir),
             postmaster: None,
-            deadline: None,
-            lease_at_most: LONGEST_LEASE,
+            limit: Limit::none(),
             ending: None,
             last_exit: None,
             said: Vec::new(),
@@ -89,11 +88,10 @@ impl Ward {
         if let Some(postmaster) = &self.postmaster {
             return Err(Refusal::AlreadyRuns { pid: postmaster.pid });
         }
-        if let Some(deadline) = start.deadline {
-            self.check_lease(deadline, now)?;
-            if deadline <= now {
-                return Err(Refusal::Passed);
-            }
+        let mut limit = self.limit;
+        limit.set(start.deadline, now)?;
+        if limit.has_passed(now) {
+            return Err(Refusal::Passed);
         }
         self.data_dir = real_path(&self.given);
         let strays = self.strays();
@@ -108,7 +106,7 @@ impl Ward {
         let pid = postmaster.pid;
         self.note(format!("started pid {pid}, {}", serve_until_text(start.deadline, now)));
         self.postmaster = Some(postmaster);
-        self.deadline = start.deadline;
+        self.limit = limit;
         Ok(Answer::Started { pid })
     }
 
@@ -117,19 +115,17 @@ impl Ward {
         if self.postmaster.is_none() || self.ending.is_some() {
             return Err(Refusal::NotRunning);
         }
-        if let Some(until) = until {
-            self.check_lease(until, now)?;
-        }
-        if self.deadline.is_some() != until.is_some() {
+        let had_one = self.limit.until().is_some();
+        self.limit.set(until, now)?;
+        if had_one != until.is_some() {
             self.note(serve_until_text(until, now));
         }
-        self.deadline = until;
         Ok(Answer::Done)
     }
 
     /// Sets the longest time ahead that `serve_until` accepts.
     pub fn lease_at_most(&mut self, at_most: Duration) {
-        self.lease_at_most = at_most.min(LONGEST_LEASE);
+        self.limit.at_most(at_most);
     }
 
     /// Sends a signal to the postmaster.
@@ -148,7 +144,7 @@ impl Ward {
 
     /// Begins to fence, or joins the end that is under way. `asked` is answered once no process is left.
     pub fn fence(&mut self, why: FenceReason, asked: Option<u64>, now: Moment) {
-        self.deadline = None;
+        self.limit.clear();
         if let Some(ending) = &mut self.ending {
             ending.why.get_or_insert(why);
             ending.kill_from = ending.kill_from.min(now + QUIT_PATIENCE);
@@ -175,9 +171,9 @@ impl Ward {
         self.postmaster.is_none() && self.ending.is_none()
     }
 
-    /// Returns whether no end is under way, so that there is time for things that can wait for a disk.
+    /// Returns whether nothing has to be fenced, now or at a given time, so that a hung disk may be waited for.
     pub fn is_calm(&self) -> bool {
-        self.ending.is_none()
+        self.ending.is_none() && self.limit.until().is_none()
     }
 
     /// Refuses while PostgreSQL runs or is coming to its end.
@@ -201,7 +197,7 @@ impl Ward {
             fencer_pid: std::process::id(),
             data_dir: self.given.clone(),
             postmaster: self.postmaster.clone(),
-            deadline: self.deadline,
+            deadline: self.limit.until(),
             ending: self.ending.is_some(),
             strays: if self.postmaster.is_some() { Vec::new() } else { self.strays() },
             last_exit: self.last_exit.clone(),
@@ -211,7 +207,7 @@ impl Ward {
     /// Does all that is due at `now` and returns what there is to say.
     pub fn advance(&mut self, now: Moment) -> Vec<Said> {
         let children_live = self.reap(now);
-        if self.ending.is_none() && self.deadline.is_some_and(|deadline| deadline <= now) {
+        if self.ending.is_none() && self.limit.has_passed(now) {
             self.fence(FenceReason::Deadline, None, now);
         }
         self.pursue(children_live, now);
@@ -220,7 +216,7 @@ impl Ward {
 
     /// Returns when `advance` has to be called though no child has ended.
     pub fn wake_at(&self, now: Moment) -> Option<Moment> {
-        let Some(ending) = &self.ending else { return self.deadline };
+        let Some(ending) = &self.ending else { return self.limit.until() };
         if self.postmaster.is_some() && now < ending.kill_from {
             return Some(ending.kill_from);
         }
@@ -257,7 +253,7 @@ impl Ward {
         let Exit { pid, status, clean, at } = exit.clone();
         self.said.push(Said::Event(FencerEvent::Exited { pid, status, clean, at }));
         self.last_exit = Some(exit);
-        self.deadline = None;
+        self.limit.clear();
         let ending = self.ending.get_or_insert(Ending::begun(None, now, ORPHAN_PATIENCE));
         ending.kill_from = ending.kill_from.min(now + ORPHAN_PATIENCE);
     }
@@ -304,15 +300,6 @@ impl Ward {
 }
 
 impl Ward {
-    fn check_lease(&self, until: Moment, now: Moment) -> Result<(), Refusal> {
-        let ahead = until.since(now);
-        if ahead <= self.lease_at_most {
-            return Ok(());
-        }
-        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        Err(Refusal::TooFar { ahead_ms: ms(ahead), at_most_ms: ms(self.lease_at_most) })
-    }
-
     /// Asks for an immediate stop of what an earlier fencer left; returns whether there was anything.
     fn quit_strays(&mut self) -> bool {
         let left = fence::left(&self.data_dir);

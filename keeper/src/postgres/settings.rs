@@ -11,6 +11,7 @@ use anyhow::Context;
 use proto::cfg::{joining_name, unsatisfiable_names, wire_name};
 use proto::spec::OWNED_SETTINGS;
 use proto::{ClusterName, ClusterSpec, Epoch, MemberName};
+use serde::{Deserialize, Serialize};
 
 use crate::durable::write_atomic;
 
@@ -24,7 +25,7 @@ pub const REWIND_ROLE: &str = "pgdeputy_rewind";
 const WAL_RECEIVER_TIMEOUT: &str = "1500ms";
 
 /// From whom a standby receives, and under which name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstream {
     pub epoch: Epoch,
     pub host: String,
@@ -33,7 +34,8 @@ pub struct Upstream {
 }
 
 /// The name under which a standby streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum StreamName {
     /// A voter's, of this round of names.
     Voter { round: u32 },
@@ -42,7 +44,8 @@ pub enum StreamName {
 }
 
 /// Who may connect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// The keeper and physical replication by the cluster's role, nobody else.
     Closed,
@@ -51,7 +54,7 @@ pub enum Access {
 }
 
 /// Everything that the keeper decides about the settings in force.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// The value of `synchronous_standby_names`; never empty (I8).
     pub standby_names: String,
@@ -64,7 +67,12 @@ pub struct Settings {
 impl Settings {
     /// Returns the settings of a member that receives from nobody and serves nobody.
     pub fn cut_off() -> Self {
-        Self { standby_names: unsatisfiable_names(), upstream: None, access: Access::Closed, eager: true }
+        Self {
+            standby_names: unsatisfiable_names(),
+            upstream: None,
+            access: Access::Closed,
+            eager: true,
+        }
     }
 }
 
@@ -113,7 +121,9 @@ pub fn stream_name(member: &MemberName, upstream: &Upstream) -> String {
 
 /// Returns the text of `postgresql.conf`: the user's own file first, the spec's parameters second, ours last.
 pub fn render_conf(place: &Place, spec: &ClusterSpec, settings: &Settings) -> String {
-    let mut text = String::from("# Written by pgdeputy; changes here are overwritten. See the cluster's spec.\n");
+    let mut text = String::from(
+        "# Written by pgdeputy; changes here are overwritten. See the cluster's spec.\n",
+    );
     let mut set = |name: &str, value: &str| {
         writeln!(text, "{name} = {}", quote(value)).expect("writing to a String cannot fail");
     };
@@ -121,7 +131,9 @@ pub fn render_conf(place: &Place, spec: &ClusterSpec, settings: &Settings) -> St
     for (name, value) in DEFAULTS {
         set(name, value);
     }
-    for (name, value) in spec.postgres.parameters.iter().filter(|(n, _)| !OWNED_SETTINGS.contains(&n.as_str())) {
+    for (name, value) in
+        spec.postgres.parameters.iter().filter(|(n, _)| !OWNED_SETTINGS.contains(&n.as_str()))
+    {
         set(name, value);
     }
     for (name, value) in FIXED {
@@ -139,7 +151,10 @@ pub fn render_conf(place: &Place, spec: &ClusterSpec, settings: &Settings) -> St
     set("wal_retrieve_retry_interval", if settings.eager { "20ms" } else { "100ms" });
     set("synchronous_standby_names", &settings.standby_names);
     set("primary_slot_name", &slot_name(&place.member));
-    set("primary_conninfo", &settings.upstream.as_ref().map_or_else(String::new, |u| conninfo(place, u)));
+    set(
+        "primary_conninfo",
+        &settings.upstream.as_ref().map_or_else(String::new, |u| conninfo(place, u)),
+    );
     text
 }
 
@@ -197,7 +212,9 @@ fn conninfo(place: &Place, upstream: &Upstream) -> String {
 
 /// Returns the text of `pg_hba.conf`.
 pub fn render_hba(spec: &ClusterSpec, access: Access) -> String {
-    let mut text = String::from("# Written by pgdeputy; changes here are overwritten. See postgres.pg_hba in the spec.\n");
+    let mut text = String::from(
+        "# Written by pgdeputy; changes here are overwritten. See postgres.pg_hba in the spec.\n",
+    );
     let mut line = |line: &str| {
         text.push_str(line);
         text.push('\n');
@@ -234,13 +251,24 @@ pub fn scrub_auto_conf(text: &str) -> Option<String> {
     Some(kept.join("\n") + "\n")
 }
 
+/// Returns the settings that an earlier keeper put on disk. Absent or unreadable ones are as good as none: the
+/// member is then pointed anew.
+pub fn installed(place: &Place) -> Option<Settings> {
+    let text = std::fs::read(place.state_dir.join("settings.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
 /// Writes all files for `settings`, in the order that is safe if it is cut: who may connect first, then the rest.
 /// PostgreSQL reads them at its next start or reload.
 pub fn install(place: &Place, spec: &ClusterSpec, settings: &Settings) -> anyhow::Result<()> {
     let hba = render_hba(spec, settings.access);
-    write_atomic(&place.state_dir.join("pg_hba.conf"), hba.as_bytes(), 0o600).context("write pg_hba.conf")?;
+    write_atomic(&place.state_dir.join("pg_hba.conf"), hba.as_bytes(), 0o600)
+        .context("write pg_hba.conf")?;
     let conf = render_conf(place, spec, settings);
     write_atomic(&place.config_file(), conf.as_bytes(), 0o600).context("write postgresql.conf")?;
+    let text = serde_json::to_vec(settings).context("write settings as JSON")?;
+    write_atomic(&place.state_dir.join("settings.json"), &text, 0o600)
+        .context("write settings.json")?;
     guard_auto_conf(&place.data_dir)
 }
 
@@ -300,17 +328,25 @@ mod tests {
         spec.postgres.parameters.insert("work_mem".into(), "8MB".into());
         spec.postgres.parameters.insert("fsync".into(), "off".into());
         let text = render_conf(&place(), &spec, &Settings::cut_off());
-        let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle} missing in {text}"));
+        let at = |needle: &str| {
+            text.find(needle).unwrap_or_else(|| panic!("{needle} missing in {text}"))
+        };
         assert!(at("include_if_exists") < at("work_mem") && at("work_mem") < at("fsync = 'on'"));
         assert!(!text.contains("fsync = 'off'"));
         assert!(text.contains("include_if_exists = '/var/lib/it''s/data/postgresql.conf'"));
-        assert!(text.contains("synchronous_standby_names = 'ANY 1 (\"nobody_can_have_this_name\")'"));
+        assert!(
+            text.contains("synchronous_standby_names = 'ANY 1 (\"nobody_can_have_this_name\")'")
+        );
         assert!(text.contains("primary_conninfo = ''\n"));
     }
 
     #[test]
     fn a_voter_streams_under_its_epoch_and_an_incomplete_member_under_a_name_no_list_holds() {
-        let text = render_conf(&place(), &ClusterSpec::default(), &following(StreamName::Voter { round: 2 }));
+        let text = render_conf(
+            &place(),
+            &ClusterSpec::default(),
+            &following(StreamName::Voter { round: 2 }),
+        );
         assert!(text.contains("application_name=node-b.e7.r2"), "{text}");
         assert!(text.contains("replication.e7.pgpass"));
         let text = render_conf(&place(), &ClusterSpec::default(), &following(StreamName::Joining));
@@ -327,7 +363,8 @@ mod tests {
 
     #[test]
     fn auto_conf_loses_owned_settings_and_keeps_the_others() {
-        let text = "# comment\nwork_mem = '1MB'\nSynchronous_Standby_Names = ''\n primary_conninfo='x'\n";
+        let text =
+            "# comment\nwork_mem = '1MB'\nSynchronous_Standby_Names = ''\n primary_conninfo='x'\n";
         assert_eq!(scrub_auto_conf(text).as_deref(), Some("# comment\nwork_mem = '1MB'\n"));
         assert_eq!(scrub_auto_conf("work_mem = '1MB'\n"), None);
     }

@@ -1,0 +1,239 @@
+//! What a keeper can do: one thing at a time, chosen afresh by `reconcile` whenever a fact changes.
+
+use std::fmt;
+use std::time::Duration;
+
+use proto::assignment::{Follow, Lead};
+use proto::{Cfg, Epoch, MemberName};
+
+use crate::postgres::settings::StreamName;
+
+/// The next thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    Hold(Hold),
+    /// Make sure that no process of this data directory lives.
+    Fence(FenceReason),
+    /// Create the cluster.
+    Found,
+    /// Stop receiving, promise, find the position.
+    Seal {
+        sealing: Epoch,
+    },
+    /// Find the end of the WAL of a stopped member.
+    Scan,
+    /// Start PostgreSQL as a standby that receives from the primary of `follow`.
+    StartStandby {
+        follow: Follow,
+        name: StreamName,
+    },
+    /// Point the running standby at the primary of `follow`.
+    Repoint {
+        follow: Follow,
+        name: StreamName,
+    },
+    /// Take the mark *incomplete* away: the member holds all that its epoch began with.
+    MarkComplete {
+        epoch: Epoch,
+    },
+    /// Become the primary of an epoch out of a running standby.
+    Promote(Lead),
+    /// Start PostgreSQL as the primary of its own epoch, closed.
+    StartPrimary {
+        lead: Lead,
+        restart: u64,
+    },
+    /// Take the right, prove that backends wait, and let clients in.
+    Open(Lead),
+    /// Put the names of a Cfg in force and prove it.
+    Confirm {
+        cfg: Cfg,
+        proof: Proof,
+    },
+    /// Bring the members' replication slots in order.
+    KeepSlots {
+        members: Vec<MemberName>,
+        primary: bool,
+    },
+    /// Bring a diverged former primary back by pg_rewind.
+    Rewind {
+        follow: Follow,
+        reason: String,
+    },
+    /// Make a fresh copy of the primary beside the data directory, and put it in its place.
+    Copy {
+        follow: Follow,
+        reason: String,
+    },
+}
+
+/// How it is proved that a Cfg's names are in force (design: joint configurations).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// The names are in force already: written before the promotion over a list that nobody satisfies, or proven
+    /// by an earlier action that did not get to see the voters' positions.
+    Given,
+    /// From a list that nobody satisfies: a canary commit is seen to wait, and then released.
+    Canary,
+    /// From the names of another Cfg: step through `FIRST k`, where each walsender shows its own place.
+    Priorities,
+}
+
+/// Why PostgreSQL must not run on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FenceReason {
+    Sealing(Epoch),
+    Replaced {
+        by: MemberName,
+        epoch: Epoch,
+    },
+    /// A standby holds WAL that its primary's history does not have.
+    PastTheFork,
+    NotOurEpoch,
+}
+
+/// Why nothing is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hold {
+    NoState,
+    NotAdmitted,
+    NewerFormat,
+    /// The state is older than one this member acted on, or comes from another etcd.
+    Frozen(String),
+    StaleEpoch,
+    Sealed(Epoch),
+    Incomplete,
+    WaitingForPrimary,
+    WaitingForProcesses,
+    WaitingForServer,
+    WaitingForRestartOrder,
+    WaitingForReplacement,
+    WaitingForConfirmation,
+    PromotionWasCut,
+    Following,
+    Leading,
+    BackingOff(ActionKind),
+    Refused(String),
+}
+
+/// An action without its arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ActionKind {
+    Hold,
+    Fence,
+    Found,
+    Seal,
+    Scan,
+    StartStandby,
+    Repoint,
+    MarkComplete,
+    Promote,
+    StartPrimary,
+    Open,
+    Confirm,
+    KeepSlots,
+    Rewind,
+    Copy,
+}
+
+impl Action {
+    /// Returns the kind of this action.
+    pub fn kind(&self) -> ActionKind {
+        match self {
+            Action::Hold(_) => ActionKind::Hold,
+            Action::Fence(_) => ActionKind::Fence,
+            Action::Found => ActionKind::Found,
+            Action::Seal { .. } => ActionKind::Seal,
+            Action::Scan => ActionKind::Scan,
+            Action::StartStandby { .. } => ActionKind::StartStandby,
+            Action::Repoint { .. } => ActionKind::Repoint,
+            Action::MarkComplete { .. } => ActionKind::MarkComplete,
+            Action::Promote(_) => ActionKind::Promote,
+            Action::StartPrimary { .. } => ActionKind::StartPrimary,
+            Action::Open(_) => ActionKind::Open,
+            Action::Confirm { .. } => ActionKind::Confirm,
+            Action::KeepSlots { .. } => ActionKind::KeepSlots,
+            Action::Rewind { .. } => ActionKind::Rewind,
+            Action::Copy { .. } => ActionKind::Copy,
+        }
+    }
+
+    /// Returns whether this action, under way, is cut short for `other`. Each one is safe when cut anywhere (I20).
+    ///
+    /// Work on an incomplete member's data goes on: it counts in no seal set, and cutting a rewind means doing it
+    /// again or copying everything.
+    pub fn yields_to(&self, other: &Action) -> bool {
+        match self.kind() {
+            ActionKind::Fence | ActionKind::Hold => false,
+            ActionKind::Rewind | ActionKind::Copy | ActionKind::Found => false,
+            ActionKind::Seal
+            | ActionKind::Promote
+            | ActionKind::StartPrimary
+            | ActionKind::Open => {
+                matches!(other.kind(), ActionKind::Fence | ActionKind::Seal) && self != other
+            }
+            ActionKind::Confirm => other.kind() != ActionKind::Hold && self != other,
+            ActionKind::Scan
+            | ActionKind::StartStandby
+            | ActionKind::Repoint
+            | ActionKind::MarkComplete
+            | ActionKind::KeepSlots => matches!(other.kind(), ActionKind::Fence | ActionKind::Seal),
+        }
+    }
+}
+
+/// How long an action that failed `times` times in a row is left alone: a second failure right after the first
+/// says nothing new, and five seconds is what an operator who mends the cause can wait.
+pub fn backoff(times: u32) -> Duration {
+    Duration::from_millis(100 << times.min(6)).min(Duration::from_secs(5))
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hold::NoState => write!(f, "waiting for a sentinel to create the cluster's state"),
+            Hold::NotAdmitted => write!(f, "waiting to be admitted by the leader"),
+            Hold::NewerFormat => {
+                write!(f, "standing by: etcd holds a newer format, upgrade pgdeputy on this host")
+            }
+            Hold::Frozen(why) => write!(f, "frozen: {why}"),
+            Hold::StaleEpoch => write!(f, "the state's epoch is below this member's promise"),
+            Hold::Sealed(epoch) => write!(f, "sealed for epoch {epoch}"),
+            Hold::Incomplete => write!(f, "incomplete: nothing to seal"),
+            Hold::WaitingForPrimary => write!(f, "waiting for the primary to open"),
+            Hold::WaitingForProcesses => {
+                write!(f, "waiting until no process of the data directory lives")
+            }
+            Hold::WaitingForServer => write!(f, "waiting for PostgreSQL to answer"),
+            Hold::WaitingForRestartOrder => {
+                write!(f, "PostgreSQL is down, waiting for the leader's decision")
+            }
+            Hold::WaitingForReplacement => {
+                write!(f, "waiting until no Cfg of an older epoch is recorded")
+            }
+            Hold::WaitingForConfirmation => write!(f, "waiting for voters to confirm the Cfg"),
+            Hold::PromotionWasCut => {
+                write!(f, "the promotion was cut short, waiting for the next epoch")
+            }
+            Hold::Following => write!(f, "following"),
+            Hold::Leading => write!(f, "leading"),
+            Hold::BackingOff(kind) => write!(f, "waiting before {kind:?} is tried again"),
+            Hold::Refused(why) => write!(f, "refused: {why}"),
+        }
+    }
+}
+
+impl fmt::Display for FenceReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FenceReason::Sealing(epoch) => write!(f, "epoch {epoch} is being sealed"),
+            FenceReason::Replaced { by, epoch } => {
+                write!(f, "{by} is the primary of epoch {epoch}")
+            }
+            FenceReason::PastTheFork => {
+                write!(f, "this standby holds WAL that the primary's history does not have")
+            }
+            FenceReason::NotOurEpoch => write!(f, "a primary of another epoch runs here"),
+        }
+    }
+}

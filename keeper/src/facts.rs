@@ -1,0 +1,107 @@
+//! What a keeper knows when it decides: gathered by the shell, and nothing but values.
+
+use std::collections::BTreeMap;
+
+use proto::report::{Confirmed, DataDirectory, MemberReport, Opened, Rejoin, Seal};
+use proto::{
+    CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Moment, PrimaryKey, WalPosition, WallTime,
+};
+
+use crate::action::ActionKind;
+use crate::member_files::MemberFiles;
+use crate::postgres::probe::SqlFacts;
+use crate::postgres::settings::Settings;
+
+/// The cluster as this keeper last read it.
+#[derive(Debug, Clone, Default)]
+pub struct ClusterView {
+    pub spec: Option<ClusterSpec>,
+    pub state: Option<ClusterState>,
+    /// The revision of `state`, which guards what rests on it.
+    pub state_revision: i64,
+    pub reports: BTreeMap<MemberName, MemberReport>,
+    pub primary_key: Option<PrimaryKey>,
+    /// The identity of the etcd cluster that answered.
+    pub etcd_cluster_id: String,
+    /// A document of a newer format was met: stand by.
+    pub newer_format: bool,
+}
+
+/// What is known of this member itself.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub member: MemberName,
+    pub files: MemberFiles,
+    pub data: DataDirectory,
+    /// The running server's answers; `None` while it gives none.
+    pub sql: Option<SqlFacts>,
+    pub local: Local,
+}
+
+/// What PostgreSQL's processes do, by the fencer's word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Process {
+    /// No process of the data directory lives.
+    #[default]
+    None,
+    Running {
+        pid: u32,
+    },
+    /// The postmaster is gone; `gone`: so is every other process of the data directory.
+    Exited {
+        noticed: WallTime,
+        gone: bool,
+    },
+}
+
+impl Process {
+    /// Returns whether it is certain that no process of the data directory lives.
+    pub fn is_gone(self) -> bool {
+        matches!(self, Process::None | Process::Exited { gone: true, .. })
+    }
+}
+
+/// What this keeper's actions have brought about since its start. Not stored: it is found out anew.
+#[derive(Debug, Clone, Default)]
+pub struct Local {
+    pub process: Process,
+    /// The settings on disk that the server has, or will read at its start.
+    pub settings: Option<Settings>,
+    pub seal: Option<Seal>,
+    pub opened: Option<Opened>,
+    pub confirmed: Option<Confirmed>,
+    /// The end of this member's WAL, scanned while no process lived; forgotten when PostgreSQL starts.
+    pub end_of_wal: Option<WalPosition>,
+    /// The restart order for which PostgreSQL was last started as a primary.
+    pub started_for: Option<u64>,
+    /// Whether the present PostgreSQL process has had a streaming receiver: its receive position is then true.
+    pub streamed: bool,
+    pub names: Names,
+    pub rejoin: Option<Rejoin>,
+    /// Replication slots are as they should be for this set of members and role.
+    pub slots_for: Option<(Vec<MemberName>, bool)>,
+    pub failures: BTreeMap<ActionKind, Failure>,
+    /// The right to run as primary was taken for this epoch.
+    pub key_taken: Option<Epoch>,
+}
+
+/// What is known of the names that a running primary enforces.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Names {
+    /// Names of some Cfg, of which not all walsenders were seen to have heard; also what a keeper finds that was
+    /// restarted beside a running primary.
+    #[default]
+    Unproven,
+    /// The name that nobody can have, since the server's start.
+    Impossible,
+    /// The names of this Cfg, and nothing else, decide what is acknowledged.
+    Proven(CfgId),
+}
+
+/// An action that did not do what it should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub problem: String,
+    pub times: u32,
+    pub at: Moment,
+}

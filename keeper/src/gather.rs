@@ -1,0 +1,84 @@
+//! Asks the running PostgreSQL for its facts, over and over: fast while something is under way, else every 100 ms.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::facts::Process;
+use crate::postgres::probe::{SqlFacts, probe};
+use crate::postgres::session::Session;
+use crate::worker::Worker;
+
+/// How eagerly to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// A change is expected within milliseconds.
+    Eager,
+    Steady,
+}
+
+impl Pace {
+    fn interval(self) -> Duration {
+        match self {
+            Pace::Eager => Duration::from_millis(5),
+            // A tenth of the shortest silence that counts.
+            Pace::Steady => Duration::from_millis(100),
+        }
+    }
+}
+
+/// Asks until `stop`. What it sends is `None` while PostgreSQL does not run or does not answer.
+pub async fn gather(
+    worker: Arc<Worker>,
+    mut pace: watch::Receiver<Pace>,
+    facts: watch::Sender<Option<SqlFacts>>,
+    stop: CancellationToken,
+) {
+    let mut session: Option<Session> = None;
+    while !stop.is_cancelled() {
+        let answer = ask(&worker, &mut session).await;
+        if let Some(answer) = &answer
+            && answer.receiver.as_ref().is_some_and(|r| r.streaming)
+            && !worker.local().streamed
+        {
+            worker.update(|local| local.streamed = true);
+        }
+        facts.send_if_modified(|known| {
+            let same = match (&*known, &answer) {
+                (Some(a), Some(b)) => a.asked == b.asked,
+                (None, None) => true,
+                _ => false,
+            };
+            *known = answer;
+            !same
+        });
+        let wait = pace.borrow_and_update().interval();
+        tokio::select! {
+            () = sleep(wait) => {}
+            _ = pace.changed() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn ask(worker: &Worker, session: &mut Option<Session>) -> Option<SqlFacts> {
+    if !matches!(worker.local().process, Process::Running { .. }) {
+        *session = None;
+        return None;
+    }
+    if session.as_ref().is_none_or(Session::is_closed) {
+        *session = worker.door.open().await.ok();
+    }
+    let asked = store::clock::now();
+    let answer = timeout(Duration::from_secs(2), probe(session.as_ref()?, asked)).await;
+    match answer {
+        Ok(Ok(facts)) => Some(facts),
+        Ok(Err(_)) | Err(_) => {
+            *session = None;
+            None
+        }
+    }
+}

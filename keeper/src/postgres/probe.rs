@@ -1,0 +1,116 @@
+//! What the running server says of itself: one query, one round trip, one consistent answer.
+
+use std::collections::BTreeMap;
+
+use proto::{Lsn, Moment, Timeline};
+use serde::Deserialize;
+
+use super::session::{Session, SqlError};
+
+/// The server's answers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SqlFacts {
+    /// When the question was asked: nothing here is newer.
+    pub asked: Moment,
+    pub in_recovery: bool,
+    pub timeline: Timeline,
+    /// On a primary what it has flushed; on a standby what a receiver has flushed since the server's start.
+    pub flush_lsn: Option<Lsn>,
+    pub replay_lsn: Option<Lsn>,
+    /// The value of `synchronous_standby_names` in this session.
+    pub standby_names: String,
+    pub receiver: Option<Receiver>,
+    /// Whether a walreceiver process exists, also one that is still connecting.
+    pub receiver_process: bool,
+    pub walsenders: Vec<Walsender>,
+    pub slots: BTreeMap<String, Slot>,
+    pub checkpoint_timeline: Timeline,
+}
+
+/// A standby's receiver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receiver {
+    pub streaming: bool,
+    pub timeline: Timeline,
+    /// The name under which it connected.
+    pub name: Option<String>,
+}
+
+/// A primary's walsender.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Walsender {
+    pub pid: i32,
+    pub name: String,
+    pub state: String,
+    pub flush_lsn: Option<Lsn>,
+    pub replay_lsn: Option<Lsn>,
+    pub sync_priority: i32,
+    pub sync_state: String,
+}
+
+/// A physical replication slot of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Slot {
+    pub active: bool,
+    /// Whether it holds WAL back.
+    pub reserved: bool,
+}
+
+const QUERY: &str = r"
+SELECT r.in_recovery,
+       CASE WHEN r.in_recovery THEN COALESCE(w.received_tli, c.min_recovery_end_timeline)
+            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END,
+       CASE WHEN r.in_recovery THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END::text,
+       CASE WHEN r.in_recovery THEN pg_last_wal_replay_lsn() END::text,
+       current_setting('synchronous_standby_names'),
+       w.status, w.received_tli,
+       substring(w.conninfo from 'application_name=(\S+)'),
+       EXISTS (SELECT 1 FROM pg_stat_activity WHERE backend_type = 'walreceiver'),
+       (SELECT COALESCE(json_agg(json_build_object(
+            'pid', pid, 'name', application_name, 'state', state, 'flush_lsn', flush_lsn::text,
+            'replay_lsn', replay_lsn::text, 'sync_priority', sync_priority, 'sync_state', sync_state)), '[]')
+          FROM pg_stat_replication)::text,
+       (SELECT COALESCE(json_object_agg(slot_name, json_build_object(
+            'active', active, 'reserved', restart_lsn IS NOT NULL)), '{}')
+          FROM pg_replication_slots WHERE slot_type = 'physical' AND slot_name LIKE 'pgdeputy\_%')::text,
+       (SELECT timeline_id FROM pg_control_checkpoint())
+  FROM (SELECT pg_is_in_recovery() AS in_recovery) r
+  CROSS JOIN pg_control_recovery() c
+  LEFT JOIN pg_stat_wal_receiver w ON true";
+
+/// Asks the server. `asked` is the moment before the question.
+pub async fn probe(session: &Session, asked: Moment) -> Result<SqlFacts, SqlError> {
+    let row = session.row(QUERY, &[]).await?;
+    let odd = |e: String| SqlError::Statement(format!("unexpected answer to the probe: {e}"));
+    let text = |i: usize| row.try_get::<_, Option<String>>(i).map_err(|e| odd(e.to_string()));
+    let lsn = |i: usize| -> Result<Option<Lsn>, SqlError> {
+        text(i)?
+            .map(|t| t.parse())
+            .transpose()
+            .map_err(|e: proto::lsn::LsnError| odd(e.to_string()))
+    };
+    let number = |i: usize| row.try_get::<_, Option<i32>>(i).map_err(|e| odd(e.to_string()));
+    let flag = |i: usize| row.try_get::<_, bool>(i).map_err(|e| odd(e.to_string()));
+    let receiver = match (text(5)?, number(6)?) {
+        (Some(status), timeline) => Some(Receiver {
+            streaming: status == "streaming",
+            timeline: Timeline(timeline.unwrap_or(0) as u32),
+            name: text(7)?,
+        }),
+        (None, _) => None,
+    };
+    let json = |i: usize| Ok::<_, SqlError>(text(i)?.unwrap_or_default());
+    Ok(SqlFacts {
+        asked,
+        in_recovery: flag(0)?,
+        timeline: Timeline(number(1)?.unwrap_or(0) as u32),
+        flush_lsn: lsn(2)?,
+        replay_lsn: lsn(3)?,
+        standby_names: text(4)?.unwrap_or_default(),
+        receiver,
+        receiver_process: flag(8)?,
+        walsenders: serde_json::from_str(&json(9)?).map_err(|e| odd(e.to_string()))?,
+        slots: serde_json::from_str(&json(10)?).map_err(|e| odd(e.to_string()))?,
+        checkpoint_timeline: Timeline(number(11)?.unwrap_or(0) as u32),
+    })
+}

@@ -1,0 +1,145 @@
+//! What the keeper shows of its facts: the HTTP view, the problems in its report, and how a rejoin ended.
+
+use std::collections::BTreeSet;
+
+use proto::report::{DataDirectory, MemberReport, RejoinOutcome};
+use proto::status::{MemberStatus, Positions, StandbyPositions};
+use proto::{Epoch, Lsn, MemberName, Moment};
+
+use crate::config::Config;
+use crate::facts::{ClusterView, Facts};
+use crate::member_files::Role;
+use crate::postgres::initdb::is_absent_or_empty;
+use crate::postgres::probe::{SqlFacts, Walsender};
+use crate::report::{Identity, report};
+use crate::view::{Serving, View};
+use crate::worker::Worker;
+
+/// An operator should know of an action that failed this often in a row; less is the ordinary course of a failover.
+const FAILURES_TO_TELL: u32 = 3;
+
+/// Returns what stands in the data directory.
+pub fn data(config: &Config) -> DataDirectory {
+    match is_absent_or_empty(&config.data_dir) {
+        Ok(true) => DataDirectory::Empty,
+        Ok(false) | Err(_) => DataDirectory::Present,
+    }
+}
+
+/// Returns the view before anything is known.
+pub fn first_view(identity: &Identity, view: &ClusterView, facts: &Facts) -> View {
+    self::view(view, facts, report(identity, view, facts, BTreeSet::new()), None)
+}
+
+/// Returns what the endpoints answer from.
+pub fn view(
+    view: &ClusterView,
+    facts: &Facts,
+    report: MemberReport,
+    serve_until: Option<Moment>,
+) -> View {
+    let sql = facts.sql.as_ref();
+    let serving = match (facts.local.opened, sql) {
+        (Some(opened), _) if is_mine(view, facts, opened.epoch) => Serving::Primary,
+        (None, Some(sql)) if sql.in_recovery => Serving::Standby,
+        _ => Serving::Nobody,
+    };
+    View {
+        status: MemberStatus {
+            positions: sql.map(positions),
+            standbys: sql.map_or_else(Vec::new, |s| s.walsenders.iter().map(standby).collect()),
+            serve_for_ms: None,
+            asked: store::clock::wall(),
+            report,
+        },
+        cluster: view.state.clone(),
+        serving,
+        serve_until: serve_until.filter(|_| facts.files.role == Role::Primary),
+        lag_bytes: sql.filter(|s| s.in_recovery).and_then(lag),
+        synchronous: is_voter(view, &facts.member),
+    }
+}
+
+fn is_mine(view: &ClusterView, facts: &Facts, epoch: Epoch) -> bool {
+    view.state.as_ref().is_some_and(|state| {
+        state.sealing.is_none()
+            && state.epoch == epoch
+            && state.primary.as_ref() == Some(&facts.member)
+    })
+}
+
+fn is_voter(view: &ClusterView, member: &MemberName) -> bool {
+    let cfg = view.state.as_ref().and_then(|s| s.newest_cfg());
+    cfg.is_some_and(|c| c.voters.contains(member))
+}
+
+fn positions(sql: &SqlFacts) -> Positions {
+    let flush_lsn = sql.flush_lsn.or(sql.replay_lsn).unwrap_or(Lsn(0));
+    Positions {
+        timeline: sql.timeline,
+        flush_lsn: flush_lsn.max(sql.replay_lsn.unwrap_or(Lsn(0))),
+        replay_lsn: sql.replay_lsn,
+    }
+}
+
+/// Returns how much of what was received is not replayed yet.
+fn lag(sql: &SqlFacts) -> Option<u64> {
+    let received = sql.flush_lsn.unwrap_or(Lsn(0));
+    sql.replay_lsn.map(|replayed| received.bytes_ahead_of(replayed))
+}
+
+fn standby(sender: &Walsender) -> StandbyPositions {
+    let (member, epoch) = match sender.name.split_once(".e") {
+        Some((member, rest)) => (
+            member.parse().ok(),
+            rest.split('.').next().and_then(|number| number.parse().ok()).map(Epoch),
+        ),
+        None => (None, None),
+    };
+    StandbyPositions {
+        wire_name: sender.name.clone(),
+        member,
+        epoch,
+        state: sender.state.clone(),
+        sync_state: sender.sync_state.clone(),
+        flush_lsn: sender.flush_lsn,
+        replay_lsn: sender.replay_lsn,
+    }
+}
+
+/// Returns what an operator should know.
+pub fn problems(facts: &Facts) -> BTreeSet<String> {
+    let failing = facts.local.failures.iter().filter(|(_, f)| f.times >= FAILURES_TO_TELL);
+    let mut problems: BTreeSet<String> =
+        failing.map(|(kind, f)| format!("{kind:?} fails: {}", f.problem)).collect();
+    if let (Some(sql), Some(settings)) = (&facts.sql, &facts.local.settings)
+        && sql.standby_names.is_empty()
+        && !settings.standby_names.is_empty()
+    {
+        problems.insert(
+            "synchronous_standby_names is empty although pgdeputy set it: commits do not wait"
+                .to_owned(),
+        );
+    }
+    problems
+}
+
+/// Notes the end of a rejoin: the member streams under the name that it should have.
+pub fn note_rejoin(worker: &Worker, view: &ClusterView, facts: &Facts) {
+    let Some(rejoin) = &facts.local.rejoin else { return };
+    if !matches!(rejoin.outcome, RejoinOutcome::Running { .. }) || !facts.files.complete {
+        return;
+    }
+    let streams = facts.sql.as_ref().and_then(|s| s.receiver.as_ref()).is_some_and(|receiver| {
+        let timeline = view.state.as_ref().map(|s| s.timeline);
+        receiver.streaming && Some(receiver.timeline) == timeline
+    });
+    if streams {
+        worker.update(|local| {
+            if let Some(rejoin) = &mut local.rejoin {
+                rejoin.outcome = RejoinOutcome::Done { ended: store::clock::wall() };
+                tracing::info!(by = ?rejoin.by, "rejoined");
+            }
+        });
+    }
+}

@@ -1,0 +1,67 @@
+//! Decides the one next thing that brings this member closer to what was agreed. Decides and cannot do.
+
+mod primary;
+mod rejoin;
+mod seal;
+mod standby;
+
+#[cfg(test)]
+mod tests;
+
+use proto::{Assignment, Moment};
+
+use crate::action::{Action, ActionKind, Hold, backoff};
+use crate::facts::{ClusterView, Facts};
+
+/// Returns the next action. Calling it again with the same arguments gives the same answer.
+pub fn reconcile(view: &ClusterView, facts: &Facts, now: Moment) -> Action {
+    let wanted = choose(view, facts);
+    match facts.local.failures.get(&wanted.kind()) {
+        // A fence is never put off.
+        Some(failure)
+            if wanted.kind() != ActionKind::Fence && now < failure.at + backoff(failure.times) =>
+        {
+            Action::Hold(Hold::BackingOff(wanted.kind()))
+        }
+        _ => wanted,
+    }
+}
+
+fn choose(view: &ClusterView, facts: &Facts) -> Action {
+    if view.newer_format {
+        return Action::Hold(Hold::NewerFormat);
+    }
+    let Some(state) = &view.state else { return Action::Hold(Hold::NoState) };
+    if let Some(why) = frozen(view, facts) {
+        return Action::Hold(Hold::Frozen(why));
+    }
+    match proto::assignment::assignment(state, &facts.member) {
+        Assignment::Wait => Action::Hold(Hold::NotAdmitted),
+        Assignment::Found => seal::found(facts),
+        Assignment::Seal { sealing } => seal::next(facts, sealing),
+        Assignment::Lead(lead) if lead.epoch < facts.files.promise => {
+            Action::Hold(Hold::StaleEpoch)
+        }
+        Assignment::Follow(follow) if follow.epoch < facts.files.promise => {
+            Action::Hold(Hold::StaleEpoch)
+        }
+        Assignment::Lead(lead) => primary::next(state, facts, lead),
+        Assignment::Follow(follow) => standby::next(view, state, facts, follow),
+    }
+}
+
+/// Returns why this member must not act on the state: it is older than one acted on, or another etcd's. Both mean
+/// that the store was restored or swapped, and what it says of promises may be wrong.
+fn frozen(view: &ClusterView, facts: &Facts) -> Option<String> {
+    let state = view.state.as_ref()?;
+    if state.number < facts.files.state_number {
+        return Some(format!(
+            "etcd holds state {}, this member has acted on {}: the store was set back",
+            state.number, facts.files.state_number
+        ));
+    }
+    let known = facts.files.etcd_cluster_id.as_ref()?;
+    (*known != view.etcd_cluster_id).then(|| {
+        format!("this etcd is cluster {}, this member belongs to {known}", view.etcd_cluster_id)
+    })
+}

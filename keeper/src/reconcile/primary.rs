@@ -1,0 +1,94 @@
+//! The primary's part: promote, or start closed by order; open; then keep names and slots in line.
+
+use proto::assignment::Lead;
+use proto::{Cfg, ClusterState, MemberName};
+
+use crate::action::{Action, FenceReason, Hold, Proof};
+use crate::facts::{Facts, Names, Process};
+use crate::member_files::Role;
+
+/// Returns what the member does that the state names as primary.
+pub fn next(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
+    match facts.local.process {
+        Process::Exited { gone: false, .. } => Action::Hold(Hold::WaitingForProcesses),
+        Process::None | Process::Exited { gone: true, .. } => start(facts, lead),
+        Process::Running { .. } => match &facts.sql {
+            None => Action::Hold(Hold::WaitingForServer),
+            Some(sql) if sql.in_recovery => promote(facts, lead),
+            Some(sql) if sql.timeline != lead.timeline || facts.files.epoch != lead.epoch => {
+                Action::Fence(FenceReason::NotOurEpoch)
+            }
+            Some(_) => serve(state, facts, lead),
+        },
+    }
+}
+
+/// PostgreSQL is down. Only an order that has not been carried out yet starts it: a second death needs a second
+/// order, because the leader may rather fail over.
+fn start(facts: &Facts, lead: Lead) -> Action {
+    match lead.restart {
+        Some(restart) if facts.local.started_for.is_none_or(|done| done < restart) => {
+            if facts.files.role == Role::Primary && facts.files.epoch == lead.epoch {
+                Action::StartPrimary { lead, restart }
+            } else {
+                Action::Hold(Hold::PromotionWasCut)
+            }
+        }
+        _ => Action::Hold(Hold::WaitingForRestartOrder),
+    }
+}
+
+/// PostgreSQL runs as a standby. A promotion that was cut is never repeated in its epoch: had it got as far as
+/// the new timeline, PostgreSQL would be out of recovery.
+fn promote(facts: &Facts, lead: Lead) -> Action {
+    if facts.files.epoch >= lead.epoch && facts.files.role == Role::Primary {
+        return Action::Hold(Hold::PromotionWasCut);
+    }
+    if !facts.files.complete || facts.local.seal.is_none_or(|s| s.sealing != lead.epoch) {
+        // Chosen with a seal that this keeper does not remember: it was restarted in between. Sealing again is
+        // harmless and shows whether the position still holds.
+        return if facts.files.complete {
+            Action::Seal { sealing: lead.epoch }
+        } else {
+            Action::Hold(Hold::Incomplete)
+        };
+    }
+    Action::Promote(lead)
+}
+
+fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
+    let wanted = lead.restart.unwrap_or(0);
+    if facts.local.opened.is_none_or(|o| o.epoch != lead.epoch || o.restart != wanted) {
+        return Action::Open(lead);
+    }
+    let newest = lead.cfgs.iter().rev().find(|c| c.epoch == lead.epoch);
+    if let Some(cfg) =
+        newest.filter(|c| facts.local.confirmed.as_ref().is_none_or(|done| done.cfg != c.id))
+    {
+        return confirm(facts, cfg);
+    }
+    keep_slots(state, facts, true)
+}
+
+fn confirm(facts: &Facts, cfg: &Cfg) -> Action {
+    if cfg.k == 0 {
+        // A recorded k = 0 asks for nothing that could be proved, and in strict the impossible name stays in force.
+        return Action::Hold(Hold::Leading);
+    }
+    let proof = match facts.local.names {
+        Names::Proven(id) if id == cfg.id => Proof::Given,
+        Names::Proven(_) | Names::Unproven => Proof::Priorities,
+        Names::Impossible => Proof::Canary,
+    };
+    Action::Confirm { cfg: cfg.clone(), proof }
+}
+
+/// Returns the action that brings slots in line, or the hold of a member that has nothing to do.
+pub fn keep_slots(state: &ClusterState, facts: &Facts, primary: bool) -> Action {
+    let members: Vec<MemberName> =
+        state.members.keys().filter(|m| **m != facts.member).cloned().collect();
+    if facts.local.slots_for.as_ref() == Some(&(members.clone(), primary)) {
+        return Action::Hold(if primary { Hold::Leading } else { Hold::Following });
+    }
+    Action::KeepSlots { members, primary }
+}

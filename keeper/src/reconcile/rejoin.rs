@@ -1,0 +1,137 @@
+//! How a stopped member comes back: follow where it has provably not diverged, else rewind, else a fresh copy.
+//! Decided from the end of its WAL and the recorded switch points; never by starting it and seeing.
+
+use proto::assignment::Follow;
+use proto::report::{DataDirectory, RejoinBy};
+use proto::{ClusterState, MemberName, Phase, WalPosition};
+
+use super::standby::{is_prefix, primary_is_open, stream_name};
+use crate::action::{Action, Hold};
+use crate::facts::{ClusterView, Facts};
+use crate::member_files::Role;
+
+/// How often a rewind is tried against one source timeline before the data is copied instead.
+const REWIND_ATTEMPTS: u32 = 2;
+
+/// How a stopped member may come back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rejoin {
+    /// Its WAL is a prefix of the primary's.
+    Follow,
+    Rewind {
+        reason: String,
+    },
+    FreshCopy {
+        reason: String,
+    },
+}
+
+/// Returns what a stopped member with data does to follow.
+pub fn start(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Follow) -> Action {
+    if let Some(unfinished) = &facts.files.rejoin
+        && !unfinished.may_start()
+    {
+        return resume(view, state, facts, follow);
+    }
+    if !facts.files.complete {
+        // Copied or rewound before, and stopped on its way: it goes on from where it was, under no voter's name.
+        return start_standby(view, facts, follow);
+    }
+    let Some(end) = facts.local.end_of_wal else { return Action::Scan };
+    match decide(state, facts.files.role, end) {
+        Rejoin::Follow => start_standby(view, facts, follow),
+        Rejoin::Rewind { reason } => rewind(view, state, facts, follow, reason),
+        Rejoin::FreshCopy { reason } => copy(view, state, facts, follow, reason),
+    }
+}
+
+/// Returns how a complete, stopped member whose WAL ends at `end` may come back.
+pub fn decide(state: &ClusterState, role: Role, end: WalPosition) -> Rejoin {
+    if is_prefix(state, end) {
+        return Rejoin::Follow;
+    }
+    let fork = match state.shared_until(end.timeline) {
+        Some(until) => format!(
+            "its WAL ends at {} of timeline {}, past the fork at {until}",
+            end.lsn, end.timeline
+        ),
+        None => format!(
+            "its timeline {} is not in the history of timeline {}",
+            end.timeline, state.timeline
+        ),
+    };
+    match role {
+        Role::Primary => Rejoin::Rewind { reason: fork },
+        // pg_rewind judges a standby by what it has replayed, not by what it has received, and would call a standby
+        // clean that then replays its way past the fork.
+        Role::Standby | Role::None => {
+            Rejoin::FreshCopy { reason: format!("{fork}, and it was a standby") }
+        }
+    }
+}
+
+fn start_standby(view: &ClusterView, facts: &Facts, follow: Follow) -> Action {
+    if !view.reports.contains_key(&follow.primary) {
+        return Action::Hold(Hold::WaitingForPrimary);
+    }
+    let name = stream_name(view, facts, &follow);
+    Action::StartStandby { follow, name }
+}
+
+/// A rewind or copy was cut: again, against the same source timeline only, otherwise a fresh copy.
+fn resume(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Follow) -> Action {
+    let Some(marker) = &facts.files.rejoin else { return Action::Hold(Hold::WaitingForPrimary) };
+    let same_source = marker.source_timeline == follow.timeline && marker.source == follow.primary;
+    match marker.by {
+        RejoinBy::Rewind if same_source && marker.attempt < REWIND_ATTEMPTS => {
+            rewind(view, state, facts, follow, "an earlier rewind was cut short".into())
+        }
+        RejoinBy::Rewind | RejoinBy::Copy | RejoinBy::Follow => {
+            copy(view, state, facts, follow, format!("an earlier {:?} did not finish", marker.by))
+        }
+    }
+}
+
+fn rewind(
+    view: &ClusterView,
+    state: &ClusterState,
+    facts: &Facts,
+    follow: Follow,
+    reason: String,
+) -> Action {
+    if !may_discard(state, &facts.member) {
+        return Action::Hold(Hold::WaitingForReplacement);
+    }
+    if !primary_is_open(view, &follow) {
+        return Action::Hold(Hold::WaitingForPrimary);
+    }
+    Action::Rewind { follow, reason }
+}
+
+/// Returns the action that copies the primary, once that is allowed and the primary serves.
+pub fn copy(
+    view: &ClusterView,
+    state: &ClusterState,
+    facts: &Facts,
+    follow: Follow,
+    reason: String,
+) -> Action {
+    if facts.data == DataDirectory::Present && !may_discard(state, &facts.member) {
+        return Action::Hold(Hold::WaitingForReplacement);
+    }
+    if !primary_is_open(view, &follow) {
+        return Action::Hold(Hold::WaitingForPrimary);
+    }
+    Action::Copy { follow, reason }
+}
+
+/// Returns whether this member's WAL is needed no more: it stands in no Cfg, or the present primary alone is a seal
+/// set of every Cfg (I14). Otherwise the loss of the new primary meanwhile would leave nobody to promote.
+fn may_discard(state: &ClusterState, member: &MemberName) -> bool {
+    let Some(primary) = &state.primary else { return false };
+    let alone = [primary.clone()].into();
+    let stands_nowhere =
+        state.cfgs.iter().all(|c| c.leader != *member && !c.voters.contains(member));
+    state.phase == Phase::Open
+        && (stands_nowhere || state.cfgs.iter().all(|c| c.is_sealed_by(&alone)))
+}

@@ -1,0 +1,124 @@
+//! A standby's part: get data, start, follow the right primary under the right name, become complete.
+
+use proto::assignment::Follow;
+use proto::report::{DataDirectory, Opened, Server};
+use proto::spec::Permission;
+use proto::{ClusterState, Lsn, WalPosition};
+
+use super::{primary, rejoin, seal};
+use crate::action::{Action, FenceReason, Hold};
+use crate::facts::{ClusterView, Facts, Process};
+use crate::member_files::Role;
+use crate::postgres::probe::SqlFacts;
+use crate::postgres::settings::StreamName;
+
+/// Returns what the member does that the state asks to follow.
+pub fn next(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Follow) -> Action {
+    if facts.data != DataDirectory::Present {
+        return match facts.data {
+            DataDirectory::Empty => {
+                rejoin::copy(view, state, facts, follow, "this member has no data yet".into())
+            }
+            DataDirectory::Building | DataDirectory::Present => {
+                Action::Hold(Hold::WaitingForPrimary)
+            }
+        };
+    }
+    match facts.local.process {
+        Process::Exited { gone: false, .. } => Action::Hold(Hold::WaitingForProcesses),
+        Process::None | Process::Exited { gone: true, .. } => {
+            rejoin::start(view, state, facts, follow)
+        }
+        Process::Running { .. } if seal::may_be_primary(facts) => {
+            Action::Fence(FenceReason::Replaced { by: follow.primary, epoch: follow.epoch })
+        }
+        Process::Running { .. } => match &facts.sql {
+            None => Action::Hold(Hold::WaitingForServer),
+            Some(sql) => running(view, state, facts, follow, sql),
+        },
+    }
+}
+
+fn running(
+    view: &ClusterView,
+    state: &ClusterState,
+    facts: &Facts,
+    follow: Follow,
+    sql: &SqlFacts,
+) -> Action {
+    if facts.files.role == Role::Primary {
+        // It was to be promoted and is not out of recovery: what it holds is what it sealed with.
+        return Action::Fence(FenceReason::NotOurEpoch);
+    }
+    let name = stream_name(view, facts, &follow);
+    let upstream = facts.local.settings.as_ref().and_then(|s| s.upstream.as_ref());
+    let points_there = upstream.is_some_and(|u| {
+        u.epoch == follow.epoch
+            && u.name == name
+            && view
+                .reports
+                .get(&follow.primary)
+                .is_none_or(|r| r.postgres_address == format!("{}:{}", u.host, u.port))
+    });
+    if points_there && facts.files.promise >= follow.epoch {
+        return following(state, facts, &follow, sql);
+    }
+    if !view.reports.contains_key(&follow.primary) {
+        return Action::Hold(Hold::WaitingForPrimary);
+    }
+    if !facts.files.complete || upstream.is_some_and(|u| u.epoch == follow.epoch) {
+        // Its WAL is not counted yet, or was judged for this epoch before: only the name or address changes.
+        return Action::Repoint { follow, name };
+    }
+    match facts.local.seal.filter(|s| s.sealing == follow.epoch) {
+        // Whoever follows a new epoch under a voter's name has promised it and shown where its WAL ends.
+        None => Action::Seal { sealing: follow.epoch },
+        Some(seal) if is_prefix(state, seal.position) => Action::Repoint { follow, name },
+        Some(_) => Action::Fence(FenceReason::PastTheFork),
+    }
+}
+
+fn following(state: &ClusterState, facts: &Facts, follow: &Follow, sql: &SqlFacts) -> Action {
+    if !facts.files.complete && holds_the_beginning(facts, follow, sql) {
+        return Action::MarkComplete { epoch: follow.epoch };
+    }
+    let streams =
+        sql.receiver.as_ref().is_some_and(|r| r.streaming && r.timeline == follow.timeline);
+    if streams { primary::keep_slots(state, facts, false) } else { Action::Hold(Hold::Following) }
+}
+
+/// Returns whether an incomplete member has become whole: it streams on the epoch's timeline, and has flushed past
+/// the epoch's start and past what the source had written when the copy or rewind ended. That it answers queries
+/// shows that it is consistent.
+fn holds_the_beginning(facts: &Facts, follow: &Follow, sql: &SqlFacts) -> bool {
+    let Some(needed) = facts.files.rejoin.as_ref().and_then(|r| r.until) else { return false };
+    let streams =
+        sql.receiver.as_ref().is_some_and(|r| r.streaming && r.timeline == follow.timeline);
+    let Some(start) = follow.start_lsn else { return false };
+    let flushed = sql.flush_lsn.unwrap_or(Lsn(0));
+    streams && flushed >= needed && flushed >= start
+}
+
+/// Returns the name under which this member streams: a voter's once it is complete, unless it may not vote.
+pub fn stream_name(view: &ClusterView, facts: &Facts, follow: &Follow) -> StreamName {
+    let may_vote =
+        view.spec.as_ref().is_none_or(|s| s.member(&facts.member).vote == Permission::Allowed);
+    if facts.files.complete && may_vote {
+        StreamName::Voter { round: follow.round }
+    } else {
+        StreamName::Joining
+    }
+}
+
+/// Returns whether WAL that ends at `position` is a prefix of what the present primary has.
+pub fn is_prefix(state: &ClusterState, position: WalPosition) -> bool {
+    state.shared_until(position.timeline).is_some_and(|until| position.lsn <= until)
+}
+
+/// Returns whether the primary of `follow` serves, by its own report and the state.
+pub fn primary_is_open(view: &ClusterView, follow: &Follow) -> bool {
+    view.reports.get(&follow.primary).is_some_and(|report| {
+        matches!(report.server, Server::Primary { .. })
+            && matches!(report.opened, Some(Opened { epoch, .. }) if epoch == follow.epoch)
+    })
+}

@@ -1,0 +1,361 @@
+//! Claims about the keeper's decisions, one fact at a time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proto::report::{DataDirectory, MemberReport, Opened, Seal, Server, Stream};
+use proto::state::{Admitted, EpochRecord, RestartOrder};
+use proto::*;
+
+use super::reconcile;
+use crate::action::{Action, ActionKind, FenceReason, Hold, Proof};
+use crate::facts::{ClusterView, Facts, Failure, Local, Names, Process};
+use crate::member_files::{MemberFiles, RejoinMarker, RejoinPhase, Role};
+use crate::postgres::probe::{Receiver, SqlFacts};
+use crate::postgres::settings::{Settings, StreamName, Upstream};
+
+const NOW: Moment = Moment::since_boot(Duration::from_secs(1000));
+
+fn name(text: &str) -> MemberName {
+    text.parse().unwrap()
+}
+
+fn at(epoch: u64, lsn: u64) -> WalPosition {
+    WalPosition { epoch: Epoch(epoch), lsn: Lsn(lsn), timeline: Timeline(epoch as u32) }
+}
+
+fn cfg(id: u64, epoch: u64, leader: &str, voters: &[&str], k: usize) -> Cfg {
+    let voters = voters.iter().map(|v| name(v)).collect();
+    Cfg { id: CfgId(id), epoch: Epoch(epoch), leader: name(leader), voters, k, round: 0 }
+}
+
+fn report(member: &str) -> MemberReport {
+    MemberReport {
+        member: name(member),
+        incarnation: Incarnation(member.into()),
+        understands_format: 1,
+        pgdeputy_version: "0".into(),
+        postgres_version: 150018,
+        postgres_address: "127.0.0.1:5432".into(),
+        http_address: "127.0.0.1:8008".into(),
+        zone: None,
+        promise: Epoch(2),
+        data: DataDirectory::Present,
+        system_identifier: Some(SystemIdentifier(1)),
+        complete: true,
+        server: Server::Primary { timeline: Timeline(2) },
+        opened: Some(Opened {
+            epoch: Epoch(2),
+            timeline: Timeline(2),
+            start_lsn: Lsn(100),
+            restart: 0,
+        }),
+        confirmed: None,
+        stream: Stream::None,
+        seal: None,
+        rejoin: None,
+        problems: Default::default(),
+    }
+}
+
+/// Epoch 2, led by b since 100 (chosen with 100), open; a was the primary of epoch 1.
+fn view() -> ClusterView {
+    let epochs = [(1, "a", None, 0), (2, "b", Some(1), 100)].map(
+        |(n, primary, parent, start): (u64, _, Option<u32>, _)| EpochRecord {
+            epoch: Epoch(n),
+            timeline: Timeline(n as u32),
+            primary: name(primary),
+            parent: parent.map(Timeline),
+            start_lsn: Some(Lsn(start)),
+        },
+    );
+    let member = |m: &str| (name(m), Admitted { incarnation: Incarnation(m.into()), floor: None });
+    let state = ClusterState {
+        number: StateNumber(9),
+        etcd_cluster_id: "e".into(),
+        system_identifier: Some(SystemIdentifier(1)),
+        epoch: Epoch(2),
+        phase: Phase::Open,
+        primary: Some(name("b")),
+        sealing: None,
+        cfgs: vec![cfg(3, 2, "b", &["c"], 1)],
+        last_cfg: CfgId(3),
+        timeline: Timeline(2),
+        highest_timeline: Timeline(2),
+        chosen: Some(at(1, 100)),
+        open_at_once: true,
+        epochs: epochs.into(),
+        members: ["a", "b", "c"].iter().map(|m| member(m)).collect(),
+        restart: None,
+        answered: None,
+    };
+    ClusterView {
+        spec: Some(ClusterSpec::default()),
+        state: Some(state),
+        state_revision: 1,
+        reports: [(name("b"), report("b"))].into(),
+        primary_key: None,
+        etcd_cluster_id: "e".into(),
+        newer_format: false,
+    }
+}
+
+fn sql(in_recovery: bool, timeline: u32) -> SqlFacts {
+    SqlFacts {
+        asked: NOW,
+        in_recovery,
+        timeline: Timeline(timeline),
+        flush_lsn: Some(Lsn(100)),
+        replay_lsn: in_recovery.then_some(Lsn(100)),
+        standby_names: String::new(),
+        receiver: None,
+        receiver_process: false,
+        walsenders: vec![],
+        slots: BTreeMap::new(),
+        checkpoint_timeline: Timeline(timeline),
+    }
+}
+
+fn facts(member: &str, epoch: u64, role: Role) -> Facts {
+    Facts {
+        member: name(member),
+        files: MemberFiles {
+            member: name(member),
+            incarnation: Incarnation(member.into()),
+            promise: Epoch(epoch),
+            epoch: Epoch(epoch),
+            role,
+            complete: true,
+            state_number: StateNumber(1),
+            etcd_cluster_id: Some("e".into()),
+            system_identifier: Some(SystemIdentifier(1)),
+            confirmed: None,
+            lease_id: None,
+            rejoin: None,
+        },
+        data: DataDirectory::Present,
+        sql: None,
+        local: Local::default(),
+    }
+}
+
+fn running(mut facts: Facts, sql: SqlFacts) -> Facts {
+    facts.local.process = Process::Running { pid: 1 };
+    facts.sql = Some(sql);
+    facts
+}
+
+fn decide(view: &ClusterView, facts: &Facts) -> Action {
+    reconcile(view, facts, NOW)
+}
+
+#[test]
+fn a_running_primary_that_is_asked_to_seal_is_fenced_first() {
+    let mut view = view();
+    view.state.as_mut().unwrap().sealing = Some(Epoch(3));
+    let facts = running(facts("b", 2, Role::Primary), sql(false, 2));
+    assert_eq!(decide(&view, &facts), Action::Fence(FenceReason::Sealing(Epoch(3))));
+}
+
+#[test]
+fn a_primary_that_does_not_answer_is_fenced_before_it_seals() {
+    let mut view = view();
+    view.state.as_mut().unwrap().sealing = Some(Epoch(3));
+    let mut facts = facts("b", 2, Role::Primary);
+    facts.local.process = Process::Running { pid: 1 };
+    assert_eq!(decide(&view, &facts), Action::Fence(FenceReason::Sealing(Epoch(3))));
+}
+
+#[test]
+fn a_seal_of_another_number_does_not_count() {
+    let mut view = view();
+    view.state.as_mut().unwrap().sealing = Some(Epoch(3));
+    let mut facts = running(facts("c", 2, Role::Standby), sql(true, 2));
+    facts.local.seal =
+        Some(Seal { sealing: Epoch(2), position: at(1, 100), replayed: Lsn(100), clean: true });
+    assert_eq!(decide(&view, &facts), Action::Seal { sealing: Epoch(3) });
+    facts.local.seal =
+        Some(Seal { sealing: Epoch(3), position: at(2, 200), replayed: Lsn(200), clean: true });
+    facts.files.promise = Epoch(3);
+    assert_eq!(decide(&view, &facts), Action::Hold(Hold::Sealed(Epoch(3))));
+}
+
+#[test]
+fn an_incomplete_member_does_not_seal() {
+    let mut view = view();
+    view.state.as_mut().unwrap().sealing = Some(Epoch(3));
+    let mut facts = running(facts("c", 2, Role::Standby), sql(true, 2));
+    facts.files.complete = false;
+    assert_eq!(decide(&view, &facts), Action::Hold(Hold::Incomplete));
+}
+
+#[test]
+fn nothing_starts_while_old_processes_live() {
+    let mut facts = facts("a", 1, Role::Primary);
+    facts.local.process = Process::Exited { noticed: WallTime(0), gone: false };
+    assert_eq!(decide(&view(), &facts), Action::Hold(Hold::WaitingForProcesses));
+}
+
+#[test]
+fn a_stopped_former_primary_is_scanned_and_follows_only_if_it_ends_before_the_fork() {
+    let mut facts = facts("a", 1, Role::Primary);
+    assert_eq!(decide(&view(), &facts), Action::Scan);
+    facts.local.end_of_wal = Some(at(1, 100));
+    assert!(matches!(
+        decide(&view(), &facts),
+        Action::StartStandby { name: StreamName::Voter { round: 0 }, .. }
+    ));
+    facts.local.end_of_wal = Some(at(1, 101));
+    assert!(matches!(decide(&view(), &facts), Action::Rewind { .. }));
+}
+
+#[test]
+fn wal_is_not_discarded_while_an_older_cfg_may_need_it() {
+    let mut view = view();
+    view.state.as_mut().unwrap().cfgs.insert(0, cfg(1, 1, "a", &["b", "c"], 1));
+    let mut facts = facts("a", 1, Role::Primary);
+    facts.local.end_of_wal = Some(at(1, 101));
+    assert_eq!(decide(&view, &facts), Action::Hold(Hold::WaitingForReplacement));
+}
+
+#[test]
+fn a_standby_past_the_fork_is_copied_and_not_rewound() {
+    let mut facts = facts("c", 1, Role::Standby);
+    facts.files.promise = Epoch(2);
+    facts.local.end_of_wal = Some(at(1, 101));
+    assert!(matches!(decide(&view(), &facts), Action::Copy { .. }));
+}
+
+#[test]
+fn a_running_standby_follows_a_new_epoch_only_after_it_has_sealed_for_it() {
+    let mut facts = running(facts("c", 1, Role::Standby), sql(true, 1));
+    assert_eq!(decide(&view(), &facts), Action::Seal { sealing: Epoch(2) });
+    facts.files.promise = Epoch(2);
+    facts.local.seal =
+        Some(Seal { sealing: Epoch(2), position: at(1, 90), replayed: Lsn(90), clean: true });
+    assert!(matches!(decide(&view(), &facts), Action::Repoint { .. }));
+    facts.local.seal =
+        Some(Seal { sealing: Epoch(2), position: at(1, 120), replayed: Lsn(90), clean: true });
+    assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::PastTheFork));
+}
+
+#[test]
+fn a_half_rewound_directory_is_never_started() {
+    let mut facts = facts("a", 2, Role::Standby);
+    facts.files.complete = false;
+    let marker = RejoinMarker {
+        by: report::RejoinBy::Rewind,
+        epoch: Epoch(2),
+        source: name("b"),
+        source_timeline: Timeline(2),
+        attempt: 1,
+        phase: RejoinPhase::Modifying,
+        until: None,
+        started: WallTime(0),
+    };
+    facts.files.rejoin = Some(marker.clone());
+    assert!(
+        matches!(decide(&view(), &facts), Action::Rewind { .. }),
+        "again against the same timeline"
+    );
+    facts.files.rejoin = Some(RejoinMarker { source_timeline: Timeline(1), ..marker.clone() });
+    assert!(
+        matches!(decide(&view(), &facts), Action::Copy { .. }),
+        "blocks of another timeline are mixed in"
+    );
+    facts.files.rejoin = Some(RejoinMarker { attempt: 2, ..marker });
+    assert!(matches!(decide(&view(), &facts), Action::Copy { .. }), "attempts are exhausted");
+}
+
+#[test]
+fn an_incomplete_member_becomes_complete_only_past_what_its_source_had_written() {
+    let mut facts = running(facts("c", 2, Role::Standby), sql(true, 2));
+    facts.files.complete = false;
+    facts.files.rejoin = Some(RejoinMarker {
+        by: report::RejoinBy::Copy,
+        epoch: Epoch(2),
+        source: name("b"),
+        source_timeline: Timeline(2),
+        attempt: 1,
+        phase: RejoinPhase::CatchingUp,
+        until: Some(Lsn(150)),
+        started: WallTime(0),
+    });
+    let upstream = Upstream {
+        epoch: Epoch(2),
+        host: "127.0.0.1".into(),
+        port: 5432,
+        name: StreamName::Joining,
+    };
+    facts.local.settings = Some(Settings { upstream: Some(upstream), ..Settings::cut_off() });
+    let stream = |facts: &mut Facts, flush: u64| {
+        let sql = facts.sql.as_mut().unwrap();
+        sql.flush_lsn = Some(Lsn(flush));
+        sql.receiver = Some(Receiver { streaming: true, timeline: Timeline(2), name: None });
+    };
+    stream(&mut facts, 149);
+    assert!(!matches!(decide(&view(), &facts), Action::MarkComplete { .. }));
+    stream(&mut facts, 150);
+    assert_eq!(decide(&view(), &facts), Action::MarkComplete { epoch: Epoch(2) });
+}
+
+#[test]
+fn a_second_death_needs_a_second_order() {
+    let mut view = view();
+    let state = view.state.as_mut().unwrap();
+    state.restart = Some(RestartOrder { member: name("b"), epoch: Epoch(2), number: 4 });
+    let mut facts = facts("b", 2, Role::Primary);
+    assert!(matches!(decide(&view, &facts), Action::StartPrimary { restart: 4, .. }));
+    facts.local.started_for = Some(4);
+    assert_eq!(decide(&view, &facts), Action::Hold(Hold::WaitingForRestartOrder));
+}
+
+#[test]
+fn a_promotion_that_was_cut_is_not_repeated_in_its_epoch() {
+    let facts = running(facts("b", 2, Role::Primary), sql(true, 1));
+    assert_eq!(decide(&view(), &facts), Action::Hold(Hold::PromotionWasCut));
+}
+
+#[test]
+fn a_primary_that_writes_another_timeline_than_named_is_fenced() {
+    let facts = running(facts("b", 2, Role::Primary), sql(false, 3));
+    assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::NotOurEpoch));
+}
+
+#[test]
+fn the_way_of_proof_follows_from_the_names_in_force() {
+    let mut facts = running(facts("b", 2, Role::Primary), sql(false, 2));
+    facts.local.opened = report("b").opened;
+    let proof = |facts: &Facts| match decide(&view(), facts) {
+        Action::Confirm { proof, .. } => proof,
+        other => panic!("{other:?}"),
+    };
+    facts.local.names = Names::Proven(CfgId(3));
+    assert_eq!(proof(&facts), Proof::Given);
+    facts.local.names = Names::Proven(CfgId(2));
+    assert_eq!(proof(&facts), Proof::Priorities);
+    facts.local.names = Names::Impossible;
+    assert_eq!(proof(&facts), Proof::Canary);
+}
+
+#[test]
+fn a_store_that_was_set_back_freezes_the_member() {
+    let mut facts = facts("a", 1, Role::Primary);
+    facts.files.state_number = StateNumber(10);
+    assert!(matches!(decide(&view(), &facts), Action::Hold(Hold::Frozen(_))));
+    facts.files.state_number = StateNumber(1);
+    facts.files.etcd_cluster_id = Some("other".into());
+    assert!(matches!(decide(&view(), &facts), Action::Hold(Hold::Frozen(_))));
+}
+
+#[test]
+fn what_failed_is_left_alone_for_a_while_but_a_fence_never_is() {
+    let failure = Failure { problem: "x".into(), times: 1, at: NOW };
+    let mut facts = facts("a", 1, Role::Primary);
+    facts.local.failures.insert(ActionKind::Scan, failure.clone());
+    assert_eq!(decide(&view(), &facts), Action::Hold(Hold::BackingOff(ActionKind::Scan)));
+    assert_eq!(reconcile(&view(), &facts, NOW + Duration::from_secs(6)), Action::Scan);
+    let mut facts = running(facts, sql(false, 1));
+    facts.local.failures.insert(ActionKind::Fence, failure);
+    assert!(matches!(decide(&view(), &facts), Action::Fence(_)));
+}

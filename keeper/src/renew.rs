@@ -1,0 +1,91 @@
+//! Keeps the keeper's lease, and with it the right to serve: a renewal is a keepalive *and* a linearizable read of
+//! the state, both sent after the time it counts from (I17).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::document::decode;
+use proto::{ClusterState, Moment};
+use store::keys::Keys;
+use store::lease::OwnLease;
+use store::{LeaseId, Store, StoreError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::put_state;
+use crate::facts::ClusterView;
+use crate::worker::LeaseView;
+
+/// Renewals per `lease_ttl`: two may be lost, and what is left after the fence still holds the third.
+const RENEWALS_PER_LEASE: u32 = 5;
+
+/// One renewal: until when the lease lives, by the clock before it was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewal {
+    pub lease: LeaseId,
+    pub expires: Moment,
+}
+
+/// What the renewing task works with.
+pub struct Renewing {
+    pub store: Arc<dyn Store>,
+    pub keys: Keys,
+    pub view: watch::Sender<Arc<ClusterView>>,
+    pub lease: watch::Sender<Option<LeaseView>>,
+    /// Sent after each full renewal.
+    pub renewed: watch::Sender<Option<Renewal>>,
+}
+
+/// Renews until `stop`, beginning with `kept` if an earlier keeper of this member left a lease.
+pub async fn renew(renewing: Renewing, kept: Option<LeaseId>, stop: CancellationToken) {
+    let ttl =
+        || renewing.view.borrow().spec.as_ref().map_or(Duration::from_secs(4), |s| s.lease_ttl);
+    let mut own = kept.map(|id| OwnLease::resume(id, ttl()));
+    while !stop.is_cancelled() {
+        let begun = store::clock::now();
+        if let Err(error) = once(&renewing, &mut own, ttl()).await {
+            tracing::warn!(%error, "renew the lease");
+        }
+        let pause = (ttl() / RENEWALS_PER_LEASE).saturating_sub(store::clock::now().since(begun));
+        tokio::select! {
+            () = tokio::time::sleep(pause.max(Duration::from_millis(50))) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn once(
+    renewing: &Renewing,
+    own: &mut Option<OwnLease>,
+    ttl: Duration,
+) -> Result<(), StoreError> {
+    let store = renewing.store.as_ref();
+    let lease = match own {
+        Some(lease) => lease,
+        None => own.insert(OwnLease::grant(store, ttl).await?),
+    };
+    let key = renewing.keys.state();
+    let (kept, read) = tokio::join!(lease.renew(store), store.read(&key));
+    if let Err(StoreError::LeaseExpired) = kept {
+        // Its keys are gone: the next turn takes a new one, and the report and the right are put again under it.
+        tracing::warn!("the lease has expired");
+        *own = None;
+        renewing.lease.send_replace(None);
+        return Err(StoreError::LeaseExpired);
+    }
+    kept?;
+    let view = LeaseView { id: lease.id(), expires: lease.expires() };
+    renewing.lease.send_if_modified(|known| {
+        let moved = *known != Some(view);
+        *known = Some(view);
+        moved
+    });
+    let snapshot = read?;
+    if let Some(entry) = snapshot.entries.get(&key)
+        && let Ok(state) = decode::<ClusterState>(&entry.value)
+    {
+        put_state(&renewing.view, state, entry.mod_revision);
+    }
+    renewing.renewed.send_replace(Some(Renewal { lease: view.id, expires: view.expires }));
+    Ok(())
+}

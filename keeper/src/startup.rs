@@ -1,0 +1,237 @@
+//! Everything that is checked before a keeper does anything. What is wrong gets one clear line, and nothing on disk
+//! has changed by then.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use proto::right::Secrets;
+use proto::{Document, HostPort, Incarnation};
+use store::keys::Keys;
+use store::{Snapshot, Store};
+
+use crate::cluster;
+use crate::config::{Config, PasswordSource};
+use crate::durable::read_optional;
+use crate::facts::ClusterView;
+use crate::member_files::{MemberFiles, MemberStore, Role};
+use crate::postgres::binaries::PostgresBinaries;
+use crate::postgres::control::ControlFile;
+use crate::postgres::initdb::is_absent_or_empty;
+
+/// The longest path of a Unix socket, in bytes (sockaddr_un).
+const LONGEST_SOCKET_PATH: usize = 107;
+
+/// What the checks found.
+pub struct Prepared {
+    pub binaries: PostgresBinaries,
+    pub secrets: Secrets,
+    pub view: ClusterView,
+    pub files: MemberStore,
+    pub http: TcpListener,
+}
+
+/// Checks the configuration against this host and the cluster, then opens the member files.
+pub async fn prepare(config: &Config, store: &dyn Store) -> anyhow::Result<Prepared> {
+    let binaries =
+        PostgresBinaries::for_data_directory(config.postgres_bin.as_deref(), &config.data_dir)?;
+    check_socket_path(config)?;
+    let keys = Keys::of(&config.cluster);
+    let snapshot = store.read(keys.prefix()).await.context("read the cluster from etcd")?;
+    refuse_newer_formats(&keys, &snapshot)?;
+    let (view, _) = cluster::read(store, &keys).await.context("read the cluster from etcd")?;
+    let known = peek(&config.state_dir)?;
+    check_name(config, &view, known.as_ref())?;
+    check_data(config, &view, known.as_ref())?;
+    let secrets = secrets(config, &keys, &snapshot)?;
+    // A second keeper on one directory is told so, rather than that its port is taken.
+    let locked =
+        config.state_dir.exists().then(|| MemberStore::open(&config.state_dir)).transpose()?;
+    let http = bind(&config.http, "--http")?;
+    if crate::fencer::of_data_directory(&config.data_dir, None).is_empty() {
+        drop(bind(&config.listen, "--listen")?);
+    }
+    let mut files = match locked {
+        Some(files) => files,
+        None => MemberStore::open(&config.state_dir)?,
+    };
+    first_files(config, &mut files)?;
+    Ok(Prepared { binaries, secrets, view, files, http })
+}
+
+fn check_socket_path(config: &Config) -> anyhow::Result<()> {
+    let path = config.state_dir.join("socket").join(format!(".s.PGSQL.{}", config.listen.port));
+    let length = path.as_os_str().len();
+    ensure!(
+        length <= LONGEST_SOCKET_PATH,
+        "the path of PostgreSQL's Unix socket, {}, has {length} bytes and Linux allows {LONGEST_SOCKET_PATH}: \
+         choose a shorter --state-dir",
+        path.display()
+    );
+    Ok(())
+}
+
+fn refuse_newer_formats(keys: &Keys, snapshot: &Snapshot) -> anyhow::Result<()> {
+    fn check<D: Document>(snapshot: &Snapshot, key: &str) -> anyhow::Result<()> {
+        match snapshot.entries.get(key) {
+            Some(entry) => Ok(proto::document::decode::<D>(&entry.value).map(drop)?),
+            None => Ok(()),
+        }
+    }
+    check::<proto::ClusterSpec>(snapshot, &keys.spec())?;
+    check::<proto::ClusterState>(snapshot, &keys.state())
+}
+
+fn peek(state_dir: &Path) -> anyhow::Result<Option<MemberFiles>> {
+    let path = state_dir.join("member.json");
+    match read_optional(&path).with_context(|| format!("read {}", path.display()))? {
+        Some(text) => Ok(Some(
+            proto::document::decode(&text).with_context(|| format!("read {}", path.display()))?,
+        )),
+        None => Ok(None),
+    }
+}
+
+fn check_name(
+    config: &Config,
+    view: &ClusterView,
+    known: Option<&MemberFiles>,
+) -> anyhow::Result<()> {
+    if let Some(files) = known
+        && files.member != config.member
+    {
+        bail!(
+            "{} belongs to member {}, not to {}: give this member a --state-dir of its own",
+            config.state_dir.display(),
+            files.member,
+            config.member
+        );
+    }
+    if let Some(holder) = view.reports.get(&config.member)
+        && known.is_none_or(|files| files.incarnation != holder.incarnation)
+    {
+        bail!(
+            "the name {} is taken by a living keeper at {}: choose another --member, or stop that keeper and wait \
+             until its lease has ended",
+            config.member,
+            holder.http_address
+        );
+    }
+    Ok(())
+}
+
+fn check_data(
+    config: &Config,
+    view: &ClusterView,
+    known: Option<&MemberFiles>,
+) -> anyhow::Result<()> {
+    let data_dir = &config.data_dir;
+    if is_absent_or_empty(data_dir)? {
+        return Ok(());
+    }
+    if !data_dir.join("PG_VERSION").exists() {
+        bail!(
+            "{} is neither empty nor a PostgreSQL data directory: name another --data-dir",
+            data_dir.display()
+        );
+    }
+    if known.is_some_and(|f| f.rejoin.as_ref().is_some_and(|r| !r.may_start())) {
+        // Half of it may be another member's: the rejoin goes on with it, and nothing is read out of it here.
+        return Ok(());
+    }
+    let control = ControlFile::read(data_dir)?;
+    let cluster = view.state.as_ref().and_then(|s| s.system_identifier);
+    if let Some(expected) = cluster.filter(|id| *id != control.system_identifier) {
+        bail!(
+            "{} has system identifier {}, cluster {} has {expected}: it belongs to another cluster; name another \
+             --data-dir, or move it away to have this member copied anew",
+            data_dir.display(),
+            control.system_identifier,
+            config.cluster
+        );
+    }
+    ensure!(
+        known.is_some(),
+        "{} holds data but no member files stand in {}: pgdeputy cannot know what it has promised. Move the data \
+         away to have this member copied anew, or give the --state-dir that it was run with",
+        data_dir.display(),
+        config.state_dir.display()
+    );
+    Ok(())
+}
+
+fn secrets(config: &Config, keys: &Keys, snapshot: &Snapshot) -> anyhow::Result<Secrets> {
+    let given = &config.secrets;
+    if let (Some(superuser), Some(replication), Some(rewind)) =
+        (&given.superuser, &given.replication, &given.rewind)
+    {
+        return Ok(Secrets {
+            superuser: read(superuser)?,
+            replication: read(replication)?,
+            rewind: read(rewind)?,
+        });
+    }
+    let entry = snapshot.entries.get(&keys.secrets()).with_context(|| {
+        format!(
+            "no passwords are known for cluster {}: run `pgdeputy init --cluster {}`, or give \
+             --superuser-password-file, --replication-password-file and --rewind-password-file",
+            config.cluster, config.cluster
+        )
+    })?;
+    Ok(proto::document::decode(&entry.value)?)
+}
+
+fn read(source: &PasswordSource) -> anyhow::Result<String> {
+    let password = match source {
+        PasswordSource::Env(value) => value.clone(),
+        PasswordSource::File(path) => std::fs::read_to_string(path)
+            .with_context(|| format!("read the password file {}", path.display()))?
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
+    };
+    ensure!(!password.is_empty(), "a password is empty: {source:?}");
+    Ok(password)
+}
+
+fn bind(address: &HostPort, flag: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind((address.host.trim_matches(['[', ']']), address.port))
+        .with_context(|| {
+            format!(
+                "{flag} {}:{} cannot be used: another process may have that port",
+                address.host, address.port
+            )
+        })?;
+    listener.set_nonblocking(true).context("make the listener non-blocking")?;
+    Ok(listener)
+}
+
+/// Makes the member files of a member that never was one, and takes the mark *complete* from one whose data is gone.
+fn first_files(config: &Config, store: &mut MemberStore) -> anyhow::Result<()> {
+    let empty = is_absent_or_empty(&config.data_dir)?;
+    let Some(mut files) = store.load()? else {
+        store.save(&MemberFiles {
+            member: config.member.clone(),
+            incarnation: Incarnation::from_random(rand::random()),
+            promise: Default::default(),
+            epoch: Default::default(),
+            role: Role::None,
+            complete: false,
+            state_number: Default::default(),
+            etcd_cluster_id: None,
+            system_identifier: None,
+            confirmed: None,
+            lease_id: None,
+            rejoin: None,
+        })?;
+        return Ok(());
+    };
+    if empty && files.complete {
+        tracing::error!(data_dir = %config.data_dir.display(), "the data of this member is gone");
+        files.complete = false;
+        files.role = Role::None;
+        store.save(&files)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! Does what `reconcile` chose. No choices are left here; each action is safe when it is cut anywhere (I20).
+
+mod follow;
+mod found;
+mod open;
+mod promote;
+mod prove;
+mod rejoin;
+mod right;
+mod seal;
+mod slots;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+use proto::right::Secrets;
+use proto::{ClusterSpec, ClusterState, Epoch, Moment};
+use store::keys::Keys;
+use store::{LeaseId, Store};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::action::Action;
+use crate::facts::{ClusterView, Local, Process};
+use crate::fencer::Fencer;
+use crate::member_files::{MemberFiles, MemberStore};
+use crate::postgres::binaries::PostgresBinaries;
+use crate::postgres::session::{Door, Session};
+use crate::postgres::settings::{self, Place, Settings};
+
+pub use promote::serve_until;
+
+/// How often a condition is looked at that ends within milliseconds: sealing and promoting only.
+const SOON: Duration = Duration::from_millis(1);
+
+/// The bound of a wait for something that ends within milliseconds, if it ends.
+pub struct Patience {
+    deadline: Moment,
+    what: &'static str,
+}
+
+impl Patience {
+    /// Begins to wait for `what`, for at most `bound`.
+    pub fn of(bound: Duration, what: &'static str) -> Self {
+        Self { deadline: store::clock::now() + bound, what }
+    }
+
+    /// Returns in a millisecond, or says that the bound has passed.
+    pub async fn soon(&self) -> anyhow::Result<()> {
+        if store::clock::now() >= self.deadline {
+            bail!("waited too long for {}", self.what);
+        }
+        sleep(SOON).await;
+        Ok(())
+    }
+}
+
+/// The keeper's lease as the worker needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseView {
+    pub id: LeaseId,
+    /// The local deadline, counted from the send time of the last renewal.
+    pub expires: Moment,
+}
+
+/// Everything an action works with.
+pub struct Worker {
+    pub place: Place,
+    pub binaries: PostgresBinaries,
+    pub keys: Keys,
+    pub store: Arc<dyn Store>,
+    pub secrets: Secrets,
+    pub fencer: Fencer,
+    pub door: Door,
+    pub view: watch::Receiver<Arc<ClusterView>>,
+    pub lease: watch::Receiver<Option<LeaseView>>,
+    /// Woken when something changed that `reconcile` should see before the action ends.
+    pub changed: Arc<Notify>,
+    local: Mutex<Local>,
+    files: Mutex<MemberStore>,
+    admin: tokio::sync::Mutex<Option<Arc<Session>>>,
+}
+
+/// What a worker is made of that it does not share.
+pub struct Parts {
+    pub local: Local,
+    pub files: MemberStore,
+}
+
+impl Worker {
+    /// Puts a worker together.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        place: Place,
+        binaries: PostgresBinaries,
+        (keys, store): (Keys, Arc<dyn Store>),
+        secrets: Secrets,
+        fencer: Fencer,
+        (view, lease): (watch::Receiver<Arc<ClusterView>>, watch::Receiver<Option<LeaseView>>),
+        parts: Parts,
+    ) -> Self {
+        let door = Door::new(&place, &secrets.superuser);
+        Self {
+            place,
+            binaries,
+            keys,
+            store,
+            secrets,
+            fencer,
+            door,
+            view,
+            lease,
+            changed: Arc::new(Notify::new()),
+            local: Mutex::new(parts.local),
+            files: Mutex::new(parts.files),
+            admin: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    /// Does `action`.
+    pub async fn perform(&self, action: &Action) -> anyhow::Result<()> {
+        match action {
+            Action::Hold(_) => Ok(()),
+            Action::Fence(reason) => self.fence(&reason.to_string()).await,
+            Action::Found => found::found(self).await,
+            Action::Seal { sealing } => seal::seal(self, *sealing).await,
+            Action::Scan => seal::scan(self).await,
+            Action::StartStandby { follow, name } => follow::start(self, follow, *name).await,
+            Action::Repoint { follow, name } => follow::repoint(self, follow, *name).await,
+            Action::MarkComplete { epoch } => follow::mark_complete(self, *epoch),
+            Action::Promote(lead) => promote::promote(self, lead).await,
+            Action::StartPrimary { lead, restart } => {
+                open::start_primary(self, lead, *restart).await
+            }
+            Action::Open(lead) => open::open(self, lead).await,
+            Action::Confirm { cfg, proof } => prove::confirm(self, cfg, *proof).await,
+            Action::KeepSlots { members, primary } => slots::keep(self, members, *primary).await,
+            Action::Rewind { follow, reason } => rejoin::rewind(self, follow, reason).await,
+            Action::Copy { follow, reason } => rejoin::copy(self, follow, reason).await,
+        }
+    }
+
+    /// Returns a copy of what the actions have brought about.
+    pub fn local(&self) -> Local {
+        self.lock_local().clone()
+    }
+
+    /// Changes it, and wakes whoever decides.
+    pub fn update(&self, change: impl FnOnce(&mut Local)) {
+        change(&mut self.lock_local());
+        self.changed.notify_one();
+    }
+
+    fn lock_local(&self) -> MutexGuard<'_, Local> {
+        self.local.lock().expect("no thread panics while it holds this lock")
+    }
+
+    /// Returns the member files as they are on disk.
+    pub fn files(&self) -> MemberFiles {
+        let mut files = self.files.lock().expect("no thread panics while it holds this lock");
+        files.load().ok().flatten().expect("the member files were written when the keeper started")
+    }
+
+    /// Changes the member files; they are on disk when this returns.
+    pub fn save(&self, change: impl FnOnce(&mut MemberFiles)) -> anyhow::Result<()> {
+        let mut store = self.files.lock().expect("no thread panics while it holds this lock");
+        let mut files = store.load()?.context("member files vanished")?;
+        change(&mut files);
+        self.note_state(&mut files);
+        store.save(&files)?;
+        drop(store);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Notes which state and which etcd the change rests on, in the same write.
+    fn note_state(&self, files: &mut MemberFiles) {
+        let view = self.view.borrow();
+        if let Some(state) = &view.state {
+            files.state_number = files.state_number.max(state.number);
+            files.etcd_cluster_id.get_or_insert_with(|| view.etcd_cluster_id.clone());
+        }
+        files.lease_id = self.lease.borrow().map(|lease| lease.id.0).or(files.lease_id);
+    }
+
+    /// Promises to serve and follow nothing below `epoch`. Durable when it returns (I5).
+    pub fn promise(&self, epoch: Epoch) -> anyhow::Result<()> {
+        self.save(|files| files.promise = files.promise.max(epoch)).context("write the promise")
+    }
+
+    /// Returns whether the postmaster runs, by the fencer's word.
+    pub fn is_running(&self) -> bool {
+        matches!(self.lock_local().process, Process::Running { .. })
+    }
+
+    /// Returns the agreed state as last read.
+    pub fn state(&self) -> anyhow::Result<ClusterState> {
+        self.view.borrow().state.clone().context("no agreed state is known")
+    }
+
+    /// Returns the spec as last read.
+    pub fn spec(&self) -> ClusterSpec {
+        self.view.borrow().spec.clone().unwrap_or_default()
+    }
+
+    /// Returns the directory of the WAL.
+    pub fn pg_wal(&self) -> PathBuf {
+        self.place.data_dir.join("pg_wal")
+    }
+
+    /// Returns the kept session, opened anew if the server closed it. `PostgreSQL` may not accept one yet.
+    pub async fn admin(&self) -> anyhow::Result<Arc<Session>> {
+        let mut kept = self.admin.lock().await;
+        if let Some(session) = kept.as_ref().filter(|s| !s.is_closed()) {
+            return Ok(Arc::clone(session));
+        }
+        let session = Arc::new(self.door.open().await?);
+        *kept = Some(Arc::clone(&session));
+        Ok(session)
+    }
+
+    /// Returns the kept session as soon as the server accepts one, for at most `patience`.
+    pub async fn admin_within(&self, patience: Duration) -> anyhow::Result<Arc<Session>> {
+        let opening = async {
+            loop {
+                match self.admin().await {
+                    Ok(session) => return session,
+                    Err(_) => sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        timeout(patience, opening)
+            .await
+            .map_err(|_| anyhow::anyhow!("PostgreSQL accepts no session"))
+    }
+
+    /// Puts `settings` on disk; the server reads them at its next start or reload.
+    pub fn install(&self, settings: Settings) -> anyhow::Result<()> {
+        settings::install(&self.place, &self.spec(), &settings)?;
+        self.update(|local| local.settings = Some(settings));
+        Ok(())
+    }
+
+    /// Puts `settings` on disk and has the postmaster and its children read them.
+    pub async fn reload(&self, settings: Settings) -> anyhow::Result<()> {
+        self.install(settings)?;
+        self.fencer.signal(Signal::SIGHUP).await.context("reload PostgreSQL")
+    }
+
+    /// Returns the settings in force, for a change of one of them.
+    pub fn settings(&self) -> Settings {
+        self.lock_local().settings.clone().unwrap_or_else(Settings::cut_off)
+    }
+
+    /// Reloads and returns once a session shows `names`: the postmaster has then read the file.
+    pub async fn put_names(&self, names: &str) -> anyhow::Result<()> {
+        let session = self.admin().await?;
+        self.reload(Settings { standby_names: names.to_owned(), ..self.settings() }).await?;
+        let patience =
+            Patience::of(Duration::from_secs(5), "the new synchronous_standby_names to be read");
+        while session.value::<String>("SHOW synchronous_standby_names").await? != names {
+            patience.soon().await?;
+        }
+        Ok(())
+    }
+
+    /// Ends every process of the data directory.
+    pub async fn fence(&self, why: &str) -> anyhow::Result<()> {
+        self.update(|local| local.opened = None);
+        let fenced = self.fencer.fence().await.context("fence PostgreSQL")?;
+        tracing::info!(
+            why,
+            took_ms = fenced.took.as_millis() as u64,
+            killed = fenced.killed,
+            "fenced"
+        );
+        Ok(())
+    }
+
+    /// Removes the replication credentials of every epoch but `keep`.
+    pub fn forget_credentials(&self, keep: Option<Epoch>) -> anyhow::Result<()> {
+        let kept = keep.map(|epoch| self.place.replication_passfile(epoch));
+        for entry in fs::read_dir(&self.place.state_dir).context("list the state directory")? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_ours = name.starts_with("replication.e") && name.ends_with(".pgpass");
+            if is_ours && Some(&path) != kept.as_ref() {
+                fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}

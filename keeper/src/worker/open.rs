@@ -1,0 +1,129 @@
+//! Starting PostgreSQL as the primary of its own epoch: closed first, open only by the agreed state read after the
+//! start, and when enough voters hold all that was recovered (I10, I16).
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use proto::Lsn;
+use proto::assignment::Lead;
+use proto::cfg::unsatisfiable_names;
+use proto::report::Opened;
+
+use super::promote::{current_timeline, switch_point};
+use super::{Worker, prove, right};
+use crate::durable::remove_if_there;
+use crate::facts::Names;
+use crate::postgres::session::Session;
+use crate::postgres::settings::{Access, REPLICATION_ROLE, REWIND_ROLE, Settings};
+use crate::postgres::wal_files;
+
+/// Crash recovery reads at some hundred MB/s; an hour is beyond any `max_wal_size` that is sane.
+const REDO_AT_MOST: Duration = Duration::from_secs(3600);
+
+/// Starts PostgreSQL closed, and returns when it is out of recovery.
+pub async fn start_primary(worker: &Worker, lead: &Lead, restart: u64) -> anyhow::Result<()> {
+    worker.forget_credentials(None)?;
+    wal_files::remove_placeholders(&worker.pg_wal()).context("remove empty timeline histories")?;
+    for signal_file in ["standby.signal", "recovery.signal"] {
+        remove_if_there(&worker.place.data_dir.join(signal_file))
+            .context("remove a signal file")?;
+    }
+    worker.install(Settings {
+        standby_names: unsatisfiable_names(),
+        upstream: None,
+        access: Access::Closed,
+        eager: false,
+    })?;
+    worker.update(|local| local.started_for = Some(restart));
+    // The right is bounded from before the start: with it gone the fencer ends what recovery has begun.
+    worker.start_postgres(None).await?;
+    worker.bound_service();
+    let session = worker.admin_within(REDO_AT_MOST).await?;
+    if session.value::<bool>("SELECT pg_is_in_recovery()").await? {
+        bail!(
+            "PostgreSQL is in recovery although it was started as the primary of epoch {}",
+            lead.epoch
+        );
+    }
+    Ok(())
+}
+
+/// Takes the right, proves that backends wait for standbys, and lets clients in.
+pub async fn open(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
+    let session = worker.admin().await?;
+    let timeline = current_timeline(&session).await?;
+    if timeline != lead.timeline {
+        worker.fence("it writes another timeline than the state names").await?;
+        bail!("PostgreSQL writes timeline {timeline}, the state names {}", lead.timeline);
+    }
+    let restart = lead.restart.unwrap_or(0);
+    worker.bound_service();
+    right::take(worker, lead.epoch, restart).await?;
+    let was_open = worker.settings().access == Access::Open;
+    if !was_open {
+        ensure_roles(worker, &session).await?;
+        wait_until_safe(worker, &session, lead).await?;
+        worker.let_clients_in().await?;
+    }
+    let start_lsn = lead.start_lsn.map_or_else(|| switch_point(worker, timeline), Ok)?;
+    tracing::info!(epoch = %lead.epoch, %timeline, restart, "open");
+    worker.update(|local| {
+        local.opened = Some(Opened { epoch: lead.epoch, timeline, start_lsn, restart });
+    });
+    worker.checkpoint_soon();
+    Ok(())
+}
+
+/// Waits until k voters of the Cfg in force have flushed all that was recovered; meanwhile shows that backends wait.
+async fn wait_until_safe(worker: &Worker, session: &Session, lead: &Lead) -> anyhow::Result<()> {
+    let recovered: Lsn =
+        session.value::<String>("SELECT pg_current_wal_insert_lsn()::text").await?.parse()?;
+    let newest = lead.cfgs.iter().rev().find(|c| c.epoch == lead.epoch);
+    let cfg = newest.context("the state holds no Cfg of this epoch")?;
+    if cfg.k == 0 {
+        return prove::canary_waits(worker).await;
+    }
+    if worker.local().names == Names::Impossible {
+        prove::canary(worker, cfg).await?;
+    }
+    prove::wait_for_voters(worker, cfg, recovered).await?;
+    Ok(())
+}
+
+/// Creates the roles of the keepers, where they are missing. Existing roles keep their passwords.
+async fn ensure_roles(worker: &Worker, session: &Session) -> anyhow::Result<()> {
+    let roles = [
+        (REPLICATION_ROLE, "LOGIN REPLICATION", &worker.secrets.replication),
+        (REWIND_ROLE, "LOGIN", &worker.secrets.rewind),
+    ];
+    for (role, attributes, password) in roles {
+        let known = session
+            .row("SELECT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = $1)", &[&role])
+            .await?;
+        if known.get::<_, bool>(0) {
+            continue;
+        }
+        let password = password.replace('\'', "''");
+        session
+            .run(&format!(
+                "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = panic;
+                 CREATE ROLE {role} {attributes} PASSWORD '{password}'"
+            ))
+            .await
+            .with_context(|| format!("create role {role}"))?;
+    }
+    session.run(&grants()).await.context("grant what pg_rewind needs")
+}
+
+/// Returns the rights that pg_rewind needs on its source (PostgreSQL documentation, pg_rewind, Notes).
+fn grants() -> String {
+    [
+        "pg_ls_dir(text, boolean, boolean)",
+        "pg_stat_file(text, boolean)",
+        "pg_read_binary_file(text)",
+        "pg_read_binary_file(text, bigint, bigint, boolean)",
+    ]
+    .iter()
+    .map(|function| format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REWIND_ROLE};\n"))
+    .collect()
+}

@@ -1,0 +1,179 @@
+//! Becoming the primary of an epoch. The names for it are in force before PostgreSQL is promoted, and the timeline
+//! is the one that the promote commit named.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use proto::assignment::Lead;
+use proto::report::Opened;
+use proto::{Cfg, ClusterSpec, Lsn, Moment, Timeline};
+
+use super::{Worker, prove, right};
+use crate::facts::Names;
+use crate::member_files::Role;
+use crate::postgres::session::Session;
+use crate::postgres::settings::{Access, Settings};
+use crate::postgres::wal_files;
+
+/// After this long a promotion is held up by somebody's session on the standby, not by its own work.
+const PATIENCE_WITH_READERS: Duration = Duration::from_millis(200);
+
+/// Promotes the running standby and lets clients in.
+pub async fn promote(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
+    let cfg = own_cfg(lead)?;
+    let session = worker.admin().await.context("open a session to promote")?;
+    // From here on this member is a primary of the epoch and of no other, also after a crash.
+    worker.save(|files| {
+        files.promise = files.promise.max(lead.epoch);
+        files.epoch = lead.epoch;
+        files.role = Role::Primary;
+        files.confirmed = None;
+    })?;
+    worker.bound_service();
+    let (key, promoted) = tokio::join!(
+        right::take(worker, lead.epoch, lead.restart.unwrap_or(0)),
+        promote_server(worker, &session, lead, &cfg),
+    );
+    let start_lsn = promoted?;
+    key?;
+    if !lead.open_at_once {
+        let end: Lsn =
+            session.value::<String>("SELECT pg_current_wal_insert_lsn()::text").await?.parse()?;
+        prove::wait_for_voters(worker, &cfg, end).await?;
+    }
+    worker.let_clients_in().await?;
+    let opened = Opened {
+        epoch: lead.epoch,
+        timeline: lead.timeline,
+        start_lsn,
+        restart: lead.restart.unwrap_or(0),
+    };
+    tracing::info!(epoch = %lead.epoch, timeline = %lead.timeline, %start_lsn, "promoted and open");
+    worker.update(|local| local.opened = Some(opened));
+    worker.checkpoint_soon();
+    Ok(())
+}
+
+fn own_cfg(lead: &Lead) -> anyhow::Result<Cfg> {
+    lead.cfgs
+        .iter()
+        .rev()
+        .find(|c| c.epoch == lead.epoch)
+        .cloned()
+        .context("the state holds no Cfg of this epoch")
+}
+
+/// Returns the switch point of the new timeline.
+async fn promote_server(
+    worker: &Worker,
+    session: &Session,
+    lead: &Lead,
+    cfg: &Cfg,
+) -> anyhow::Result<Lsn> {
+    let access = if lead.open_at_once { worker.settings().access } else { Access::Closed };
+    let settings = Settings { upstream: None, access, eager: false, ..worker.settings() };
+    worker.install(settings)?;
+    worker.put_names(&cfg.standby_names()).await?;
+    if access == Access::Closed {
+        end_client_sessions(session).await?;
+    }
+    wal_files::place_placeholders(&worker.pg_wal(), Timeline(lead.timeline.0 - 1))
+        .context("reserve the timelines that were named before")?;
+    session
+        .run("SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume() END")
+        .await?;
+    session.run("SELECT pg_promote(false)").await.context("promote")?;
+    out_of_recovery(worker, session).await?;
+    let timeline = current_timeline(session).await?;
+    if timeline != lead.timeline {
+        worker.fence("the promotion ended on another timeline than the state named").await?;
+        bail!("promoted to timeline {timeline}, the state named {}", lead.timeline);
+    }
+    worker.update(|local| local.names = Names::Proven(cfg.id));
+    switch_point(worker, timeline)
+}
+
+/// Waits until PostgreSQL is out of recovery. Has no bound of its own: the leader seals the next epoch when replay
+/// makes no progress, and that cuts this action.
+async fn out_of_recovery(worker: &Worker, session: &Session) -> anyhow::Result<()> {
+    let begun = store::clock::now();
+    let mut readers_ended = false;
+    loop {
+        if !session.value::<bool>("SELECT pg_is_in_recovery()").await? {
+            return Ok(());
+        }
+        if !readers_ended && store::clock::now().since(begun) > PATIENCE_WITH_READERS {
+            end_client_sessions(session).await?;
+            readers_ended = true;
+            tracing::warn!(member = %worker.place.member, "ended sessions that held replay up");
+        }
+        tokio::time::sleep(super::SOON).await;
+    }
+}
+
+/// Ends the sessions of clients of a *standby*. Never called on a primary: there it would make commits visible that
+/// wait for standbys (I16).
+async fn end_client_sessions(session: &Session) -> anyhow::Result<()> {
+    session
+        .run(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+              WHERE backend_type = 'client backend' AND application_name <> 'pgdeputy-keeper' AND pg_is_in_recovery()",
+        )
+        .await
+        .context("end client sessions")
+}
+
+/// Returns the timeline that the server writes.
+pub async fn current_timeline(session: &Session) -> anyhow::Result<Timeline> {
+    let name: String = session.value("SELECT pg_walfile_name(pg_current_wal_insert_lsn())").await?;
+    let number = name.get(..8).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    number.map(Timeline).with_context(|| format!("{name} is no WAL file name"))
+}
+
+/// Returns where `timeline` begins, by its history file; the first one begins at zero.
+pub fn switch_point(worker: &Worker, timeline: Timeline) -> anyhow::Result<Lsn> {
+    let history = wal_files::history(&worker.pg_wal(), timeline)?;
+    Ok(history.ancestors.last().map_or(Lsn(0), |a| a.until))
+}
+
+/// Returns until when a primary may serve whose lease was last known to live until `expires`: less the time that a
+/// fence takes, and 1 % for clocks of different speed.
+pub fn serve_until(expires: Moment, spec: &ClusterSpec) -> Moment {
+    expires - spec.fence_time - spec.lease_ttl / 100
+}
+
+impl Worker {
+    /// Opens `pg_hba.conf` to clients.
+    pub async fn let_clients_in(&self) -> anyhow::Result<()> {
+        if self.settings().access == Access::Open {
+            return Ok(());
+        }
+        self.reload(Settings { access: Access::Open, ..self.settings() }).await
+    }
+
+    /// Tells the fencer until when a primary may serve, by the lease as last renewed (I17).
+    pub fn bound_service(&self) {
+        let spec = self.spec();
+        let until = match *self.lease.borrow() {
+            Some(lease) => serve_until(lease.expires, &spec),
+            // Without a lease there is no right: the fence comes at once.
+            None => store::clock::now(),
+        };
+        self.fencer.serve_until(Some(until));
+    }
+
+    /// Writes a checkpoint on the new timeline in the background: pg_rewind of 15 takes a source without one for a
+    /// server on the old timeline, and calls a diverged target clean.
+    pub fn checkpoint_soon(&self) {
+        let door = self.door.clone();
+        tokio::spawn(async move {
+            let checkpoint = async {
+                let session = door.open().await?;
+                session.run_within(Duration::from_secs(3600), "CHECKPOINT").await
+            };
+            if let Err(error) = checkpoint.await {
+                tracing::warn!(%error, "checkpoint after the promotion");
+            }
+        });
+    }
+}

@@ -1,0 +1,219 @@
+//! Bringing back a member whose data cannot simply follow: pg_rewind, or a fresh copy beside the old directory.
+//!
+//! The rule: the mark *incomplete* and the rejoin marker are on disk before the first byte of data changes, and
+//! nothing here deletes a data directory.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use proto::assignment::Follow;
+use proto::cfg::joining_name;
+use proto::report::{RejoinBy, RejoinOutcome};
+use proto::{Lsn, Timeline};
+use tokio_postgres::NoTls;
+
+use super::Worker;
+use super::follow::passfile_line;
+use super::found::put_in_place;
+use crate::durable::{fsync_dir, write_atomic};
+use crate::member_files::{RejoinMarker, RejoinPhase, Role};
+use crate::postgres::control::ControlFile;
+use crate::postgres::copy::{self, CopyPhase, CopyProgress};
+use crate::postgres::rewind::{self, RewindOutcome, Target};
+use crate::postgres::session::describe;
+use crate::postgres::settings::{REPLICATION_ROLE, REWIND_ROLE};
+use crate::postgres::source::Source;
+
+/// The checkpoint after a promotion is asked for at once; with very large buffers it takes minutes.
+const SOURCE_CHECKPOINT_AT_MOST: Duration = Duration::from_secs(600);
+
+/// Rewinds the data directory of a former primary onto the timeline of `follow`.
+pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Result<()> {
+    worker.begin_rejoin(follow.epoch, RejoinBy::Rewind, reason);
+    // Asked before anything changes: a source that cannot be reached costs nothing but a retry.
+    let source = source_of(worker, follow, REWIND_ROLE, &worker.secrets.rewind)?;
+    source_is_ready(worker, follow, &source).await?;
+    mark(worker, follow, RejoinBy::Rewind, RejoinPhase::Modifying)?;
+    let data_dir = &worker.place.data_dir;
+    let target = Target { data_dir, config_file: None, source: &source };
+    match rewind::rewind(&worker.binaries, &target, |progress| note_progress(worker, progress))
+        .await
+    {
+        RewindOutcome::Rewound(done) => {
+            tracing::info!(diverged_at = %done.diverged_at, from = %done.from_checkpoint, "rewound");
+        }
+        RewindOutcome::NotRequired => bail!("pg_rewind found nothing to do, although {reason}"),
+        RewindOutcome::Failed(failure) => {
+            bail!("pg_rewind ({:?} damage): {}", failure.damage, failure.problem)
+        }
+    }
+    let until = source_is_ready(worker, follow, &source).await?;
+    catch_up(worker, until)
+}
+
+/// Copies the primary into a new directory and puts it in the place of the old one, which is kept.
+pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Result<()> {
+    worker.begin_rejoin(follow.epoch, RejoinBy::Copy, reason);
+    let source = source_of(worker, follow, REPLICATION_ROLE, &worker.secrets.replication)?;
+    let asked = source_of(worker, follow, REWIND_ROLE, &worker.secrets.rewind)?;
+    source_is_ready(worker, follow, &asked).await?;
+    mark(worker, follow, RejoinBy::Copy, RejoinPhase::Copying)?;
+    let fresh = beside(&worker.place.data_dir, &format!("copy-e{}", follow.epoch))?;
+    copy::base_backup(&worker.binaries, &source, &fresh, |progress| {
+        note_progress(worker, progress)
+    })
+    .await?;
+    let control = ControlFile::read(&fresh)?;
+    let expected = worker.state()?.system_identifier;
+    ensure!(
+        expected == Some(control.system_identifier),
+        "the copy has system identifier {}, this cluster has {expected:?}",
+        control.system_identifier
+    );
+    let until = source_is_ready(worker, follow, &asked).await?;
+    mark(worker, follow, RejoinBy::Copy, RejoinPhase::Swapping)?;
+    let kept = set_aside(&worker.place.data_dir, &format!("old-e{}", follow.epoch))?;
+    put_in_place(&fresh, &worker.place.data_dir)?;
+    worker.update(|local| {
+        if let Some(rejoin) = &mut local.rejoin {
+            rejoin.kept = kept.map(|k| k.display().to_string());
+        }
+        local.settings = None;
+    });
+    worker.save(|files| files.system_identifier = Some(control.system_identifier))?;
+    catch_up(worker, until)
+}
+
+/// From here on PostgreSQL may be started, under a name that no list holds, until it has flushed past `until`.
+fn catch_up(worker: &Worker, until: Lsn) -> anyhow::Result<()> {
+    worker.save(|files| {
+        if let Some(marker) = &mut files.rejoin {
+            marker.phase = RejoinPhase::CatchingUp;
+            marker.until = Some(until);
+        }
+    })
+}
+
+fn mark(worker: &Worker, follow: &Follow, by: RejoinBy, phase: RejoinPhase) -> anyhow::Result<()> {
+    worker.save(|files| {
+        let before =
+            files.rejoin.take().filter(|m| m.by == by && m.source_timeline == follow.timeline);
+        let goes_on =
+            before.as_ref().is_some_and(|m| m.phase != phase && phase == RejoinPhase::Swapping);
+        files.complete = false;
+        files.promise = files.promise.max(follow.epoch);
+        files.epoch = follow.epoch;
+        files.role = Role::Standby;
+        files.rejoin = Some(RejoinMarker {
+            by,
+            epoch: follow.epoch,
+            source: follow.primary.clone(),
+            source_timeline: follow.timeline,
+            attempt: before.map_or(0, |m| m.attempt) + u32::from(!goes_on),
+            phase,
+            until: None,
+            started: store::clock::wall(),
+        });
+    })
+}
+
+/// Puts the progress into the report, in steps of a tenth: a report is a write to etcd.
+fn note_progress(worker: &Worker, progress: CopyProgress) {
+    let tenths = (progress.copied_bytes * 10).checked_div(progress.total_bytes).unwrap_or(0);
+    let text = match progress.phase {
+        CopyPhase::Preparing => "preparing".to_owned(),
+        CopyPhase::Copying => format!("{} % of {} MB", tenths * 10, progress.total_bytes >> 20),
+        CopyPhase::Syncing => "syncing".to_owned(),
+    };
+    let next = RejoinOutcome::Running { progress: Some(text) };
+    if worker.local().rejoin.is_some_and(|r| r.outcome != next) {
+        worker.update(|local| {
+            if let Some(rejoin) = &mut local.rejoin {
+                rejoin.outcome = next;
+            }
+        });
+    }
+}
+
+fn source_of(
+    worker: &Worker,
+    follow: &Follow,
+    user: &str,
+    password: &str,
+) -> anyhow::Result<Source> {
+    let (host, port) = worker.address_of(&follow.primary)?;
+    let passfile = worker.place.state_dir.join(format!("{user}.pgpass"));
+    let line = passfile_line(&host, port, user, password);
+    write_atomic(&passfile, line.as_bytes(), 0o600).context("write a password file")?;
+    let application_name = joining_name(&worker.place.member, follow.epoch);
+    Ok(Source { host, port, user: user.to_owned(), passfile, application_name })
+}
+
+/// Waits until the source is the primary of the timeline wanted and has written a checkpoint on it: pg_rewind of 15
+/// takes a source without one for a server on the old timeline. Returns what the source has written.
+async fn source_is_ready(worker: &Worker, follow: &Follow, source: &Source) -> anyhow::Result<Lsn> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(&source.host)
+        .port(source.port)
+        .user(&source.user)
+        .password(&worker.secrets.rewind)
+        .dbname("postgres")
+        .application_name(&source.application_name)
+        .connect_timeout(Duration::from_secs(5));
+    let (client, connection) = config
+        .connect(NoTls)
+        .await
+        .map_err(|e| anyhow::anyhow!("connect to the source: {}", describe(&e)))?;
+    let connection = tokio::spawn(connection);
+    let asking = async {
+        let deadline = store::clock::now() + SOURCE_CHECKPOINT_AT_MOST;
+        loop {
+            let row = client
+                .query_one(
+                    "SELECT NOT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint()),
+                            CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_insert_lsn() END::text",
+                    &[],
+                )
+                .await
+                .map_err(|e| anyhow::anyhow!("ask the source: {}", describe(&e)))?;
+            ensure!(row.get::<_, bool>(0), "the source is no primary any more");
+            if Timeline(row.get::<_, i32>(1) as u32) == follow.timeline {
+                return Ok(row.get::<_, &str>(2).parse::<Lsn>()?);
+            }
+            ensure!(
+                store::clock::now() < deadline,
+                "the source wrote no checkpoint on timeline {}",
+                follow.timeline
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let answer = asking.await;
+    connection.abort();
+    answer
+}
+
+fn beside(data_dir: &Path, suffix: &str) -> anyhow::Result<PathBuf> {
+    let name = data_dir.file_name().context("the data directory has no name")?.to_string_lossy();
+    // Left-over directories of earlier tries are never reused and never removed.
+    (1..1000)
+        .map(|n| data_dir.with_file_name(format!("{name}.{suffix}.{n}")))
+        .find(|path| !path.exists())
+        .context(
+            "too many directories of earlier copies stand beside the data directory: remove some",
+        )
+}
+
+/// Moves a data directory out of the way, unless it is absent or empty.
+fn set_aside(data_dir: &Path, suffix: &str) -> anyhow::Result<Option<PathBuf>> {
+    if !data_dir.join("PG_VERSION").exists() {
+        return Ok(None);
+    }
+    let kept = beside(data_dir, suffix)?;
+    std::fs::rename(data_dir, &kept).context("keep the old data directory under another name")?;
+    fsync_dir(data_dir.parent().context("the data directory has no parent")?)
+        .context("sync the parent directory")?;
+    Ok(Some(kept))
+}

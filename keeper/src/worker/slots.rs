@@ -1,0 +1,48 @@
+//! One physical replication slot per member, on every member: on the primary they hold WAL back for those who are
+//! away; on a standby they exist, so that whoever is promoted is ready, and hold nothing back.
+
+use proto::MemberName;
+
+use super::Worker;
+use crate::postgres::session::Session;
+use crate::postgres::settings::{Settings, slot_name};
+
+/// Brings the slots in line with `members`, and relaxes the retry interval: the member has settled.
+pub async fn keep(worker: &Worker, members: &[MemberName], primary: bool) -> anyhow::Result<()> {
+    let session = worker.admin().await?;
+    let wanted: Vec<String> = members.iter().map(slot_name).collect();
+    let rows = session
+        .rows(
+            "SELECT slot_name, active, restart_lsn IS NOT NULL FROM pg_replication_slots
+              WHERE slot_type = 'physical' AND slot_name LIKE 'pgdeputy\\_%' AND NOT temporary",
+            &[],
+        )
+        .await?;
+    let mut good = Vec::new();
+    for row in &rows {
+        let (name, active, reserved): (String, bool, bool) = (row.get(0), row.get(1), row.get(2));
+        if wanted.contains(&name) && (active || reserved == primary) {
+            good.push(name);
+        } else if !active {
+            drop_slot(&session, &name).await;
+        }
+    }
+    for name in wanted.iter().filter(|name| !good.contains(name)) {
+        session
+            .row("SELECT pg_create_physical_replication_slot($1, $2)", &[name, &primary])
+            .await?;
+    }
+    let settings = worker.settings();
+    if settings.eager {
+        worker.reload(Settings { eager: false, ..settings }).await?;
+    }
+    worker.update(|local| local.slots_for = Some((members.to_vec(), primary)));
+    Ok(())
+}
+
+/// Drops a slot. Its standby may have taken it this moment, and then it is as it should be.
+async fn drop_slot(session: &Session, name: &str) {
+    if let Err(error) = session.row("SELECT pg_drop_replication_slot($1)", &[&name]).await {
+        tracing::info!(%error, slot = name, "the slot stays");
+    }
+}
