@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Keeps a PostgreSQL cluster available without losing an acknowledged commit.
 #[derive(Debug, Parser)]
-#[command(name = "pgdeputy", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "pgdeputy", version, propagate_version = true)]
 #[command(
     after_help = "Each flag is also read from the environment (--data-dir from PGDEPUTY_DATA_DIR) and from \
     the TOML file of --config (data-dir = \"...\").\nA flag wins over the environment, the environment over the file. \

@@ -1,21 +1,108 @@
-//! `demo` and the hidden `bench`: placeholders until chaos has its own.
+//! `demo`: a cluster in a temporary directory loses a part under load, and is judged; also the hidden `bench`.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chaos::fault::{self, Fault};
+use chaos::{bench as benches, demo};
 use clap::Args;
+use proto::ClusterSpec;
 
+use crate::args::OutputArgs;
 use crate::failure::Failure;
+use crate::runtime;
 
 #[derive(Debug, Args)]
-pub struct DemoArgs {}
+pub struct DemoArgs {
+    /// What is broken: member, crash, crash-twice or standby
+    #[arg(long, value_name = "FAULT", default_value = "member", value_parser = fault)]
+    fault: Fault,
+    /// Number of members
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    members: usize,
+    /// Number of etcd members
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    etcd_members: usize,
+    /// Leave the cluster running, and print how to use and how to stop it
+    #[arg(long)]
+    keep: bool,
+    /// How long a killed member stays down after writes are back
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = humantime::parse_duration)]
+    down_for: Duration,
+    /// The cluster's lease_ttl
+    #[arg(long, value_name = "DURATION", default_value = "4s", value_parser = humantime::parse_duration)]
+    lease_ttl: Duration,
+    #[command(flatten)]
+    postgres: PostgresArgs,
+    /// End a cluster that --keep left running in DIR, and remove it
+    #[arg(long, value_name = "DIR")]
+    stop: Option<PathBuf>,
+    /// Started by a lab beside itself, to clean up after it
+    #[arg(long, hide = true)]
+    guard: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
 
 #[derive(Debug, Args)]
-pub struct BenchArgs {}
+pub struct BenchArgs {
+    /// How often each fault is tried
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+    #[command(flatten)]
+    postgres: PostgresArgs,
+}
 
-/// Runs the command.
-pub fn run(_args: DemoArgs) -> Result<u8, Failure> {
-    Err(Failure::Runtime(anyhow::anyhow!("demo is not built in yet")))
+#[derive(Debug, Args)]
+struct PostgresArgs {
+    /// Where PostgreSQL's programs are [default: the usual places, then PATH]
+    #[arg(long, value_name = "DIR")]
+    postgres_bin: Option<PathBuf>,
+    /// Whom the keepers become when started as root
+    #[arg(long, value_name = "USER", default_value = "postgres")]
+    postgres_user: String,
 }
 
 /// Runs the command.
-pub fn bench(_args: BenchArgs) -> Result<u8, Failure> {
-    Err(Failure::Runtime(anyhow::anyhow!("bench is not built in yet")))
+pub fn run(args: DemoArgs) -> Result<u8, Failure> {
+    if args.guard {
+        return Ok(demo::guard()?);
+    }
+    if let Some(directory) = &args.stop {
+        return Ok(demo::stop(directory)?);
+    }
+    let config = demo::Config {
+        fault: args.fault,
+        members: args.members,
+        etcd_members: args.etcd_members,
+        json: args.output.json,
+        keep: args.keep,
+        down_for: args.down_for,
+        lease_ttl: args.lease_ttl,
+        postgres_bin: args.postgres.postgres_bin,
+        postgres_user: args.postgres.postgres_user,
+    };
+    let spec = ClusterSpec { lease_ttl: config.lease_ttl, ..ClusterSpec::default() };
+    spec.check().map_err(|e| Failure::usage(e.to_string()))?;
+    config.check().map_err(|e| Failure::usage(format!("{e:#}")))?;
+    Ok(runtime::run(|stop| demo::run(config, stop))?)
+}
+
+/// Runs the hidden command.
+pub fn bench(args: BenchArgs) -> Result<u8, Failure> {
+    if args.runs == 0 {
+        return Err(Failure::usage("--runs is 0: measure at least once"));
+    }
+    let config = benches::Config {
+        runs: args.runs,
+        postgres_bin: args.postgres.postgres_bin,
+        postgres_user: args.postgres.postgres_user,
+    };
+    Ok(runtime::run(|stop| benches::run(config, stop))?)
+}
+
+fn fault(given: &str) -> Result<Fault, String> {
+    let names: Vec<&str> = fault::ALL.iter().map(|f| f.name()).collect();
+    let found = fault::ALL.into_iter().find(|f| f.name() == given);
+    found.ok_or_else(|| format!("use one of {}", names.join(", ")))
 }

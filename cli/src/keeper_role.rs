@@ -65,7 +65,7 @@ pub fn run(args: KeeperArgs) -> Result<u8, Failure> {
     if let Some(user) = user {
         become_user(&user, &config)?;
     }
-    runtime::run(|stop| not_yet(config, stop))?;
+    runtime::run(|stop| keeper::run(config, stop))?;
     Ok(0)
 }
 
@@ -237,8 +237,3 @@ pub fn fencer(given: Vec<OsString>) -> ExitCode {
 
 #[cfg(test)]
 mod tests;
-
-/// Stands for `keeper::run` until it exists.
-async fn not_yet(config: Config, _: tokio_util::sync::CancellationToken) -> anyhow::Result<()> {
-    anyhow::bail!("keeper {} cannot run yet", config.member)
-}

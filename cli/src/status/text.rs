@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use proto::report::{RejoinBy, RejoinOutcome};
 use proto::{Cfg, MemberName};
 
 use super::{Member, Status};
@@ -53,6 +54,7 @@ impl Status {
     fn sentences(&self) -> Vec<String> {
         let mut lines = vec![self.commits_line(), self.promotable_line()];
         lines.extend(self.members.iter().filter_map(right_line));
+        lines.extend(self.members.iter().filter_map(rejoin_line));
         lines.extend(
             self.proxies
                 .iter()
@@ -133,6 +135,24 @@ fn cells(member: &Member) -> [String; 8] {
         or_dash(member.lag_bytes.map(bytes)),
         or_dash(member.postgres_address.clone()),
     ]
+}
+
+/// How a return that is under way or has failed goes; one that has succeeded is in the history.
+fn rejoin_line(member: &Member) -> Option<String> {
+    let rejoin = member.rejoin.as_ref()?;
+    let by = match rejoin.by {
+        RejoinBy::Follow => "follow the primary",
+        RejoinBy::Rewind => "be rewound",
+        RejoinBy::Copy => "be copied",
+    };
+    let how = match &rejoin.outcome {
+        RejoinOutcome::Running { progress } => {
+            progress.clone().unwrap_or_else(|| "under way".into())
+        }
+        RejoinOutcome::Failed { problem, .. } => format!("failed: {problem}"),
+        RejoinOutcome::Done { .. } => return None,
+    };
+    Some(format!("{} is to {by} since {}, {how} ({})", member.name, rejoin.started, rejoin.reason))
 }
 
 /// The bound within which a primary that is cut off stops by itself.
