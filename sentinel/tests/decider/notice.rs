@@ -1,0 +1,174 @@
+//! When a primary counts as lost, and when it does not.
+
+use std::time::Duration;
+
+use proto::Epoch;
+use proto::report::{Server, Stream};
+use sentinel::observe::Stored;
+use sentinel::plan::WaitingOn;
+
+use crate::scene::{Scene, name};
+
+#[test]
+fn a_lapse_counts_at_once_when_all_who_count_are_silent() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.vanishes("a");
+    scene.silent("b");
+    scene.silent("c");
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+    assert!(scene.is_asked_to_seal("b") && scene.is_asked_to_seal("a"));
+}
+
+#[test]
+fn a_missing_report_is_not_silence() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.vanishes("a");
+    scene.silent("b");
+    scene.vanishes("c");
+    scene.pass(Duration::from_secs(600));
+    assert!(
+        matches!(scene.waits(), WaitingOn::SealSet { .. }),
+        "c could know of commits that b lacks"
+    );
+    assert_eq!(scene.sealing(), None);
+}
+
+#[test]
+fn after_an_etcd_stall_every_lease_is_gone_and_nobody_is_failed_over() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    let reports = scene.seen.members.clone();
+    for member in ["a", "b", "c"] {
+        scene.vanishes(member);
+    }
+    scene.outage(Duration::from_secs(30));
+    scene.waits();
+    // Keepers come back one after the other, the primary's last; streams never broke.
+    for member in ["b", "c"] {
+        scene.seen.members.insert(name(member), reports[&name(member)].clone());
+        assert!(matches!(scene.waits(), WaitingOn::IsolationGrace { .. }));
+    }
+    scene.seen.members.insert(name("a"), reports[&name("a")].clone());
+    scene.holds_right("a");
+    scene.settle();
+    let state = scene.state();
+    assert_eq!((state.sealing, state.epoch), (None, Epoch(1)));
+}
+
+#[test]
+fn a_stall_does_not_use_up_the_grace() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.vanishes("a");
+    scene.pass(Duration::from_secs(9));
+    scene.outage(Duration::from_secs(20));
+    assert!(matches!(scene.waits(), WaitingOn::IsolationGrace { .. }));
+    scene.pass(scene.spec.isolation_grace);
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+}
+
+#[test]
+fn a_voter_that_hears_the_primary_gives_it_grace_and_a_new_leader_gives_it_anew() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.vanishes("a");
+    scene.silent("b");
+    assert_eq!(
+        scene.waits(),
+        WaitingOn::IsolationGrace { primary: name("a"), heard_by: vec![name("c")] }
+    );
+    scene.pass(Duration::from_secs(9));
+    scene.leader_changes();
+    scene.settle();
+    scene.pass(Duration::from_secs(9));
+    assert!(matches!(scene.waits(), WaitingOn::IsolationGrace { .. }));
+    scene.pass(Duration::from_secs(1));
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+}
+
+#[test]
+fn who_never_heard_this_primary_cannot_call_it_silent() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.vanishes("a");
+    for member in ["b", "c"] {
+        scene.report(member).stream = Stream::Silent { epoch: Epoch(0) };
+    }
+    assert!(matches!(scene.waits(), WaitingOn::IsolationGrace { .. }));
+    for member in ["b", "c"] {
+        scene.report(member).stream = Stream::None;
+    }
+    assert!(matches!(scene.waits(), WaitingOn::IsolationGrace { .. }));
+}
+
+#[test]
+fn a_keeper_that_lives_takes_its_right_back_while_voters_hear_its_primary() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.seen.primary_key = Stored::Absent;
+    scene.pass(Duration::from_secs(600));
+    assert!(matches!(scene.waits(), WaitingOn::PrimaryKey { .. }));
+    scene.silent("b");
+    scene.silent("c");
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)), "its keeper lives, but nobody hears the primary");
+}
+
+#[test]
+fn silence_alone_is_nothing_while_the_right_is_held() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.silent("b");
+    scene.silent("c");
+    scene.pass(Duration::from_secs(600));
+    scene.settle();
+    assert_eq!(scene.sealing(), None);
+}
+
+#[test]
+fn sealing_is_never_for_nothing() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.vanishes("c");
+    scene.vanishes("a");
+    scene.silent("b");
+    scene.pass(Duration::from_secs(600));
+    let WaitingOn::SealSet { primary, unmet } = scene.waits() else { panic!("no seal set lives") };
+    assert_eq!((primary, unmet.len()), (name("a"), 1));
+    scene.returns("c");
+    scene.report("c").incarnation = scene.state().members[&name("c")].incarnation.clone();
+    scene.streams("c");
+    scene.silent("c");
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+}
+
+#[test]
+fn a_right_that_cannot_be_read_counts_as_held() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.vanishes("a");
+    scene.silent("b");
+    scene.silent("c");
+    let problem = proto::DecodeError::NewerFormat { kind: "primary key", found: 9, known: 1 };
+    scene.seen.primary_key = Stored::Newer(problem);
+    let plan = scene.settle();
+    assert_eq!(scene.sealing(), None);
+    assert!(plan.explanation.warnings.iter().any(|w| w.contains("counts as held")));
+}
+
+#[test]
+fn a_keeper_that_just_started_is_given_time_and_one_whose_postgresql_is_stopped_is_not() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.report("a").server = Server::Unknown;
+    scene.report("a").opened = None;
+    assert_eq!(scene.waits(), WaitingOn::PrimaryReport { primary: name("a") });
+    scene.report("a").server = Server::Stopped;
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+}
+
+#[test]
+fn a_dead_primary_is_sealed_although_its_keeper_holds_the_right() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.dies("a");
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+    let record = &scene.history[&(Epoch(2), 0)];
+    assert!(record.cause.contains("PostgreSQL of primary a died"), "{}", record.cause);
+}

@@ -1,0 +1,77 @@
+//! What people read afterwards.
+
+use std::time::Duration;
+
+use proto::Epoch;
+use proto::history::HistoryKind;
+use proto::report::{Rejoin, RejoinBy, RejoinOutcome};
+
+use crate::scene::{Scene, millis, name};
+
+#[test]
+fn a_failover_is_recorded_phase_by_phase_until_all_are_back() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.dies("a");
+    scene.pass(millis(10));
+    scene.settle();
+    scene.pass(millis(15));
+    scene.seals("b", "0/5000000");
+    scene.seals("c", "0/5000000");
+    scene.settle();
+    scene.pass(millis(30));
+    scene.opens("b");
+    scene.streams("c");
+    scene.settle();
+    scene.confirms("0/5000100");
+    scene.settle();
+    assert_eq!(scene.history[&(Epoch(2), 0)].redundant, None, "a is not back");
+
+    scene.pass(Duration::from_secs(2));
+    let (started, ended) = (scene.wall(), scene.wall());
+    scene.streams("a");
+    scene.report("a").rejoin = Some(Rejoin {
+        epoch: Epoch(2),
+        by: RejoinBy::Rewind,
+        reason: "its WAL ends past the fork".into(),
+        started,
+        outcome: RejoinOutcome::Done { ended },
+        kept: None,
+    });
+    scene.pass(Duration::from_secs(1));
+    scene.settle();
+    scene.confirms("0/6000000");
+    scene.settle();
+
+    let record = &scene.history[&(Epoch(2), 0)];
+    assert_eq!(record.kind, HistoryKind::Failover);
+    assert_eq!((record.from.clone(), record.to.clone()), (Some(name("a")), Some(name("b"))));
+    let phases: Vec<(&str, i64)> = record
+        .phases
+        .iter()
+        .map(|p| (p.name.as_str(), p.end.expect("every phase ended").ms_since(p.start)))
+        .collect();
+    let expected =
+        [("notice", 10), ("seal", 15), ("choose", 0), ("promote", 30), ("redundancy", 3000)];
+    assert_eq!(phases, expected);
+    assert_eq!(record.rejoined.len(), 1);
+    assert_eq!(record.rejoined[0].by, RejoinBy::Rewind);
+    assert!(record.redundant.is_some());
+    assert!(record.rejected.iter().any(|r| r.member == name("c")));
+}
+
+#[test]
+fn the_founding_and_a_restart_have_records_of_their_own() {
+    let mut scene = Scene::serving("a", &["b"]);
+    let founding = &scene.history[&(Epoch(1), 0)];
+    assert_eq!(founding.kind, HistoryKind::Founding);
+    assert!(founding.redundant.is_some());
+    scene.vanishes("b");
+    scene.dies("a");
+    scene.settle();
+    scene.opens("a");
+    scene.settle();
+    let restart = &scene.history[&(Epoch(1), 2)];
+    assert_eq!(restart.kind, HistoryKind::Restart);
+    let names: Vec<&str> = restart.phases.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["notice", "restart", "redundancy"]);
+}
