@@ -6,7 +6,7 @@ use std::str::FromStr;
 use proto::MemberName;
 use serde::Serialize;
 
-use crate::lab::Lab;
+use crate::lab::{Lab, Struck};
 
 /// A fault of the demo and of the bench.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -49,8 +49,8 @@ impl Fault {
         self != Fault::Standby
     }
 
-    /// Breaks `victim`.
-    pub fn strike(self, lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {
+    /// Breaks `victim`; returns when.
+    pub fn strike(self, lab: &mut Lab, victim: &MemberName) -> anyhow::Result<Struck> {
         if self.takes_the_member() { lab.kill_member(victim) } else { lab.kill_postgres(victim) }
     }
 

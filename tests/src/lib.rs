@@ -1,1 +1,70 @@
-//! Whole-system tests live in `tests/tests`; this library holds what they share.
+//! What the whole-system tests share: a cluster of their own, and programs started wrongly on purpose.
+//!
+//! The program under test is the one that PGDEPUTY_BIN names, else the one beside the tests' own build. Make it
+//! with `make build` or `cargo build`: `cargo test` alone does not build it anew.
+
+pub mod attempt;
+
+use std::path::PathBuf;
+
+use chaos::demo::{Config, Report, Timeline, play};
+use chaos::fault::Fault;
+use chaos::lab::{Lab, LabConfig};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Clusters at a time in one test program: more of them would measure the machine and not pgdeputy.
+static CLUSTERS: Semaphore = Semaphore::const_new(2);
+
+/// A running cluster of a test's own. Everything of it ends with this value, also when the test fails.
+pub struct Scene {
+    pub lab: Lab,
+    _turn: SemaphorePermit<'static>,
+}
+
+/// Starts a cluster, changed from the usual three members as `change` says.
+pub async fn scene(change: impl FnOnce(&mut LabConfig)) -> Scene {
+    let turn = CLUSTERS.acquire().await.expect("nobody closes the semaphore");
+    let mut config = LabConfig::new(pgdeputy());
+    config.narrate = std::sync::Arc::new(|line| eprintln!("{line}"));
+    change(&mut config);
+    let lab = Lab::start(config).await.expect("start a cluster");
+    Scene { lab, _turn: turn }
+}
+
+/// Waits for the turn of a test that starts its cluster by itself.
+pub async fn turn() -> SemaphorePermit<'static> {
+    CLUSTERS.acquire().await.expect("nobody closes the semaphore")
+}
+
+impl Scene {
+    /// Breaks the cluster under load, waits until it is redundant, and demands that the promise was kept.
+    pub async fn survives(&mut self, fault: Fault) -> Report {
+        self.survives_as(Config { fault, ..Config::default() }).await
+    }
+
+    /// The same, with other times.
+    pub async fn survives_as(&mut self, config: Config) -> Report {
+        let played = play(&config, &mut self.lab, &Timeline::start(true)).await;
+        let report = played.unwrap_or_else(|error| panic!("{error:#}"));
+        eprintln!("{}", report.text());
+        assert_eq!((report.lost, report.dual), (0, 0), "{:?}", report.violations);
+        assert!(report.good, "{:?}", report.inconclusive);
+        report
+    }
+}
+
+/// Returns the program under test.
+pub fn pgdeputy() -> PathBuf {
+    if let Some(named) = std::env::var_os("PGDEPUTY_BIN") {
+        return named.into();
+    }
+    let own = std::env::current_exe().expect("a process has a program");
+    let profile = own.ancestors().nth(2).expect("tests lie in target/<profile>/deps");
+    let program = profile.join("pgdeputy");
+    assert!(
+        program.is_file(),
+        "{} does not exist: run `make build` or `cargo build` first",
+        program.display()
+    );
+    program
+}

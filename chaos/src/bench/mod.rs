@@ -81,10 +81,9 @@ async fn measure_all(config: &Config, pgdeputy: PathBuf) -> anyhow::Result<u8> {
         ..LabConfig::new(pgdeputy)
     })
     .await?;
-    match measure_on(config, &mut lab).await {
-        Ok(status) => lab.stop().await.map(|()| status),
-        Err(error) => Err(error.context(lab.log_tails())),
-    }
+    let status =
+        measure_on(config, &mut lab).await.inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
+    lab.stop().await.map(|()| status)
 }
 
 async fn measure_on(config: &Config, lab: &mut Lab) -> anyhow::Result<u8> {
@@ -138,8 +137,7 @@ async fn one_run(case: Case, lab: &mut Lab, watchers: &Watchers) -> anyhow::Resu
         Case::Crash | Case::RestartInPlace | Case::Member => Some(primary.clone()),
     };
     let victim = victim.context("there is no standby")?;
-    let struck = clock::now();
-    case.fault().strike(lab, &victim)?;
+    let struck = case.fault().strike(lab, &victim)?;
     let served = served_after(case, lab, (before, &primary)).await?;
     watchers.load.acknowledged_after(served, BOUND).await?;
     if case.fault().takes_the_member() {
@@ -147,7 +145,7 @@ async fn one_run(case: Case, lab: &mut Lab, watchers: &Watchers) -> anyhow::Resu
         lab.start_member(&victim)?;
     }
     lab.wait_redundant(BOUND).await?;
-    Ok(watchers.load.told().longest_gap(struck, clock::now()))
+    Ok(watchers.load.told().longest_gap(struck.at, clock::now()))
 }
 
 /// Waits until writes are served, in the way that the row is about; returns a moment at which they were.

@@ -14,6 +14,8 @@ use anyhow::{Context, ensure};
 use tokio_util::sync::CancellationToken;
 
 pub use report::{RecoveredBy, Report};
+pub use run::play;
+pub use timeline::Timeline;
 
 use crate::fault::Fault;
 use crate::lab::cleanup;

@@ -15,7 +15,7 @@ use super::report::{RecoveredBy, Recovery, Report, violations};
 use super::timeline::Timeline;
 use crate::evidence::Watchers;
 use crate::fault::Fault;
-use crate::lab::{Cluster, Lab, LabConfig, Lifetime, Service, await_cluster, demo_spec};
+use crate::lab::{Cluster, Lab, LabConfig, Lifetime, Service, Struck, await_cluster, demo_spec};
 use crate::load::Told;
 use crate::verdict::{Evidence, LEAST_ACKNOWLEDGED, judge};
 
@@ -42,10 +42,8 @@ pub async fn run(config: &Config, pgdeputy: PathBuf) -> anyhow::Result<u8> {
     let timeline = Timeline::start(config.json);
     let mut lab = start(config, pgdeputy, &timeline).await?;
     let _watching = watch(&lab, &timeline);
-    let report = match play(config, &mut lab, &timeline).await {
-        Ok(report) => report,
-        Err(error) => return Err(error.context(lab.log_tails())),
-    };
+    let played = play(config, &mut lab, &timeline).await;
+    let report = played.inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
     if config.json {
         println!("{}", serde_json::to_string_pretty(&report).context("write the report")?);
     } else {
@@ -76,7 +74,8 @@ async fn start(config: &Config, pgdeputy: PathBuf, timeline: &Timeline) -> anyho
     Lab::start(lab).await
 }
 
-async fn play(config: &Config, lab: &mut Lab, timeline: &Timeline) -> anyhow::Result<Report> {
+/// Waits until the cluster is redundant, breaks it under load as `config` says, and judges what came of it.
+pub async fn play(config: &Config, lab: &mut Lab, timeline: &Timeline) -> anyhow::Result<Report> {
     lab.wait_redundant(FORM_BOUND).await.context("form the cluster")?;
     timeline.say("the cluster is redundant: every member streams and votes");
     let watchers = Watchers::start(lab, WRITERS).await?;
@@ -90,28 +89,22 @@ async fn play(config: &Config, lab: &mut Lab, timeline: &Timeline) -> anyhow::Re
     let served = before.service().context("no primary takes writes before the fault")?;
     let victim = victim(config.fault, &before, &served.1)?;
     let rate = watchers.load.told().per_second(steady_from, clock::now());
-    timeline
-        .say(&format!("fault: {} ({rate:.0} commits a second)", config.fault.describe(&victim)));
-    let (struck, struck_wall) = (clock::now(), clock::wall());
-    timeline.fault_at(struck);
-    config.fault.strike(lab, &victim)?;
-    let served_again =
-        recover(config, lab, (&watchers, timeline), (struck, &served, &victim)).await?;
+    let fault = config.fault.describe(&victim);
+    timeline.say(&format!("fault: {fault} ({rate:.0} commits a second)"));
+    let Struck { at, wall } = config.fault.strike(lab, &victim)?;
+    timeline.fault_at(at);
+    let served_again = recover(config, lab, (&watchers, timeline), (at, &served, &victim)).await?;
     let redundant = lab.wait_redundant(REDUNDANT_BOUND).await?;
     let redundant_at = clock::now();
     timeline.say("redundant again: every member streams and votes");
     tokio::time::sleep(AFTERWARDS).await;
     watchers.load.acknowledged_count(LEAST_ACKNOWLEDGED, WRITES_BOUND).await?;
-    let (evidence, told) = watchers.finish(lab, (steady_from, struck)).await?;
+    let (evidence, told) = watchers.finish(lab, (steady_from, at)).await?;
     let after = redundant.service().context("no primary takes writes after the recovery")?;
-    ensure!(
-        after.0 >= served_again,
-        "the service went from {served_again:?} back to {:?}",
-        after.0
-    );
-    let recovery =
-        Recovery { fault: config.fault, victim, struck: struck_wall, before: served, after };
-    Ok(report(&recovery, &lab.cluster().await?, (&evidence, &told), (struck, redundant_at)))
+    ensure!(after.0 >= served_again, "service {served_again:?} became {:?} again", after.0);
+    let fault = config.fault;
+    let recovery = Recovery { fault, victim, struck: wall, before: served, after };
+    Ok(report(&recovery, &lab.cluster().await?, (&evidence, &told), (at, redundant_at)))
 }
 
 /// Waits until writes are back, and gives the cluster back what was taken from it.

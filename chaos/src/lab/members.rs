@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use proto::MemberName;
+use proto::{MemberName, Moment, WallTime};
 use store::clock;
 
 use super::cleanup::{self, Found};
@@ -14,6 +14,20 @@ use super::{Lab, Member};
 
 /// Killed processes are gone within some 20 ms, on a busy machine within 0.2 s.
 const GONE_BOUND: Duration = Duration::from_secs(10);
+
+/// When something was killed: taken after its processes were looked up, just before the first signal.
+#[derive(Debug, Clone, Copy)]
+pub struct Struck {
+    pub at: Moment,
+    /// The same for comparison with records.
+    pub wall: WallTime,
+}
+
+impl Struck {
+    fn now() -> Self {
+        Self { at: clock::now(), wall: clock::wall() }
+    }
+}
 
 impl Lab {
     /// Adds a member with an empty directory and starts its keeper.
@@ -42,19 +56,22 @@ impl Lab {
     }
 
     /// Kills the postmaster of `name`, and nothing else.
-    pub fn kill_postgres(&self, name: &MemberName) -> anyhow::Result<()> {
+    pub fn kill_postgres(&self, name: &MemberName) -> anyhow::Result<Struck> {
         let postmaster = self.postmaster(name)?;
         self.adopt_orphans(&self.processes_of(name));
+        let struck = Struck::now();
         kill(Pid::from_raw(postmaster), Signal::SIGKILL)
-            .with_context(|| format!("kill the postmaster of {name}, process {postmaster}"))
+            .with_context(|| format!("kill the postmaster of {name}, process {postmaster}"))?;
+        Ok(struck)
     }
 
     /// Kills keeper, fencer and all PostgreSQL processes of `name` as close together as can be.
-    pub fn kill_member(&mut self, name: &MemberName) -> anyhow::Result<()> {
+    pub fn kill_member(&mut self, name: &MemberName) -> anyhow::Result<Struck> {
         let found = self.processes_of(name);
         ensure!(!found.is_empty(), "nothing of member {name} runs");
         // The keeper first: it must not see the others die.
         let (servers, deputies): (Vec<_>, Vec<_>) = found.iter().partition(|p| p.is_postgres());
+        let struck = Struck::now();
         for process in deputies.iter().chain(&servers) {
             // It may have ended since it was looked up.
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
@@ -63,7 +80,7 @@ impl Lab {
         if let Some(member) = self.members.get_mut(name) {
             member.keeper = None;
         }
-        Ok(())
+        Ok(struck)
     }
 
     /// Waits until no process of `name` is left, and kills what PostgreSQL forked in the last moment.

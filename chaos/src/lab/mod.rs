@@ -33,6 +33,7 @@ use commands::{Addresses, MemberAddress};
 pub use config::{CLUSTER, LabConfig, Layout, Lifetime, Narrate, demo_spec, member_name};
 pub use database::APPLICATION;
 use home::Home;
+pub use members::Struck;
 use ports::Ports;
 pub use view::{Cluster, Service};
 pub use wait::{LabStatus, await_cluster};
@@ -131,6 +132,18 @@ impl Lab {
     pub fn address(&self, member: &MemberName) -> anyhow::Result<MemberAddress> {
         let known = self.members.get(member).map(|m| m.address);
         known.with_context(|| format!("the lab has no member {member}"))
+    }
+
+    /// Makes a directory in the lab that belongs to the keepers' user, for a keeper that is none of the lab's.
+    pub fn private_directory(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let directory = self.home.layout.process(name);
+        self.home.make_private(&directory)?;
+        Ok(directory)
+    }
+
+    /// Returns a free port of this machine.
+    pub fn free_port(&mut self) -> anyhow::Result<u16> {
+        self.ports.next()
     }
 
     /// Leaves everything running when this value and this process are gone. Returns the lab's directory.

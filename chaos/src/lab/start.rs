@@ -45,7 +45,7 @@ impl Lab {
                 home.spawner.start(commands::etcd(&home.layout, &addresses, index)?)?,
             ));
         }
-        let store = connect(&addresses).await.with_context(|| home.log_tails())?;
+        let store = connect(&addresses).await.inspect_err(|_| eprintln!("{}", home.log_tails()))?;
         (config.narrate)(&format!(
             "etcd answers ({} of {})",
             addresses.etcd.len(),
@@ -62,7 +62,7 @@ impl Lab {
             keys: Keys::of(&CLUSTER.parse()?),
             application_password: random_password(),
         };
-        lab.start_roles().await?;
+        lab.start_roles().await.inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
         Ok(lab)
     }
 
@@ -152,7 +152,7 @@ impl Lab {
                 return Ok(found);
             }
             if clock::now() >= deadline {
-                bail!("not within {bound:?}: {what}\n{}", self.log_tails());
+                bail!("not within {bound:?}: {what}");
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

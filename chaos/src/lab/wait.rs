@@ -85,8 +85,27 @@ impl Lab {
         self.wait_redundant_among(&members, bound).await
     }
 
-    /// Waits until these members stream or serve and vote.
+    /// Waits until these members stream or serve and vote: by the agreed state and the reports, and then by
+    /// PostgreSQL itself, because the report of a member that has just died outlives it.
     pub async fn wait_redundant_among(
+        &self,
+        members: &BTreeSet<MemberName>,
+        bound: Duration,
+    ) -> anyhow::Result<Cluster> {
+        let deadline = clock::now() + bound;
+        loop {
+            let cluster =
+                self.wait_agreed_redundancy(members, deadline.since(clock::now())).await?;
+            let Err(absent) = self.check_streams(&cluster).await else { return Ok(cluster) };
+            ensure!(
+                clock::now() < deadline,
+                "redundancy is missing after {bound:?} though the reports show it: {absent:#}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn wait_agreed_redundancy(
         &self,
         members: &BTreeSet<MemberName>,
         bound: Duration,
@@ -106,6 +125,23 @@ impl Lab {
         found.with_context(|| format!("redundancy is missing: {missing}"))?
     }
 
+    /// Asks the primary's PostgreSQL whether every voter streams under its name.
+    async fn check_streams(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        const STREAMING: &str = "SELECT application_name::text FROM pg_stat_replication \
+             WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')";
+        let primary = cluster.primary().context("there is no primary")?;
+        let cfg = cluster.state.as_ref().and_then(|s| s.newest_cfg()).context("there is no Cfg")?;
+        let session = self.superuser(primary).await?;
+        let rows = session.client().query(STREAMING, &[]).await?;
+        let names = rows.iter().map(|row| row.try_get(0));
+        let streaming: BTreeSet<String> = names.collect::<Result<_, _>>()?;
+        for voter in &cfg.voters {
+            let name = cfg.wire_name(voter);
+            ensure!(streaming.contains(&name), "{name} does not stream from {primary}");
+        }
+        Ok(())
+    }
+
     /// Waits until writes are served by a later promotion or restart than `before`.
     pub async fn wait_served_after(
         &self,
@@ -116,6 +152,22 @@ impl Lab {
             cluster.service().filter(|(service, _)| *service > before)
         })
         .await
+    }
+
+    /// Waits until the keeper of `member` has ended by itself; returns how.
+    pub async fn keeper_ends(
+        &self,
+        member: &MemberName,
+        bound: Duration,
+    ) -> anyhow::Result<String> {
+        let deadline = clock::now() + bound;
+        loop {
+            if let Some(how) = self.keeper_ended(member) {
+                return Ok(how);
+            }
+            ensure!(clock::now() < deadline, "the keeper of {member} still runs after {bound:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     fn check_keepers(&self, members: &BTreeSet<MemberName>) -> anyhow::Result<()> {
