@@ -93,6 +93,10 @@ pub async fn run(
             Ok(line) => match line.with_context(|| format!("read the output of {program}"))? {
                 Some(line) => {
                     patience = on_line(&line);
+                    // What a server says of its progress would push the reason of its end out.
+                    if line.contains(" LOG:  ") {
+                        continue;
+                    }
                     if last_lines.len() == LAST_LINES {
                         last_lines.pop_front();
                     }

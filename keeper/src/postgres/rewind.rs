@@ -29,6 +29,9 @@ pub struct Target<'a> {
     pub source: &'a Source,
 }
 
+/// The greatest value there is.
+const KEEP_ALL_WAL: &str = "wal_keep_size=2147483647MB";
+
 /// What became of a rewind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RewindOutcome {
@@ -79,7 +82,12 @@ pub async fn rewind(
         let problem = format!("{error:#}");
         RewindOutcome::Failed(RewindFailure { damage: Damage::None, problem })
     };
-    if let Err(error) = prepare(target.data_dir) {
+    let prepared = match prepare(target.data_dir) {
+        Ok(control) if control.is_clean() => Ok(()),
+        Ok(_) => recover(binaries, target).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = prepared {
         return untouched(error);
     }
     let mut reading = Reading::default();
@@ -96,7 +104,7 @@ pub async fn rewind(
 }
 
 /// Checks that the member can be rewound, and takes away what stands in the way of its crash recovery.
-fn prepare(data_dir: &Path) -> anyhow::Result<()> {
+fn prepare(data_dir: &Path) -> anyhow::Result<ControlFile> {
     let control = ControlFile::read(data_dir)?;
     // Crash recovery of a standby would end its standby life on its own timeline.
     ensure!(
@@ -121,6 +129,29 @@ fn prepare(data_dir: &Path) -> anyhow::Result<()> {
     if removed {
         durable::fsync_dir(data_dir).with_context(|| format!("sync {}", data_dir.display()))?;
     }
+    Ok(control)
+}
+
+/// Lets PostgreSQL recover a crashed member, alone and without connections, which `pg_rewind` needs.
+///
+/// Not left to `pg_rewind`, whose recovery ends with a checkpoint that recycles the WAL from before the divergence,
+/// so that the rewind itself then cannot begin (measured).
+async fn recover(binaries: &PostgresBinaries, target: &Target<'_>) -> anyhow::Result<()> {
+    let mut command = program::command(&binaries.postgres(), binaries.user());
+    command.arg("--single").arg("-D").arg(target.data_dir);
+    if let Some(config_file) = target.config_file {
+        command.arg("-c").arg(format!("config_file={}", config_file.display()));
+    }
+    command.args(["-c", KEEP_ALL_WAL, "-c", "logging_collector=off", "template1"]);
+    let finished = program::run(command, |_| CopyPhase::Preparing.patience()).await?;
+    ensure!(
+        finished.status.success(),
+        "crash recovery {}: {}",
+        finished.ending(),
+        finished.last_words()
+    );
+    let control = ControlFile::read(target.data_dir)?;
+    ensure!(control.is_clean(), "crash recovery left the data {}", control.state.describe());
     Ok(())
 }
 
@@ -133,10 +164,7 @@ fn command(binaries: &PostgresBinaries, target: &Target<'_>) -> tokio::process::
         .arg("--source-server")
         // A temporary table of some versions must not wait for a synchronous standby, which may be this very member.
         .arg(format!("{conninfo} options='-c synchronous_commit=local'"))
-        .arg("--progress");
-    if let Some(config_file) = target.config_file {
-        command.arg("--config-file").arg(config_file);
-    }
+        .args(["--progress", "--no-ensure-shutdown"]);
     command
 }
 

@@ -61,7 +61,8 @@ fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     if facts.local.opened.is_none_or(|o| o.epoch != lead.epoch || o.restart != wanted) {
         return Action::Open(lead);
     }
-    let newest = lead.cfgs.iter().rev().find(|c| c.epoch == lead.epoch);
+    // A recorded k = 0 asks for nothing that could be proved; in strict the impossible name stays in force.
+    let newest = lead.cfgs.iter().rev().find(|c| c.epoch == lead.epoch && c.k > 0);
     if let Some(cfg) =
         newest.filter(|c| facts.local.confirmed.as_ref().is_none_or(|done| done.cfg != c.id))
     {
@@ -71,10 +72,6 @@ fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
 }
 
 fn confirm(facts: &Facts, cfg: &Cfg) -> Action {
-    if cfg.k == 0 {
-        // A recorded k = 0 asks for nothing that could be proved, and in strict the impossible name stays in force.
-        return Action::Hold(Hold::Leading);
-    }
     let proof = match facts.local.names {
         Names::Proven(id) if id == cfg.id => Proof::Given,
         Names::Proven(_) | Names::Unproven => Proof::Priorities,

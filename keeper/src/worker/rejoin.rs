@@ -151,7 +151,9 @@ fn source_of(
 }
 
 /// Waits until the source is the primary of the timeline wanted and has written a checkpoint on it: pg_rewind of 15
-/// takes a source without one for a server on the old timeline. Returns what the source has written.
+/// takes a source without one for a server on the old timeline. Returns what the source has flushed: no page that was
+/// copied from its disk is newer. (What it has inserted may lie a page header further, which an idle source never
+/// sends.)
 async fn source_is_ready(worker: &Worker, follow: &Follow, source: &Source) -> anyhow::Result<Lsn> {
     let mut config = tokio_postgres::Config::new();
     config
@@ -173,7 +175,7 @@ async fn source_is_ready(worker: &Worker, follow: &Follow, source: &Source) -> a
             let row = client
                 .query_one(
                     "SELECT NOT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint()),
-                            CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_insert_lsn() END::text",
+                            CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn() END::text",
                     &[],
                 )
                 .await

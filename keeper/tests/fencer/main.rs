@@ -3,6 +3,11 @@
 //! Without the usual harness, because this program also is the fencer that it tests: called with `fencer` as its
 //! first argument it becomes one, in a process that must have a single thread. Other arguments are parts of names.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy cannot tell that a program without the usual harness is a test"
+)]
+
 mod claims;
 mod scene;
 

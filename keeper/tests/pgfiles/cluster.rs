@@ -94,6 +94,12 @@ impl Cluster {
         fs::read_to_string(self.root.path().join("log")).unwrap_or_default()
     }
 
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
     /// Makes it a standby of `primary` at its next start.
     pub fn follow(&self, primary: &Cluster) {
         let signal = self.data.join("standby.signal");
@@ -120,6 +126,7 @@ impl Cluster {
             "fsync=off",
             "shared_buffers=16MB",
             "max_wal_size=1GB",
+            "wal_keep_size=1GB",
             "wal_log_hints=on",
             "log_checkpoints=off",
             "autovacuum=off",
@@ -191,7 +198,7 @@ impl Cluster {
     pub async fn eventually(&self, what: &str, fact: impl Fn(&Self) -> bool) {
         let deadline = store::clock::now() + BOUND;
         while !fact(self) {
-            assert!(store::clock::now() < deadline, "not in time: {what}\n{}", self.log());
+            assert!(store::clock::now() < deadline, "not in time: {what}\n{}", self.log_tail());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

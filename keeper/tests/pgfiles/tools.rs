@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 
 use keeper::postgres::binaries::PostgresBinaries;
-use keeper::postgres::control::ControlFile;
+use keeper::postgres::control::{ControlFile, ControlState};
 use keeper::postgres::copy::{CopyPhase, base_backup};
 use keeper::postgres::initdb::initdb;
 use keeper::postgres::rewind::{Damage, RewindOutcome, Target, rewind};
@@ -184,16 +184,18 @@ async fn exit_status_0_without_a_checkpoint_on_the_new_timeline_is_not_taken_for
 }
 
 #[tokio::test]
-async fn a_rewind_that_cannot_begin_leaves_the_data_as_it_was() {
-    let (old, new) = diverged().await;
+async fn a_rewind_that_cannot_begin_leaves_the_data_but_for_its_crash_recovery() {
+    let (mut old, new) = diverged().await;
     let source = keeper::postgres::source::Source { user: "stranger".into(), ..new.source() };
     let target = Target { data_dir: &old.data, config_file: None, source: &source };
-    let before = scan(&old.data).unwrap();
     let outcome = rewind(&binaries(), &target, |_| {}).await;
     let RewindOutcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
     assert_eq!(failure.damage, Damage::None);
     assert!(failure.problem.contains("stranger"), "{}", failure.problem);
-    assert_eq!(scan(&old.data).unwrap(), before);
+    assert_eq!(ControlFile::read(&old.data).unwrap().state, ControlState::ShutDown);
+    old.start().await;
+    assert_eq!(old.sql("SELECT count(*) FROM t WHERE text = 'lost'"), "100");
+    old.stop().await;
 
     let label = old.data.join("backup_label");
     fs::write(&label, "").unwrap();
