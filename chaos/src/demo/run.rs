@@ -41,9 +41,11 @@ const AFTERWARDS: Duration = Duration::from_millis(500);
 pub async fn run(config: &Config, pgdeputy: PathBuf) -> anyhow::Result<u8> {
     let timeline = Timeline::start(config.json);
     let mut lab = start(config, pgdeputy, &timeline).await?;
-    let _watching = watch(&lab, &timeline);
+    let watching = watch(&lab, &timeline);
     let played = play(config, &mut lab, &timeline).await;
     let report = played.inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
+    // What follows is the end of the run and nothing to watch.
+    drop(watching);
     if config.json {
         println!("{}", serde_json::to_string_pretty(&report).context("write the report")?);
     } else {

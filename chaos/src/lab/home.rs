@@ -85,6 +85,12 @@ impl Home {
         Ok(self.layout.root.clone())
     }
 
+    /// Ends all processes and removes the directory. A second call finds nothing left to do.
+    pub fn end(&self) -> anyhow::Result<()> {
+        let is_there = Layout::marker(&self.layout.root).is_file();
+        if is_there { cleanup::end_lab(&self.layout.root).map(drop) } else { Ok(()) }
+    }
+
     /// The last lines of every log, for a failed run.
     pub fn log_tails(&self) -> String {
         let listed =
@@ -114,7 +120,7 @@ impl Drop for Home {
             if std::thread::panicking() {
                 eprintln!("{}", self.log_tails());
             }
-            if let Err(error) = cleanup::end_lab(&self.layout.root) {
+            if let Err(error) = self.end() {
                 eprintln!("{error:#}");
             }
         }

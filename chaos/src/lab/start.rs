@@ -11,11 +11,11 @@ use store::clock;
 use store::etcd::EtcdStore;
 use store::keys::Keys;
 
+use super::Lab;
 use super::commands::{self, Addresses, EtcdAddress, HaproxyFiles, PASSWORDS};
 use super::config::{CLUSTER, LabConfig, member_name};
 use super::home::Home;
 use super::ports::Ports;
-use super::{Lab, cleanup};
 
 /// etcd and the lab's small processes are up within a second; this is for a machine under load.
 const START_BOUND: Duration = Duration::from_secs(30);
@@ -171,7 +171,7 @@ impl Lab {
         for group in [pids(proxies), keepers, pids(sentinels), pids(etcds)] {
             self.terminate(group).await;
         }
-        cleanup::end_lab(&self.home.layout.root).map(drop)
+        self.home.end()
     }
 
     /// A process that does not end in time is ended by force with the rest.
