@@ -19,8 +19,8 @@ FAULT ?= member
 # More arguments for demo and bench, such as ARGS="--json".
 ARGS ?=
 
-# Integration tests that start no process and so belong to the units.
-FAST_TESTS := --test tidy
+# Integration tests without etcd, PostgreSQL or HAProxy: they belong to the units.
+FAST_TESTS := $(addprefix --test ,tidy decider end_to_end memory_faults usage)
 
 # A real cluster is three PostgreSQL, etcd and proxies: a third one at a time would measure the machine.
 CLUSTERS_AT_ONCE := 2
