@@ -56,7 +56,9 @@ impl Election {
                 Ok(Some(leadership)) => return leadership,
                 Ok(None) => backoff = Backoff::default(),
                 Err(error) => {
-                    tracing::warn!(key = %self.key, %error, "campaign interrupted, trying again");
+                    if backoff.is_fresh() {
+                        tracing::warn!(key = %self.key, %error, "campaign interrupted, trying on");
+                    }
                     backoff.wait().await;
                 }
             }
@@ -160,21 +162,31 @@ impl Drop for Leadership {
     }
 }
 
-/// Waits between tries: from 100 ms, which a leader change of the store can outlast, to 1 s, which
-/// is short beside any lease.
+/// Short enough not to be seen beside any lease.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+
+/// Long enough that a store in trouble is not kept there by those who wait for it.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// Waits between tries, longer each time.
 struct Backoff {
     next: Duration,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { next: Duration::from_millis(100) }
+        Self { next: FIRST_WAIT }
     }
 }
 
 impl Backoff {
+    /// Returns whether this is the first failure in a row: the one to log.
+    fn is_fresh(&self) -> bool {
+        self.next == FIRST_WAIT
+    }
+
     async fn wait(&mut self) {
         tokio::time::sleep(self.next).await;
-        self.next = (self.next * 2).min(Duration::from_secs(1));
+        self.next = (self.next * 2).min(LONGEST_WAIT);
     }
 }

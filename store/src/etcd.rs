@@ -8,6 +8,7 @@ mod keep_alive;
 mod members;
 mod watching;
 
+use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use etcd_client::{
     Compare, CompareOp, Error, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn as EtcdTxn,
     TxnOp,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use self::failure::Failure;
 use self::keep_alive::Renewals;
@@ -28,6 +29,9 @@ use crate::types::{
 /// How long any call may take: half of the default lease, so that one that hangs leaves time for
 /// another, and longer than the 1 s in which etcd elects a new leader by default.
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Between two rounds over the endpoints: an election takes a second, an answer a millisecond.
+const LAP_PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection to one etcd cluster. It moves to another endpoint by itself when one does not answer.
 pub struct EtcdStore {
@@ -42,46 +46,51 @@ impl EtcdStore {
         Ok(Self { members: Members::connect(endpoints).await?, renewals: Renewals::default() })
     }
 
-    /// Calls until an answer comes: every endpoint once, one endpoint twice (its connection may have
-    /// died unnoticed). Only for calls that may be repeated.
+    /// Calls one endpoint after the other until one answers or time is up, so that a new election in
+    /// etcd is waited for; but not where every endpoint is out of reach. Only for calls that may be
+    /// repeated.
     async fn repeat<T, F>(&self, call: impl Fn(Member) -> F + Send) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>> + Send,
     {
         let deadline = Instant::now() + CALL_DEADLINE;
         let share = CALL_DEADLINE / self.members.count();
-        let mut tries = self.members.count().max(2);
+        let (mut tries, mut unreachable) = (0, 0);
         loop {
-            tries -= 1;
-            let limit = if self.members.count() == 1 {
-                deadline
-            } else {
-                deadline.min(Instant::now() + share)
-            };
+            let limit = deadline.min(Instant::now() + share);
             let failure = match self.once(limit, &call).await {
-                Ok(value) => return Ok(value),
-                Err(failure) => failure,
+                Err(failure) if !failure.is_final() => failure,
+                result => return result,
             };
-            if failure.is_final() || tries == 0 || Instant::now() >= deadline {
+            tries += 1;
+            unreachable = if failure.is_unreachable() { unreachable + 1 } else { 0 };
+            if unreachable >= self.lap() || Instant::now() + LAP_PAUSE >= deadline {
                 return Err(failure);
+            }
+            if tries % self.lap() == 0 {
+                sleep(LAP_PAUSE).await;
             }
         }
     }
 
-    /// Calls once; only a request that certainly was not sent is given to another endpoint.
+    /// Calls once; only a request that was certainly not applied is given to another endpoint.
     async fn send_once<T, F>(&self, call: impl Fn(Member) -> F + Send) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>> + Send,
     {
         let deadline = Instant::now() + CALL_DEADLINE;
-        let mut tries = self.members.count().max(2);
-        loop {
-            tries -= 1;
+        for _ in 1..self.lap() {
             match self.once(deadline, &call).await {
-                Err(Failure::NotApplied(_)) if tries > 0 && Instant::now() < deadline => {}
+                Err(Failure::Unreachable(_) | Failure::NotApplied(_)) => {}
                 result => return result,
             }
         }
+        self.once(deadline, &call).await
+    }
+
+    /// Every endpoint once, a single one twice: its connection may have died unnoticed.
+    fn lap(&self) -> u32 {
+        self.members.count().max(2)
     }
 
     async fn once<T, F>(&self, deadline: Instant, call: impl Fn(Member) -> F) -> Result<T, Failure>
@@ -101,6 +110,12 @@ impl EtcdStore {
             }
             result => result,
         }
+    }
+}
+
+impl fmt::Debug for EtcdStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdStore").field("members", &self.members).finish_non_exhaustive()
     }
 }
 

@@ -1,4 +1,5 @@
 //! The contract of `Store`: every case runs against the in-memory twin and against a real etcd.
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
 mod common;
 #[path = "contract/election.rs"]

@@ -1,4 +1,5 @@
 //! What `EtcdStore` does when endpoints are dead, hang, freeze, restart or are full.
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
 mod common;
 
@@ -167,6 +168,23 @@ async fn a_frozen_etcd_closes_the_watch_and_lets_every_call_end_in_time() {
 }
 
 #[tokio::test]
+async fn a_late_answer_to_one_renewal_is_not_taken_for_the_next_ones() {
+    let etcd = Etcd::start().await;
+    let store = connect(&[etcd.url()]).await;
+    let other = connect(&[etcd.url()]).await;
+    let lease = store.grant(Duration::from_secs(60)).await.unwrap().0;
+    store.keep_alive(lease).await.unwrap();
+    etcd.freeze();
+    let renewal = store.keep_alive(lease).await;
+    assert!(matches!(renewal, Err(StoreError::Unknown(_))), "{renewal:?}");
+    etcd.thaw();
+    until_ok("the revocation", || other.revoke(lease)).await;
+    // The request sent before the revocation may have been answered with success by now.
+    let renewal = store.keep_alive(lease).await;
+    assert!(matches!(renewal, Err(StoreError::LeaseExpired)), "{renewal:?}");
+}
+
+#[tokio::test]
 async fn a_hanging_wire_closes_the_watch_though_nobody_closes_the_connection() {
     let etcd = Etcd::start().await;
     let wire = Wire::to(etcd.address()).await;
@@ -195,6 +213,35 @@ async fn a_killed_etcd_closes_the_watch_at_once_and_the_store_comes_back_by_itse
     store.keep_alive(lease).await.unwrap();
     let mut watch = store.watch("k", written).await.unwrap();
     assert_eq!(told(&next_batch(&mut watch).await[0]), format!("put k=kept @{written}"));
+}
+
+#[tokio::test]
+async fn when_three_members_lose_their_leader_everything_comes_back_by_itself() {
+    let mut etcds = Etcd::start_members(3, &[]).await;
+    let urls: Vec<String> = etcds.iter().map(Etcd::url).collect();
+    let store = connect(&urls).await;
+    let (lease, _) = store.grant(Duration::from_secs(60)).await.unwrap();
+    store.keep_alive(lease).await.unwrap();
+    let before = committed(store.commit(txn([], [put_under(lease, "k", "1")])).await);
+    let leader = leader_of(&etcds).await;
+    etcds.remove(leader);
+
+    until_ok("a read", || store.read("")).await;
+    until_ok("a renewal", || store.keep_alive(lease)).await;
+    until_ok("a commit", || store.commit(txn([], [put_under(lease, "k", "2")]))).await;
+    let mut watch = until_ok("a watch", || store.watch("k", before)).await;
+    assert_eq!(told(&next_batch(&mut watch).await[0]), format!("put k=1 @{before}"));
+}
+
+async fn leader_of(etcds: &[Etcd]) -> usize {
+    for (nth, etcd) in etcds.iter().enumerate() {
+        let mut client = etcd_client::Client::connect([etcd.url()], None).await.unwrap();
+        let status = client.status().await.unwrap();
+        if status.leader() == status.header().unwrap().member_id() {
+            return nth;
+        }
+    }
+    panic!("no leader");
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 //! The twin's injected faults, and elections under them.
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
 mod common;
 

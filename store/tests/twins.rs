@@ -1,4 +1,5 @@
 //! Random histories, told to etcd and to its twin: every answer, revision and event must be the same.
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
 mod common;
 

@@ -12,7 +12,9 @@ use crate::types::StoreError;
 /// Why one try at one endpoint brought no result.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It was never sent, or etcd turned it away before looking at it. Another endpoint may do better.
+    /// There was no connection to send it on.
+    Unreachable(String),
+    /// etcd turned it away before looking at it.
     NotApplied(String),
     /// It was sent and not answered: applied or not.
     Unanswered(String),
@@ -24,14 +26,20 @@ impl Failure {
     /// Returns whether asking another endpoint is useless.
     pub(super) fn is_final(&self) -> bool {
         match self {
-            Failure::NotApplied(_) | Failure::Unanswered(_) => false,
+            Failure::Unreachable(_) | Failure::NotApplied(_) | Failure::Unanswered(_) => false,
             Failure::Answer(_) => true,
         }
+    }
+
+    /// Returns whether there was no connection.
+    pub(super) fn is_unreachable(&self) -> bool {
+        matches!(self, Failure::Unreachable(_))
     }
 
     /// Adds the endpoint to the text.
     pub(super) fn at(self, url: &str) -> Self {
         match self {
+            Failure::Unreachable(why) => Failure::Unreachable(format!("etcd at {url}: {why}")),
             Failure::NotApplied(why) => Failure::NotApplied(format!("etcd at {url}: {why}")),
             Failure::Unanswered(why) => Failure::Unanswered(format!("etcd at {url}: {why}")),
             Failure::Answer(error) => Failure::Answer(error),
@@ -41,7 +49,9 @@ impl Failure {
     /// What it means where nothing can have changed.
     pub(super) fn of_a_read(self) -> StoreError {
         match self {
-            Failure::NotApplied(why) | Failure::Unanswered(why) => StoreError::Unavailable(why),
+            Failure::Unreachable(why) | Failure::NotApplied(why) | Failure::Unanswered(why) => {
+                StoreError::Unavailable(why)
+            }
             Failure::Answer(error) => error,
         }
     }
@@ -49,7 +59,7 @@ impl Failure {
     /// What it means where something may have changed.
     pub(super) fn of_a_write(self) -> StoreError {
         match self {
-            Failure::NotApplied(why) => StoreError::Unavailable(why),
+            Failure::Unreachable(why) | Failure::NotApplied(why) => StoreError::Unavailable(why),
             Failure::Unanswered(why) => StoreError::Unknown(why),
             Failure::Answer(error) => error,
         }
@@ -78,7 +88,7 @@ pub(super) fn classify(error: Error) -> Failure {
 fn classify_status(status: &Status) -> Failure {
     let said = status.message();
     match status.code() {
-        Code::Unavailable if never_connected(status) => Failure::NotApplied(cause_of(status)),
+        Code::Unavailable if never_connected(status) => Failure::Unreachable(cause_of(status)),
         // Said by the member that was asked, before it proposes anything.
         Code::Unavailable if said == "etcdserver: no leader" => {
             Failure::NotApplied("no leader; a majority of its members must be up".to_owned())

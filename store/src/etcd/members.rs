@@ -3,6 +3,7 @@
 //! The one rule: one endpoint at a time, each on a connection of its own. A balancer over all of
 //! them would send every third request to a dead one, and nobody could say whether it was sent.
 
+use std::fmt;
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error, KvClient, LeaseClient, WatchClient};
@@ -109,6 +110,12 @@ impl Members {
     }
 }
 
+impl fmt::Debug for Members {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.urls).finish()
+    }
+}
+
 impl Member {
     async fn open(url: &str, turn: u64) -> Result<Self, Error> {
         let options = ConnectOptions::new()
@@ -158,7 +165,9 @@ async fn probe(member: Member, deadline: Instant) -> Result<Member, String> {
         match timeout_at(deadline, kv.get(crate::keys::ROOT, None)).await {
             Ok(Ok(_)) => return Ok(member),
             Ok(Err(error)) => match failure::classify(error) {
-                Failure::NotApplied(why) | Failure::Unanswered(why) => last = why,
+                Failure::Unreachable(why) | Failure::NotApplied(why) | Failure::Unanswered(why) => {
+                    last = why
+                }
                 Failure::Answer(error) => return Err(format!("{}: {error}", member.url)),
             },
             Err(_) => return Err(format!("{}: {last}", member.url)),

@@ -1,4 +1,4 @@
-//! Starts, freezes, restarts and ends one etcd of a test's own.
+//! Starts, freezes, restarts and ends an etcd of a test's own, with one member or more.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -13,13 +13,19 @@ use tokio::net::TcpStream;
 
 use super::within;
 
-/// A running etcd with one member.
+/// A running member of etcd, by default the only one.
 pub struct Etcd {
     process: Child,
+    place: Place,
+}
+
+/// Where a member has its data and its ports, and what it was told.
+struct Place {
     directory: TempDir,
+    name: String,
     client: SocketAddr,
     peer: SocketAddr,
-    more: Vec<String>,
+    arguments: Vec<String>,
 }
 
 impl Etcd {
@@ -29,22 +35,32 @@ impl Etcd {
 
     /// Starts etcd with more arguments.
     pub async fn start_with(more: &[&str]) -> Self {
-        let directory = TempDir::with_prefix("pgdeputy-etcd-").unwrap();
-        let address = own_address();
-        let (client, peer) = (free_port(address), free_port(address));
-        let more: Vec<String> = more.iter().map(|&argument| argument.to_owned()).collect();
-        let process = spawn(&directory, client, peer, &more);
-        let mut etcd = Self { process, directory, client, peer, more };
-        etcd.wait_until_healthy().await;
-        etcd
+        let mut etcds = Self::start_members(1, more).await;
+        etcds.remove(0)
+    }
+
+    /// Starts an etcd of `count` members.
+    pub async fn start_members(count: usize, more: &[&str]) -> Vec<Self> {
+        let mut places: Vec<Place> = (0..count).map(|nth| Place::new(nth, more)).collect();
+        let cluster: Vec<String> =
+            places.iter().map(|place| format!("{}=http://{}", place.name, place.peer)).collect();
+        for place in &mut places {
+            place.arguments.extend(["--initial-cluster".to_owned(), cluster.join(",")]);
+        }
+        let mut etcds: Vec<Self> =
+            places.into_iter().map(|place| Self { process: place.spawn(), place }).collect();
+        for etcd in &mut etcds {
+            etcd.wait_until_healthy().await;
+        }
+        etcds
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.client)
+        format!("http://{}", self.place.client)
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.client
+        self.place.client
     }
 
     /// Stops all its threads; its connections stay open and nobody answers.
@@ -59,7 +75,7 @@ impl Etcd {
     /// Kills it and starts it again with the same data at the same place.
     pub async fn restart(&mut self) {
         self.end();
-        self.process = spawn(&self.directory, self.client, self.peer, &self.more);
+        self.process = self.place.spawn();
         self.wait_until_healthy().await;
     }
 
@@ -74,7 +90,7 @@ impl Etcd {
 
     async fn wait_until_healthy(&mut self) {
         within("etcd to be healthy", async {
-            while !healthy(self.client).await {
+            while !healthy(self.place.client).await {
                 if let Some(status) = self.process.try_wait().unwrap() {
                     panic!("etcd ended: {status}\n{}", self.log());
                 }
@@ -85,7 +101,7 @@ impl Etcd {
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+        std::fs::read_to_string(self.place.directory.path().join("log")).unwrap_or_default()
     }
 
     fn end(&mut self) {
@@ -101,40 +117,48 @@ impl Drop for Etcd {
     }
 }
 
-/// Returns a loopback address that no other process and no other etcd of this one uses, so that a
-/// port free now is free when etcd binds it.
+/// Returns a loopback address that hardly any other process uses and no other caller of this one, so
+/// that a port that is free now is still free when etcd binds it.
 pub fn own_address() -> Ipv4Addr {
-    static USED: AtomicU8 = AtomicU8::new(1);
-    let pid = std::process::id();
-    let [_, _, high, low] = pid.to_be_bytes();
-    let upper = 64 + u8::try_from((pid >> 16) % 64).unwrap();
-    // The last byte tells the etcds of one process apart; few enough start at once to never meet.
-    let last = USED.fetch_add(1, Ordering::Relaxed) % 254 + 1;
-    Ipv4Addr::new(127, upper ^ high, low, last)
+    static CALLS: AtomicU8 = AtomicU8::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    // Few enough run at once for the last byte never to come round too early.
+    Ipv4Addr::new(127, high, low, CALLS.fetch_add(1, Ordering::Relaxed) % 254 + 1)
 }
 
 pub fn free_port(address: Ipv4Addr) -> SocketAddr {
     TcpListener::bind((address, 0)).unwrap().local_addr().unwrap()
 }
 
-fn spawn(directory: &TempDir, client: SocketAddr, peer: SocketAddr, more: &[String]) -> Child {
-    let log = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(directory.path().join("log"))
-        .unwrap();
-    let (client, peer) = (format!("http://{client}"), format!("http://{peer}"));
-    Command::new("etcd")
-        .arg("--data-dir")
-        .arg(directory.path().join("data"))
-        .args(["--name", "only", "--initial-cluster", &format!("only={peer}")])
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(more)
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .unwrap_or_else(|error| panic!("start etcd: {error}; run make deps"))
+impl Place {
+    fn new(nth: usize, more: &[&str]) -> Self {
+        let address = own_address();
+        Self {
+            directory: TempDir::with_prefix("pgdeputy-etcd-").unwrap(),
+            name: format!("e{nth}"),
+            client: free_port(address),
+            peer: free_port(address),
+            arguments: more.iter().map(|&argument| argument.to_owned()).collect(),
+        }
+    }
+
+    fn spawn(&self) -> Child {
+        let path = self.directory.path();
+        let log =
+            std::fs::File::options().create(true).append(true).open(path.join("log")).unwrap();
+        let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
+        Command::new("etcd")
+            .arg("--data-dir")
+            .arg(path.join("data"))
+            .args(["--name", &self.name])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(&self.arguments)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("start etcd: {error}; run make deps"))
+    }
 }
 
 async fn healthy(address: SocketAddr) -> bool {
