@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use proto::assignment::{Follow, Lead};
-use proto::{Cfg, Epoch, MemberName};
+use proto::{Cfg, Epoch, MemberName, WalPosition};
 
 use crate::postgres::settings::StreamName;
 
@@ -27,6 +27,10 @@ pub enum Action {
         follow: Follow,
         name: StreamName,
     },
+    /// Start PostgreSQL as a standby that receives from nobody: it was chosen while it was down, and is promoted next.
+    StartSealed {
+        position: WalPosition,
+    },
     /// Point the running standby at the primary of `follow`.
     Repoint {
         follow: Follow,
@@ -45,6 +49,11 @@ pub enum Action {
     },
     /// Take the right, prove that backends wait, and let clients in.
     Open(Lead),
+    /// Take the right again, under a new lease: the old one has expired.
+    TakeRight {
+        epoch: Epoch,
+        restart: u64,
+    },
     /// Put the names of a Cfg in force and prove it.
     Confirm {
         cfg: Cfg,
@@ -125,11 +134,13 @@ pub enum ActionKind {
     Seal,
     Scan,
     StartStandby,
+    StartSealed,
     Repoint,
     MarkComplete,
     Promote,
     StartPrimary,
     Open,
+    TakeRight,
     Confirm,
     KeepSlots,
     Rewind,
@@ -146,6 +157,8 @@ impl Action {
             Action::Seal { .. } => ActionKind::Seal,
             Action::Scan => ActionKind::Scan,
             Action::StartStandby { .. } => ActionKind::StartStandby,
+            Action::StartSealed { .. } => ActionKind::StartSealed,
+            Action::TakeRight { .. } => ActionKind::TakeRight,
             Action::Repoint { .. } => ActionKind::Repoint,
             Action::MarkComplete { .. } => ActionKind::MarkComplete,
             Action::Promote(_) => ActionKind::Promote,
@@ -163,21 +176,20 @@ impl Action {
     /// Work on an incomplete member's data goes on: it counts in no seal set, and cutting a rewind means doing it
     /// again or copying everything.
     pub fn yields_to(&self, other: &Action) -> bool {
-        match self.kind() {
-            ActionKind::Fence | ActionKind::Hold => false,
-            ActionKind::Rewind | ActionKind::Copy | ActionKind::Found => false,
-            ActionKind::Seal
-            | ActionKind::Promote
-            | ActionKind::StartPrimary
-            | ActionKind::Open => {
-                matches!(other.kind(), ActionKind::Fence | ActionKind::Seal) && self != other
-            }
-            ActionKind::Confirm => other.kind() != ActionKind::Hold && self != other,
-            ActionKind::Scan
-            | ActionKind::StartStandby
-            | ActionKind::Repoint
-            | ActionKind::MarkComplete
-            | ActionKind::KeepSlots => matches!(other.kind(), ActionKind::Fence | ActionKind::Seal),
+        let takes_the_power_away =
+            matches!(other.kind(), ActionKind::Fence | ActionKind::Seal) && self != other;
+        match (self, other) {
+            (
+                Action::Fence(_)
+                | Action::Hold(_)
+                | Action::Rewind { .. }
+                | Action::Copy { .. }
+                | Action::Found,
+                _,
+            ) => false,
+            // It may wait for voters that never come; the next Cfg is the way out.
+            (Action::Confirm { cfg, .. }, Action::Confirm { cfg: newer, .. }) => cfg.id != newer.id,
+            _ => takes_the_power_away,
         }
     }
 }

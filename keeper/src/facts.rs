@@ -7,6 +7,8 @@ use proto::{
     CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Moment, PrimaryKey, WalPosition, WallTime,
 };
 
+use store::LeaseId;
+
 use crate::action::ActionKind;
 use crate::member_files::MemberFiles;
 use crate::postgres::probe::SqlFacts;
@@ -36,6 +38,7 @@ pub struct Facts {
     /// The running server's answers; `None` while it gives none.
     pub sql: Option<SqlFacts>,
     pub local: Local,
+    pub lease: Option<LeaseId>,
 }
 
 /// What PostgreSQL's processes do, by the fencer's word.
@@ -72,8 +75,8 @@ pub struct Local {
     pub confirmed: Option<Confirmed>,
     /// The end of this member's WAL, scanned while no process lived; forgotten when PostgreSQL starts.
     pub end_of_wal: Option<WalPosition>,
-    /// The restart order for which PostgreSQL was last started as a primary.
-    pub started_for: Option<u64>,
+    /// Where the WAL ends of a server that was started without an upstream, to be promoted: it stays there.
+    pub started_sealed: Option<WalPosition>,
     /// Whether the present PostgreSQL process has had a streaming receiver: its receive position is then true.
     pub streamed: bool,
     pub names: Names,
@@ -81,8 +84,8 @@ pub struct Local {
     /// Replication slots are as they should be for this set of members and role.
     pub slots_for: Option<(Vec<MemberName>, bool)>,
     pub failures: BTreeMap<ActionKind, Failure>,
-    /// The right to run as primary was taken for this epoch.
-    pub key_taken: Option<Epoch>,
+    /// The right to run as primary was taken for this epoch, under this lease.
+    pub right: Option<(Epoch, LeaseId)>,
 }
 
 /// What is known of the names that a running primary enforces.

@@ -38,6 +38,10 @@ pub struct MemberFiles {
     /// The last Cfg that this member reported confirmed as primary of `epoch`.
     pub confirmed: Option<Cfg>,
     pub lease_id: Option<i64>,
+    /// The number of the last restart order that was carried out: a second death needs a second order, also when
+    /// the keeper has been restarted in between.
+    #[serde(default)]
+    pub restarted: u64,
     /// Present from before a rejoin touches the data until the member streams again.
     pub rejoin: Option<RejoinMarker>,
 }
@@ -231,6 +235,7 @@ mod tests {
             etcd_cluster_id: Some("cdf818194e3a8c32".into()),
             system_identifier: Some(SystemIdentifier(7_574_891_230_112_233_445)),
             confirmed: None,
+            restarted: 0,
             lease_id: Some(7_587_848_123_456_789_012),
             rejoin: Some(RejoinMarker {
                 by: RejoinBy::Rewind,

@@ -61,11 +61,9 @@ pub fn view(
 }
 
 fn is_mine(view: &ClusterView, facts: &Facts, epoch: Epoch) -> bool {
-    view.state.as_ref().is_some_and(|state| {
-        state.sealing.is_none()
-            && state.epoch == epoch
-            && state.primary.as_ref() == Some(&facts.member)
-    })
+    view.state
+        .as_ref()
+        .is_some_and(|s| s.epoch == epoch && s.writable_primary() == Some(&facts.member))
 }
 
 fn is_voter(view: &ClusterView, member: &MemberName) -> bool {

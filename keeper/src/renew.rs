@@ -43,8 +43,14 @@ pub async fn renew(renewing: Renewing, kept: Option<LeaseId>, stop: Cancellation
     let mut own = kept.map(|id| OwnLease::resume(id, ttl()));
     while !stop.is_cancelled() {
         let begun = store::clock::now();
-        if let Err(error) = once(&renewing, &mut own, ttl()).await {
-            tracing::warn!(%error, "renew the lease");
+        match once(&renewing, &mut own, ttl()).await {
+            // The report and the right are put again under a new lease, at once.
+            Err(StoreError::LeaseExpired) => {
+                tracing::warn!("the lease has expired");
+                continue;
+            }
+            Err(error) => tracing::warn!(%error, "renew the lease"),
+            Ok(()) => {}
         }
         let pause = (ttl() / RENEWALS_PER_LEASE).saturating_sub(store::clock::now().since(begun));
         tokio::select! {
@@ -67,8 +73,6 @@ async fn once(
     let key = renewing.keys.state();
     let (kept, read) = tokio::join!(lease.renew(store), store.read(&key));
     if let Err(StoreError::LeaseExpired) = kept {
-        // Its keys are gone: the next turn takes a new one, and the report and the right are put again under it.
-        tracing::warn!("the lease has expired");
         *own = None;
         renewing.lease.send_replace(None);
         return Err(StoreError::LeaseExpired);

@@ -62,18 +62,23 @@ fn server(identity: &Identity, state: Option<&ClusterState>, facts: &Facts) -> S
             Server::Standby { timeline: sql.timeline }
         }
         (Process::Running { .. }, Some(sql)) => Server::Primary { timeline: sql.timeline },
-        (Process::None, _) if leads(state, facts) && facts.local.started_for.is_none() => {
-            // Found down at the keeper's start: to the leader the same as a death just noticed.
+        // Found down at the keeper's start: to the leader the same as a death just noticed.
+        (Process::None, _) if leads(state, facts) => {
             Server::Dead { noticed: identity.started, gone: true }
         }
         (Process::None, _) => Server::Stopped,
     }
 }
 
+/// Returns whether this member should be running as the primary, and no order to start it is left to carry out.
 fn leads(state: Option<&ClusterState>, facts: &Facts) -> bool {
-    let named = state
-        .is_some_and(|s| s.primary.as_ref() == Some(&facts.member) && s.epoch == facts.files.epoch);
-    named && facts.files.role == Role::Primary && facts.data == DataDirectory::Present
+    let Some(state) = state else { return false };
+    let ordered = state.restart.as_ref().filter(|r| r.epoch == state.epoch).map_or(0, |r| r.number);
+    state.primary.as_ref() == Some(&facts.member)
+        && state.epoch == facts.files.epoch
+        && facts.files.role == Role::Primary
+        && facts.data == DataDirectory::Present
+        && facts.files.restarted >= ordered
 }
 
 fn stream(state: Option<&ClusterState>, facts: &Facts) -> Stream {

@@ -357,5 +357,6 @@ fn facts(config: &Config, worker: &Worker, sql: Option<SqlFacts>) -> Facts {
         data: present::data(config),
         sql: sql.filter(|_| is_running),
         local,
+        lease: worker.lease.borrow().map(|lease| lease.id),
     }
 }

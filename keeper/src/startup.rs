@@ -223,6 +223,7 @@ fn first_files(config: &Config, store: &mut MemberStore) -> anyhow::Result<()> {
             system_identifier: None,
             confirmed: None,
             lease_id: None,
+            restarted: 0,
             rejoin: None,
         })?;
         return Ok(());

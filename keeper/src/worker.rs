@@ -130,6 +130,8 @@ impl Worker {
             Action::Seal { sealing } => seal::seal(self, *sealing).await,
             Action::Scan => seal::scan(self).await,
             Action::StartStandby { follow, name } => follow::start(self, follow, *name).await,
+            Action::StartSealed { position } => follow::start_sealed(self, *position).await,
+            Action::TakeRight { epoch, restart } => right::take(self, *epoch, *restart).await,
             Action::Repoint { follow, name } => follow::repoint(self, follow, *name).await,
             Action::MarkComplete { epoch } => follow::mark_complete(self, *epoch),
             Action::Promote(lead) => promote::promote(self, lead).await,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::processes::{Process, of_data_directory, roots};
+use super::processes::{Process, of_real_directory, roots};
 
 /// How long an immediate stop may take before processes are killed. Without a stuck process it takes 15 to 20 ms;
 /// with one PostgreSQL itself waits 5 s, and all of a fence has to fit into 0.5 s.
@@ -21,7 +21,7 @@ pub const ORPHAN_PATIENCE: Duration = Duration::from_millis(50);
 
 /// Returns the living processes of `data_dir`, with all that descend from this process.
 pub fn left(data_dir: &Path) -> Vec<Process> {
-    of_data_directory(data_dir, Some(std::process::id()))
+    of_real_directory(data_dir, Some(std::process::id()))
 }
 
 /// Asks the postmasters among `processes` for an immediate stop.

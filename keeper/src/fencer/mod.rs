@@ -25,7 +25,7 @@ mod ward;
 use std::path::{Path, PathBuf};
 
 pub use client::{Fencer, FencerCommand, FencerError};
-pub use processes::{Process, of_data_directory};
+pub use processes::Process;
 pub use protocol::{
     Exit, FenceReason, Fenced, FencerEvent, PROTOCOL, Postmaster, Refusal, StartPostgres, Watched,
 };
@@ -54,4 +54,10 @@ pub fn lock_path(state_dir: &Path) -> PathBuf {
 /// Returns where the fencer says what it did.
 pub fn log_path(state_dir: &Path) -> PathBuf {
     state_dir.join("fencer.log")
+}
+
+/// Returns the living processes of a data directory, also if `data_dir` is a symbolic link to it, and, where
+/// `ancestor` is given, every descendant of that process.
+pub fn of_data_directory(data_dir: &Path, ancestor: Option<u32>) -> Vec<Process> {
+    processes::of_real_directory(&ward::real_path(data_dir), ancestor)
 }

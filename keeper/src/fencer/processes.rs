@@ -54,12 +54,12 @@ impl Process {
     }
 }
 
-/// Returns the living processes of `data_dir`, given as its real path, and, where `ancestor` is given, every
-/// descendant of that process.
+/// Returns the living processes of `data_dir` and, where `ancestor` is given, every descendant of that process.
+/// `data_dir` must be the real path, the one that the kernel shows; nothing here waits for a disk.
 ///
 /// One look is no proof that none is left: a process can fork behind it. The postmaster, the one that forks, must
 /// have been dead before.
-pub fn of_data_directory(data_dir: &Path, ancestor: Option<u32>) -> Vec<Process> {
+pub fn of_real_directory(data_dir: &Path, ancestor: Option<u32>) -> Vec<Process> {
     let all: BTreeMap<u32, Process> = living().into_iter().map(|p| (p.pid, p)).collect();
     let mut ours: BTreeSet<u32> =
         all.values().filter(|p| p.is_postgres_in(data_dir)).map(|p| p.pid).collect();
@@ -145,8 +145,8 @@ mod tests {
         let dir = dir.path().canonicalize().unwrap();
         let mut shell =
             std::process::Command::new("sleep").arg("60").current_dir(&dir).spawn().unwrap();
-        let found = of_data_directory(&dir, None);
-        let as_descendant = of_data_directory(&dir, Some(std::process::id()));
+        let found = of_real_directory(&dir, None);
+        let as_descendant = of_real_directory(&dir, Some(std::process::id()));
         shell.kill().unwrap();
         shell.wait().unwrap();
         assert_eq!(found, []);

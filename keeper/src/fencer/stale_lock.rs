@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::processes::of_data_directory;
+use super::processes::of_real_directory;
 
 /// Removes `postmaster.pid` in `data_dir`, and the lock file beside its socket, if their pid exists but belongs to
 /// no process of this directory. Returns what was removed.
@@ -21,7 +21,7 @@ pub fn clear_stale_locks(data_dir: &Path) -> Vec<PathBuf> {
     let Some(pid) = pid_of(&text) else { return Vec::new() };
     // Where the pid does not exist PostgreSQL finds out by itself.
     if !Path::new(&format!("/proc/{pid}")).exists()
-        || !of_data_directory(&data_dir, None).is_empty()
+        || !of_real_directory(&data_dir, None).is_empty()
     {
         return Vec::new();
     }

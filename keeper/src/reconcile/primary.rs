@@ -23,18 +23,27 @@ pub fn next(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     }
 }
 
-/// PostgreSQL is down. Only an order that has not been carried out yet starts it: a second death needs a second
-/// order, because the leader may rather fail over.
+/// PostgreSQL is down. A former primary or standby that was chosen while it was down starts as a standby, to be
+/// promoted. A primary of this epoch is started only by an order that has not been carried out yet: a second death
+/// needs a second order, because the leader may rather fail over.
 fn start(facts: &Facts, lead: Lead) -> Action {
-    match lead.restart {
-        Some(restart) if facts.local.started_for.is_none_or(|done| done < restart) => {
-            if facts.files.role == Role::Primary && facts.files.epoch == lead.epoch {
-                Action::StartPrimary { lead, restart }
-            } else {
-                Action::Hold(Hold::PromotionWasCut)
+    if facts.files.epoch < lead.epoch {
+        return match facts.local.seal {
+            Some(seal) if seal.sealing == lead.epoch && facts.files.complete => {
+                Action::StartSealed { position: seal.position }
             }
+            _ if facts.files.complete => Action::Seal { sealing: lead.epoch },
+            _ => Action::Hold(Hold::Incomplete),
+        };
+    }
+    match lead.restart {
+        Some(restart) if facts.files.restarted < restart && facts.files.role == Role::Primary => {
+            Action::StartPrimary { lead, restart }
         }
-        _ => Action::Hold(Hold::WaitingForRestartOrder),
+        Some(_) | None if facts.files.role == Role::Primary => {
+            Action::Hold(Hold::WaitingForRestartOrder)
+        }
+        Some(_) | None => Action::Hold(Hold::PromotionWasCut),
     }
 }
 
@@ -60,6 +69,9 @@ fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     let wanted = lead.restart.unwrap_or(0);
     if facts.local.opened.is_none_or(|o| o.epoch != lead.epoch || o.restart != wanted) {
         return Action::Open(lead);
+    }
+    if facts.lease.is_some() && facts.local.right != facts.lease.map(|lease| (lead.epoch, lease)) {
+        return Action::TakeRight { epoch: lead.epoch, restart: wanted };
     }
     // A recorded k = 0 asks for nothing that could be proved; in strict the impossible name stays in force.
     let newest = lead.cfgs.iter().rev().find(|c| c.epoch == lead.epoch && c.k > 0);

@@ -131,11 +131,13 @@ fn facts(member: &str, epoch: u64, role: Role) -> Facts {
             system_identifier: Some(SystemIdentifier(1)),
             confirmed: None,
             lease_id: None,
+            restarted: 0,
             rejoin: None,
         },
         data: DataDirectory::Present,
         sql: None,
         local: Local::default(),
+        lease: None,
     }
 }
 
@@ -306,7 +308,7 @@ fn a_second_death_needs_a_second_order() {
     state.restart = Some(RestartOrder { member: name("b"), epoch: Epoch(2), number: 4 });
     let mut facts = facts("b", 2, Role::Primary);
     assert!(matches!(decide(&view, &facts), Action::StartPrimary { restart: 4, .. }));
-    facts.local.started_for = Some(4);
+    facts.files.restarted = 4;
     assert_eq!(decide(&view, &facts), Action::Hold(Hold::WaitingForRestartOrder));
 }
 

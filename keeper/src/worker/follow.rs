@@ -6,7 +6,7 @@ use anyhow::Context;
 use proto::assignment::Follow;
 use proto::cfg::unsatisfiable_names;
 use proto::report::{RejoinBy, RejoinOutcome};
-use proto::{Epoch, MemberName};
+use proto::{Epoch, MemberName, WalPosition};
 
 use super::Worker;
 use crate::durable::{remove_if_there, write_atomic};
@@ -32,6 +32,17 @@ pub async fn start(worker: &Worker, follow: &Follow, name: StreamName) -> anyhow
     write_signal_file(worker)?;
     worker.install(standby_settings(worker, follow, name)?)?;
     worker.start_postgres(None).await
+}
+
+/// Starts PostgreSQL as a standby that receives from nobody, so that it can be promoted. It serves nobody meanwhile.
+pub async fn start_sealed(worker: &Worker, position: WalPosition) -> anyhow::Result<()> {
+    wal_files::remove_placeholders(&worker.pg_wal()).context("remove empty timeline histories")?;
+    worker.forget_credentials(None)?;
+    write_signal_file(worker)?;
+    worker.install(Settings::cut_off())?;
+    worker.start_postgres(None).await?;
+    worker.update(|local| local.started_sealed = Some(position));
+    Ok(())
 }
 
 /// Points the running standby at the primary in `follow`.
@@ -122,6 +133,7 @@ impl Worker {
         let env = [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into();
         self.update(|local| {
             local.end_of_wal = None;
+            local.started_sealed = None;
             local.streamed = false;
             local.slots_for = None;
             local.opened = None;

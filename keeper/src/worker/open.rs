@@ -34,7 +34,7 @@ pub async fn start_primary(worker: &Worker, lead: &Lead, restart: u64) -> anyhow
         access: Access::Closed,
         eager: false,
     })?;
-    worker.update(|local| local.started_for = Some(restart));
+    worker.save(|files| files.restarted = files.restarted.max(restart))?;
     // The right is bounded from before the start: with it gone the fencer ends what recovery has begun.
     worker.start_postgres(None).await?;
     worker.bound_service();

@@ -46,7 +46,7 @@ pub async fn take(worker: &Worker, epoch: Epoch, restart: u64) -> anyhow::Result
         };
         match worker.store.commit(txn).await {
             Ok(TxnOutcome::Committed { .. }) => {
-                worker.update(|local| local.key_taken = Some(epoch));
+                worker.update(|local| local.right = Some((epoch, lease.id)));
                 return Ok(());
             }
             // Read again: the state may have moved on for a harmless reason, or the outcome is unknown.

@@ -27,6 +27,10 @@ pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
     let session = match running {
         true => match worker.admin_within(SESSION_PATIENCE).await {
             Ok(session) => Some(session),
+            // Started without an upstream and still recovering: it has received nothing since, and goes on.
+            Err(_) if worker.local().started_sealed.is_some() => {
+                return seal_recovering(worker, sealing);
+            }
             Err(_) => {
                 worker.fence("it accepts no session and must be sealed").await?;
                 None
@@ -49,6 +53,19 @@ pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
     };
     tracing::info!(%sealing, position = %seal.position, clean = seal.clean, "sealed");
     worker.update(|local| local.seal = Some(seal));
+    Ok(())
+}
+
+fn seal_recovering(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
+    worker.promise(sealing)?;
+    worker.update(|local| {
+        local.seal = local.started_sealed.map(|position| Seal {
+            sealing,
+            position,
+            replayed: Lsn(0),
+            clean: true,
+        });
+    });
     Ok(())
 }
 
@@ -96,7 +113,10 @@ async fn running_seal(worker: &Worker, session: &Session, sealing: Epoch) -> any
     let received: Lsn = row.get::<_, &str>(0).parse()?;
     let replayed: Lsn = row.get::<_, &str>(1).parse()?;
     // Without a stream since its start the receive position is where a receiver would begin, not what is there.
-    let position = if worker.local().streamed {
+    let local = worker.local();
+    let position = if let Some(position) = local.started_sealed.filter(|_| !local.streamed) {
+        position
+    } else if local.streamed {
         position_at(worker, received.max(replayed))?
     } else {
         let scanned = scan_position(worker).await?;

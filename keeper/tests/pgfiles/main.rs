@@ -1,5 +1,7 @@
 //! What the keeper reads and runs from outside, against real PostgreSQL and against WAL made byte by byte.
 
+#![allow(clippy::unwrap_used, reason = "a test may end where a fact does not hold")]
+
 mod cluster;
 mod control;
 mod made_wal;

@@ -251,3 +251,27 @@ async fn the_log_is_followed_over_a_promotion_on_the_promoted_and_on_its_followe
     // This is why the control file's timeline is not enough: nothing of timeline 2 is in it yet.
     assert_eq!(follower.timeline(), Timeline(1));
 }
+
+/// `cargo test --release -p pgdeputy-keeper --test pgfiles -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "a measurement that takes a gigabyte of disk"]
+async fn a_gigabyte_of_small_records_is_scanned_in_two_seconds() {
+    let mut primary = Cluster::new(16).await;
+    primary.start().await;
+    primary.sql("CREATE TABLE t (i bigserial PRIMARY KEY, text text)");
+    primary.sql("CHECKPOINT");
+    let from = primary.lsn("SELECT pg_current_wal_insert_lsn()");
+    while primary.lsn("SELECT pg_current_wal_insert_lsn()").bytes_ahead_of(from) < 900 << 20 {
+        primary
+            .sql("INSERT INTO t (text) SELECT md5(i::text) FROM generate_series(1, 300000) AS i");
+    }
+    primary.crash();
+    for _ in 0..3 {
+        let begun = store::clock::now();
+        let end = scan(&primary.data).unwrap();
+        let seconds = store::clock::now().since(begun).as_secs_f64();
+        let megabytes = end.lsn.bytes_ahead_of(from) >> 20;
+        println!("{megabytes} MB in {seconds:.2} s: {:.0} MB/s", megabytes as f64 / seconds);
+        assert!(cfg!(debug_assertions) || megabytes as f64 / seconds > 500.0);
+    }
+}
