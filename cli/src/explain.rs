@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::args::OutputArgs;
 use crate::failure::Failure;
 use crate::read::Documents;
+use crate::table::wrapped;
 use crate::target::Target;
 use crate::{output, read, runtime};
 
@@ -59,25 +60,22 @@ fn note(documents: &Documents) -> Option<String> {
 
 impl fmt::Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(note) = &self.note {
-            writeln!(f, "note: {note}")?;
+        let mut lines: Vec<String> = self.note.iter().map(|note| format!("note: {note}")).collect();
+        if let Some(e) = &self.explanation {
+            let names: Vec<&str> = e.promotable.iter().map(|m| m.as_str()).collect();
+            let names = if names.is_empty() { "nobody".to_owned() } else { names.join(", ") };
+            lines.push(format!(
+                "cluster {}, epoch {}, state {}, says sentinel {}",
+                self.cluster, e.epoch, e.state, e.leader
+            ));
+            lines.push(format!("now: {}", e.verdict));
+            lines.push(format!("primary: {}", e.primary));
+            lines.push(format!("could take over without loss: {names} ({})", e.promotable_reason));
+            lines.extend(e.rejected.iter().map(|r| format!("not {}: {}", r.member, r.reason)));
+            lines.extend(e.warnings.iter().map(|w| format!("warning: {w}")));
         }
-        let Some(e) = &self.explanation else { return Ok(()) };
-        writeln!(
-            f,
-            "cluster {}, epoch {}, state {}, says sentinel {}",
-            self.cluster, e.epoch, e.state, e.leader
-        )?;
-        writeln!(f, "\nnow:        {}", e.verdict)?;
-        writeln!(f, "primary:    {}", e.primary)?;
-        let names: Vec<&str> = e.promotable.iter().map(|m| m.as_str()).collect();
-        let names = if names.is_empty() { "nobody".to_owned() } else { names.join(", ") };
-        writeln!(f, "promotable: {names} ({})", e.promotable_reason)?;
-        for rejection in &e.rejected {
-            writeln!(f, "not {}: {}", rejection.member, rejection.reason)?;
-        }
-        for warning in &e.warnings {
-            writeln!(f, "warning: {warning}")?;
+        for line in lines {
+            writeln!(f, "{}", wrapped(&line))?;
         }
         Ok(())
     }
@@ -116,10 +114,9 @@ mod tests {
         };
         let expected = "\
 cluster demo, epoch 3, state 12, says sentinel s1
-
-now:        waiting for a change: all is as it should be
-primary:    b was chosen with 0/5000148
-promotable: a (a alone holds every acknowledged commit)
+now: waiting for a change: all is as it should be
+primary: b was chosen with 0/5000148
+could take over without loss: a (a alone holds every acknowledged commit)
 not c: it is silent
 warning: c has been away for long
 ";

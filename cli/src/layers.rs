@@ -283,6 +283,18 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_examples_are_read_by_the_commands_they_are_for() {
+        for (command, file) in [
+            ("keeper", include_str!("../../deploy/examples/keeper.toml")),
+            ("sentinel", include_str!("../../deploy/examples/sentinel.toml")),
+            ("proxy-config", include_str!("../../deploy/examples/proxy-config.toml")),
+        ] {
+            let read = parsed(&format!("pgdeputy {command}"), file);
+            assert!(read.is_ok(), "{command}: {read:?}");
+        }
+    }
+
+    #[test]
     fn complaints_are_one_line_and_help_is_no_complaint() {
         let missing = parsed("pgdeputy status", "").unwrap_err();
         assert!(

@@ -55,8 +55,15 @@ pub fn bytes(amount: u64) -> String {
     format!("{value:.1} TB")
 }
 
-/// Breaks `text` into lines of at most `width` characters where words allow it, the later ones indented.
-pub fn wrapped(text: &str, width: usize) -> String {
+/// What sentences are broken to: fits terminals of 100 columns.
+const WIDTH: usize = 98;
+
+/// Breaks `text` into lines of at most 98 characters where words allow it, the later ones indented.
+pub fn wrapped(text: &str) -> String {
+    broken(text, WIDTH)
+}
+
+fn broken(text: &str, width: usize) -> String {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {
@@ -94,6 +101,6 @@ mod tests {
         let mut table = Table::new(&["a", "long", "z"]);
         table.row(["wide".into(), "x".into(), String::new()]);
         assert_eq!(table.to_string(), "a     long  z\nwide  x\n");
-        assert_eq!(wrapped("one two three", 7), "one two\n  three");
+        assert_eq!(broken("one two three", 7), "one two\n  three");
     }
 }

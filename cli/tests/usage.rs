@@ -1,5 +1,7 @@
 //! Bad values end with status 64 and one line that names cause and remedy, before any socket is opened.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
+
 mod common;
 
 use std::net::TcpListener;

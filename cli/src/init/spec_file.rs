@@ -35,13 +35,9 @@ fn spec(mut value: serde_json::Value) -> Result<ClusterSpec, String> {
             Some(0) | None => return Err(format!("format_version {found} is none")),
         }
     }
-    let spec: ClusterSpec = serde_path(value)?;
+    let spec: ClusterSpec = serde_json::from_value(value).map_err(|e| e.to_string())?;
     spec.check().map_err(|e| e.0)?;
     Ok(spec)
-}
-
-fn serde_path(value: serde_json::Value) -> Result<ClusterSpec, String> {
-    serde_json::from_value(value).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -66,6 +62,12 @@ mod tests {
             let problem = spec(given).unwrap_err();
             assert!(problem.contains(named), "{problem}");
         }
+    }
+
+    #[test]
+    fn the_shipped_example_is_a_spec() {
+        let text = include_str!("../../../deploy/examples/spec.toml");
+        spec(toml::from_str(text).unwrap()).unwrap();
     }
 
     #[test]

@@ -256,3 +256,14 @@ fn json_has_the_fields_that_scripts_rely_on() {
     }
     assert!(json["members"][2]["lsn"].is_null());
 }
+
+#[test]
+fn the_headline_says_that_the_primary_is_not_well() {
+    let mut documents = documents();
+    documents.reports.remove(&name("a"));
+    let text = build::status("demo".parse().unwrap(), documents, &Answers::new()).to_string();
+    assert!(
+        text.starts_with("cluster demo: open, epoch 7, primary a, which is not well (no-report)\n"),
+        "{text}"
+    );
+}

@@ -8,16 +8,14 @@ use proto::{Cfg, MemberName};
 use super::{Member, Status};
 use crate::table::{Table, bytes, milliseconds, wrapped};
 
-const WIDTH: usize = 98;
-
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", wrapped(&self.headline(), WIDTH))?;
-        writeln!(f, "{}\n", wrapped(&self.sentinels_line(), WIDTH))?;
+        writeln!(f, "{}", wrapped(&self.headline()))?;
+        writeln!(f, "{}\n", wrapped(&self.sentinels_line()))?;
         write!(f, "{}", self.members_table())?;
         writeln!(f)?;
         for sentence in self.sentences() {
-            writeln!(f, "{}", wrapped(&sentence, WIDTH))?;
+            writeln!(f, "{}", wrapped(&sentence))?;
         }
         Ok(())
     }
@@ -26,7 +24,12 @@ impl fmt::Display for Status {
 impl Status {
     fn headline(&self) -> String {
         let primary = match (&self.primary, self.writable) {
-            (Some(primary), true) => format!("primary {primary}"),
+            (Some(primary), true) => match self.members.iter().find(|m| m.name == *primary) {
+                Some(member) if !member.healthy => {
+                    format!("primary {primary}, which is not well ({})", member.state)
+                }
+                Some(_) | None => format!("primary {primary}"),
+            },
             (Some(primary), false) => format!("primary {primary}, not open for writes"),
             (None, _) => "no primary yet".to_owned(),
         };
