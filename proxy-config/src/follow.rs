@@ -59,24 +59,40 @@ impl View {
     }
 }
 
-/// When the store last answered anything; later answers only.
+/// How old our picture of the store can be.
 #[derive(Clone)]
-pub struct Heard(Arc<watch::Sender<Moment>>);
+pub struct Heard(Arc<watch::Sender<Following>>);
+
+#[derive(Clone, Copy)]
+struct Following {
+    /// At this time the picture was what the store held.
+    last: Moment,
+    /// A watch runs from that picture on, so that any answer of the store vouches for it.
+    watching: bool,
+}
 
 impl Heard {
-    /// Begins with an answer at `now`.
+    /// Begins with a picture of `now`.
     pub fn new(now: Moment) -> Self {
-        Self(Arc::new(watch::Sender::new(now)))
+        Self(Arc::new(watch::Sender::new(Following { last: now, watching: false })))
     }
 
-    /// Notes that what was sent at `sent` was answered.
+    /// Notes that the store answered a request of ours that was sent at `sent`.
     pub fn answered(&self, sent: Moment) {
-        self.0.send_modify(|last| *last = sent.max(*last));
+        self.0.send_modify(|f| f.last = if f.watching { sent.max(f.last) } else { f.last });
     }
 
-    /// Returns how long the store has been silent.
+    fn watches(&self, since: Moment) {
+        self.0.send_modify(|f| *f = Following { last: since.max(f.last), watching: true });
+    }
+
+    fn watch_broke(&self) {
+        self.0.send_modify(|f| f.watching = false);
+    }
+
+    /// Returns how long the store may have held something else than our picture.
     pub fn silent_for(&self, now: Moment) -> Duration {
-        now.since(*self.0.borrow())
+        now.since(self.0.borrow().last)
     }
 }
 
@@ -107,7 +123,9 @@ impl Follower {
     async fn follow(&mut self) {
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.read_and_watch().await {
+            let ended = self.read_and_watch().await;
+            self.heard.watch_broke();
+            match ended {
                 Ok(()) => pause = FIRST_PAUSE,
                 Err(e) => {
                     if pause == FIRST_PAUSE {
@@ -124,11 +142,11 @@ impl Follower {
     async fn read_and_watch(&mut self) -> Result<(), StoreError> {
         let sent = clock::now();
         let snapshot = self.store.read(self.keys.prefix()).await?;
-        self.heard.answered(sent);
         let mut values: BTreeMap<String, Vec<u8>> =
             snapshot.entries.into_iter().map(|(key, entry)| (key, entry.value)).collect();
         self.publish(&values);
         let mut watch: Watch = self.store.watch(self.keys.prefix(), snapshot.revision + 1).await?;
+        self.heard.watches(sent);
         info!(revision = snapshot.revision, "following the cluster");
         while let Some(events) = watch.events.recv().await {
             self.heard.answered(clock::now());

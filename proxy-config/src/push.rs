@@ -101,6 +101,7 @@ pub async fn push(socket: &Path, lines: &[String]) -> Result<(), PushError> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
     pub pid: i32,
+    pub up_for: Duration,
     /// The fingerprint of the configuration that it has loaded.
     pub description: String,
 }
@@ -114,7 +115,9 @@ pub async fn running(socket: &Path) -> Result<Running, PushError> {
     };
     let pid = field("Pid").and_then(|p| p.parse().ok());
     let pid = pid.ok_or_else(|| PushError::Refused("show info names no Pid".into()))?;
-    Ok(Running { pid, description: field("description").unwrap_or_default() })
+    let seconds = field("Uptime_sec").and_then(|s| s.parse().ok()).unwrap_or(0);
+    let up_for = Duration::from_secs(seconds);
+    Ok(Running { pid, up_for, description: field("description").unwrap_or_default() })
 }
 
 /// Sends one line and returns the whole answer: HAProxy closes after it.
@@ -129,5 +132,19 @@ async fn ask(socket: &Path, line: &str) -> Result<String, PushError> {
     match tokio::time::timeout(DEADLINE, exchange).await {
         Ok(answer) => answer.map_err(PushError::Away),
         Err(_) => Err(PushError::Away(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_stay_short_enough_for_haproxy_and_lose_no_command() {
+        let given: Vec<String> =
+            (0..500).map(|n| format!("set server {WRITE}/m{n} health down")).collect();
+        let lines = in_lines(&given);
+        assert!(lines.len() > 1 && lines.iter().all(|l| l.len() <= LONGEST_LINE));
+        assert_eq!(lines.join(";"), given.join(";"));
     }
 }

@@ -50,7 +50,8 @@ pub async fn run_on(
     let installed = install::installed(&config)?;
     let keys = Keys::of(&config.cluster);
     let config = Arc::new(config);
-    let inner = stop.child_token();
+    // Apart from `stop`: the tasks end after the router, which takes their end for a mishap.
+    let inner = CancellationToken::new();
     let (heard, views) = (Heard::new(clock::now()), watch::Sender::new(View::unheard()));
     let (wanted, epoch) = (watch::Sender::new(None), watch::Sender::new(Epoch(0)));
     let seen = views.subscribe();
@@ -240,5 +241,50 @@ fn hold(view: &View, routes: &Routes, silent_for: Duration, age: Duration) -> Ho
             true => Hold::Closed,
             false => Hold::Nothing,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn held(agreed: Agreed, silent_for: Duration, age: Duration) -> Hold {
+        let view = View { agreed, lease_ttl: SECOND * 4, ..View::unheard() };
+        hold(&view, &Routes { epoch: Epoch(7), ..Routes::default() }, silent_for, age)
+    }
+
+    fn state(epoch: u64) -> Agreed {
+        let text = format!(
+            r#"{{"number":1,"etcd_cluster_id":"e","epoch":{epoch},"phase":{{"name":"open"}},"cfgs":[],"last_cfg":1,
+            "timeline":1,"highest_timeline":1,"open_at_once":true,"epochs":[],"members":{{}}}}"#
+        );
+        Agreed::State(serde_json::from_str(&text).unwrap())
+    }
+
+    #[test]
+    fn haproxy_is_held_to_the_routes_while_the_store_answers() {
+        assert_eq!(held(state(7), SECOND, SECOND), Hold::Routes);
+        assert_eq!(held(state(8), SECOND, SECOND * 100), Hold::Routes);
+    }
+
+    #[test]
+    fn a_replaced_primary_stays_closed_for_as_long_as_it_may_answer_when_the_store_falls_silent() {
+        assert_eq!(held(state(7), SECOND * 6, SECOND * 3), Hold::Closed);
+        assert_eq!(held(Agreed::Absent, SECOND, SECOND * 3), Hold::Closed);
+        assert_eq!(held(Agreed::Unreadable, SECOND, SECOND * 3), Hold::Closed);
+    }
+
+    #[test]
+    fn the_checks_decide_once_the_last_known_state_may_be_old() {
+        assert_eq!(held(state(7), SECOND * 6, SECOND * 5), Hold::Nothing);
+        assert_eq!(held(Agreed::Unreadable, SECOND, SECOND * 5), Hold::Nothing);
+        assert_eq!(held(Agreed::Unheard, SECOND, SECOND), Hold::Nothing);
+    }
+
+    #[test]
+    fn a_restored_store_opens_nobody() {
+        assert_eq!(held(state(6), SECOND, SECOND * 100), Hold::Closed);
     }
 }

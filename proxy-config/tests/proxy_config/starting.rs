@@ -1,0 +1,109 @@
+//! What proxy-config does at start, and what it refuses.
+
+use std::fs;
+
+use proxy_config::Config;
+use tokio_util::sync::CancellationToken;
+
+use crate::scene::{open, primary};
+use crate::world::{Haproxy, Member, World, bounded, eventually};
+
+async fn error_of(world: &World, config: Config) -> String {
+    let store = std::sync::Arc::new(world.store.clone());
+    let run = proxy_config::run_on(store, config, CancellationToken::new());
+    format!("{:#}", bounded("proxy-config refuses", run).await.unwrap_err())
+}
+
+#[tokio::test]
+async fn a_file_of_somebody_else_is_refused_and_left_as_it_is() {
+    let world = World::new().await;
+    let text = "global\n    maxconn 5\n";
+    fs::write(&world.config.haproxy_config, text).unwrap();
+    let error = error_of(&world, world.config.clone()).await;
+    assert!(error.contains("was not written by pgdeputy: move it away"), "{error}");
+    assert_eq!(fs::read_to_string(&world.config.haproxy_config).unwrap(), text);
+}
+
+#[tokio::test]
+async fn a_file_of_another_cluster_is_refused() {
+    let world = World::new().await;
+    let other = Config { cluster: "other".parse().unwrap(), ..world.config.clone() };
+    let text = proxy_config::haproxy::render(&other, &Default::default()).text;
+    fs::write(&world.config.haproxy_config, text).unwrap();
+    let error = error_of(&world, world.config.clone()).await;
+    assert!(error.contains("belongs to cluster other, not main"), "{error}");
+}
+
+#[tokio::test]
+async fn bad_settings_are_refused_with_the_remedy_before_any_file_is_written() {
+    let world = World::new().await;
+    let good = || world.config.clone();
+    let cases = [
+        (Config { read_port: good().write_port, ..good() }, "choose two ports"),
+        (Config { haproxy_config: "relative.cfg".into(), ..good() }, "absolute path"),
+        (Config { haproxy_socket: "/tmp/a b.sock".into(), ..good() }, "absolute path"),
+        (
+            Config { haproxy_socket: format!("/{}", "x".repeat(100)).into(), ..good() },
+            "shorter path",
+        ),
+        (Config { bind: "*:5000 ssl".into(), ..good() }, "use an address of this host"),
+    ];
+    for (config, remedy) in cases {
+        let error = error_of(&world, config).await;
+        assert!(error.contains(remedy), "{error}");
+    }
+    assert_eq!(fs::read_dir(world.directory.path()).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn an_unreachable_store_is_an_error_on_the_first_start_and_waited_for_later() {
+    let world = World::new().await;
+    let first = proxy_config::run(world.config.clone(), CancellationToken::new());
+    let error = format!("{:#}", bounded("the first start fails", first).await.unwrap_err());
+    assert!(error.contains("connect to etcd at http://127.0.0.1:1"), "{error}");
+    assert!(!world.config.haproxy_config.exists());
+
+    let routes = proxy_config::route::route(Some(&open(7, &["a"])), &Default::default(), None);
+    let text = proxy_config::haproxy::render(&world.config, &routes).text;
+    fs::write(&world.config.haproxy_config, &text).unwrap();
+    let stop = CancellationToken::new();
+    let mut later = tokio::spawn(proxy_config::run(world.config.clone(), stop.clone()));
+    let early = tokio::time::timeout(std::time::Duration::from_secs(6), &mut later).await;
+    assert!(early.is_err(), "it waits for longer than a failing connect takes");
+    assert_eq!(fs::read_to_string(&world.config.haproxy_config).unwrap(), text);
+    stop.cancel();
+    bounded("it stops", later).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn started_before_the_cluster_and_before_haproxy_it_gets_there() {
+    let world = World::new().await;
+    let (_proxy, _haproxy) = world.start().await;
+    let a = Member::start("a").await;
+    world.report(&a.at(primary("a"))).await;
+    world.agree(&open(1, &["a"])).await;
+    world.expect_writes_at("a").await;
+    world.expect_reads_at("a").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_given_command_reloads() {
+    let mut world = World::new().await;
+    let pid_file = world.directory.path().join("master.pid");
+    let said = world.directory.path().join("said");
+    let (pid, said_path) = (pid_file.display(), said.display());
+    world.config.reload = Some(format!("kill -USR2 $(cat {pid}) && echo reloaded >> {said_path}"));
+    let proxy = world.proxy();
+    world.installed("# pgdeputy epoch").await;
+    let haproxy = Haproxy::start(&world.config);
+    fs::write(&pid_file, haproxy.pid().to_string()).unwrap();
+    let a = Member::start("a").await;
+    world.report(&a.at(primary("a"))).await;
+    world.agree(&open(1, &["a"])).await;
+    world.expect_writes_at("a").await;
+    eventually("the command has run once", || async {
+        fs::read_to_string(&said).is_ok_and(|s| s == "reloaded\n")
+    })
+    .await;
+    proxy.stop().await;
+}
