@@ -75,6 +75,8 @@ pub enum WaitingOn {
     PromotableHolder { sealing: Epoch, holders: Vec<MemberName> },
     /// The chosen member is on its way out of recovery.
     Promotion { primary: MemberName, epoch: Epoch },
+    /// It died on the way, and without its member there is no base: the next try waits.
+    NextPromotion { primary: MemberName },
     /// The primary's PostgreSQL is being started again.
     Restart { primary: MemberName, number: u64 },
     /// It died again; the next order waits, so that a crash loop does not spin.
@@ -168,6 +170,11 @@ impl fmt::Display for WaitingOn {
             Self::Promotion { primary, epoch } => {
                 write!(f, "waits for {primary} to open as primary of epoch {epoch}")
             }
+            Self::NextPromotion { primary } => write!(
+                f,
+                "the PostgreSQL of {primary} died on its way to open and the others form no base: \
+                 waits promote_patience before it may be tried again"
+            ),
             Self::Restart { primary, number } => {
                 write!(f, "waits for the PostgreSQL of {primary} to open after restart {number}")
             }

@@ -6,6 +6,8 @@
 mod cluster;
 mod listen;
 mod presence;
+mod wake;
+mod write;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

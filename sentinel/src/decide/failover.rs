@@ -74,7 +74,7 @@ fn seal_with_it(inputs: &Inputs, loss: &Loss) -> Step {
     if matches!(loss.kind, LossKind::Died { .. })
         && let Some(until) = inputs.patience_left(&condition, inputs.spec.promote_patience)
     {
-        let waiting = WaitingOn::Promotion { primary: inputs.primary().clone(), epoch };
+        let waiting = WaitingOn::NextPromotion { primary: inputs.primary().clone() };
         return Step::wait_until(waiting, until);
     }
     seal(inputs, loss)

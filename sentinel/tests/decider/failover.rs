@@ -257,7 +257,7 @@ fn a_promotion_that_may_have_to_be_repeated_by_the_same_member_is_not_repeated_a
     scene.seals("c", "0/5000000");
     scene.settle();
     scene.dies("b");
-    assert!(matches!(scene.waits(), WaitingOn::Promotion { .. }), "c alone is no base");
+    assert!(matches!(scene.waits(), WaitingOn::NextPromotion { .. }), "c alone is no base");
     scene.pass(scene.spec.promote_patience);
     scene.settle();
     assert_eq!(scene.sealing(), Some(Epoch(3)));

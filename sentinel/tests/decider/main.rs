@@ -1,5 +1,7 @@
 //! What the decider decides, told as stories on a scene; whole failovers as transcripts.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
+
 mod bootstrap;
 mod failover;
 mod invariants;
