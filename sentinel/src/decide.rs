@@ -1,6 +1,8 @@
-//! Turns (spec, agreed state, what was seen, now) into the next agreed state, or into what is waited for.
+//! Turns (spec, agreed state, what was seen, now) into the next agreed state, or into what is
+//! waited for.
 //!
-//! The one rule: a function that can do nothing. Here the cases are told apart; the modules below answer them.
+//! The one rule: a function that can do nothing. Here the cases are told apart; the modules below
+//! answer them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -72,7 +74,8 @@ fn steady(inputs: &Inputs) -> Step {
         .unwrap_or_else(|| synchronous::waiting(inputs))
 }
 
-/// The primary is on its way, or in doubt: nobody's voters change, but members may still be admitted.
+/// The primary is on its way, or in doubt: nobody's voters change, but members may still be
+/// admitted.
 fn meanwhile(inputs: &Inputs, waiting: WaitingOn, wake_at: Option<Moment>) -> Step {
     membership::admit(inputs).unwrap_or(Step { verdict: Verdict::Wait(waiting), wake_at })
 }
@@ -159,14 +162,15 @@ impl<'a> Inputs<'a> {
         self.spec.member(member).vote == Permission::Allowed
     }
 
-    /// Returns whether the live complete others could form a base, with one among them that may be promoted.
+    /// Returns whether the live complete others could form a base, with one among them that may be
+    /// promoted.
     pub(crate) fn others_can_replace(&self) -> bool {
         let others: BTreeSet<MemberName> = self.complete_others().into_keys().cloned().collect();
         self.seal_all_cfgs(&others) && others.iter().any(|m| self.may_be_promoted(m))
     }
 
-    /// Returns whether the present primary holds the right of the present epoch. One that cannot be read counts
-    /// as held: it is not gone.
+    /// Returns whether the present primary holds the right of the present epoch. One that cannot be
+    /// read counts as held: it is not gone.
     pub(crate) fn right_is_held(&self) -> bool {
         match &self.seen.primary_key {
             Stored::Absent => false,
@@ -183,7 +187,8 @@ impl<'a> Inputs<'a> {
         order.map_or(0, |r| r.number)
     }
 
-    /// Returns the moment until which `condition` has to hold to have held for `patience`; `None` once it has.
+    /// Returns the moment until which `condition` has to hold to have held for `patience`; `None`
+    /// once it has.
     pub(crate) fn patience_left(
         &self,
         condition: &Condition,
@@ -205,7 +210,8 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Returns whether this standby streams from the primary of the present epoch, and under a voter's name.
+/// Returns whether this standby streams from the primary of the present epoch, and under a voter's
+/// name.
 pub(crate) fn streams_as_voter(state: &ClusterState, report: &MemberReport) -> bool {
     match report.stream {
         Stream::Live { epoch, timeline, voter } => {

@@ -1,4 +1,5 @@
-//! The leader's reason, complete also when nothing is done: why this primary, why not the others, what is missing.
+//! The leader's reason, complete also when nothing is done: why this primary, why not the others,
+//! what is missing.
 //!
 //! The one rule: no times in it, so that it changes only when the reason does.
 

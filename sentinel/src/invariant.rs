@@ -1,6 +1,7 @@
 //! Judges every next state before it is committed.
 //!
-//! The one rule: it shares no code with the deciders, so that one mistake has to be made twice to get through.
+//! The one rule: it shares no code with the deciders, so that one mistake has to be made twice to
+//! get through.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -90,7 +91,8 @@ impl Found {
     }
 }
 
-/// Every acknowledging set of `cfg` has a member among `held`: what is left out is too small to acknowledge.
+/// Every acknowledging set of `cfg` has a member among `held`: what is left out is too small to
+/// acknowledge.
 fn meets_every_acknowledging_set(cfg: &Cfg, held: &BTreeSet<MemberName>) -> bool {
     let left_out = cfg.voters.iter().filter(|v| !held.contains(*v)).count();
     held.contains(&cfg.leader) || left_out < cfg.k

@@ -1,6 +1,7 @@
 //! The sentinel: a leader among several turns what keepers report into the next agreed state.
 //!
-//! The one rule: deciding is a pure function of (spec, state, what was seen, now); only `run` touches the world.
+//! The one rule: deciding is a pure function of (spec, state, what was seen, now); only `run`
+//! touches the world.
 
 pub mod decide;
 mod explain;

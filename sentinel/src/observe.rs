@@ -1,6 +1,8 @@
-//! What the leader believes: one linearizable snapshot, read as documents, and how long conditions have held.
+//! What the leader believes: one linearizable snapshot, read as documents, and how long conditions
+//! have held.
 //!
-//! The one rule: a missing report says nothing. Whoever is not in `members` is neither dead nor alive.
+//! The one rule: a missing report says nothing. Whoever is not in `members` is neither dead nor
+//! alive.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -65,7 +67,8 @@ pub enum Condition {
     Voters { newest: CfgId, voters: BTreeSet<MemberName> },
 }
 
-/// The first moment, on this leader's own clock, since which each condition has held in every snapshot.
+/// The first moment, on this leader's own clock, since which each condition has held in every
+/// snapshot.
 ///
 /// It is memory of one leader: the next one begins anew, which only makes it more patient.
 #[derive(Debug, Clone, Default)]
@@ -74,8 +77,9 @@ pub struct Timers {
     looked: Option<Moment>,
 }
 
-/// Snapshots further apart than this prove nothing about the time between (an etcd outage must not count as
-/// silence of a member). Above the safety tick of the shell, so that calm clusters keep their timers.
+/// Snapshots further apart than this prove nothing about the time between (an etcd outage must not
+/// count as silence of a member). Above the safety tick of the shell, so that calm clusters keep
+/// their timers.
 pub const LONGEST_GAP: Duration = Duration::from_secs(5);
 
 impl Timers {

@@ -1,6 +1,7 @@
 //! What a decision says: the next state or what is waited for, always with its reason.
 //!
-//! The one rule: a plan is complete. The shell adds nothing to it, and the cli computes nothing anew.
+//! The one rule: a plan is complete. The shell adds nothing to it, and the cli computes nothing
+//! anew.
 
 use std::fmt;
 
@@ -63,7 +64,8 @@ pub enum WaitingOn {
     PrimaryKey { primary: MemberName, heard_by: Vec<MemberName> },
     /// The right to serve lapsed, and not all who count call the primary silent.
     IsolationGrace { primary: MemberName, heard_by: Vec<MemberName> },
-    /// The primary is lost, and the live complete members seal not every Cfg, or none of them may be promoted.
+    /// The primary is lost, and the live complete members seal not every Cfg, or none of them may
+    /// be promoted.
     SealSet { primary: MemberName, unmet: Vec<Cfg> },
     /// Members that may be promoted are missing among those that would form a base.
     Candidate { primary: MemberName },

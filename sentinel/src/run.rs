@@ -1,7 +1,7 @@
 //! The process: connects to etcd, and cares for each cluster in a task of its own.
 //!
-//! The one rule: it only carries. What is read goes to the decider as it is, and what was decided is committed as
-//! it is, guarded by the leadership and by the state that it was decided on.
+//! The one rule: it only carries. What is read goes to the decider as it is, and what was decided
+//! is committed as it is, guarded by the leadership and by the state that it was decided on.
 
 mod cluster;
 mod listen;
@@ -26,7 +26,8 @@ use self::cluster::Care;
 use self::listen::Counters;
 use crate::{Clusters, Config};
 
-/// Runs a sentinel until `stop`. Fails at the start only: when etcd does not answer or `listen` cannot be bound.
+/// Runs a sentinel until `stop`. Fails at the start only: when etcd does not answer or `listen`
+/// cannot be bound.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let store = store::etcd::EtcdStore::connect(&config.etcd).await.with_context(|| {
         format!("connect to etcd at {}: check --etcd and that etcd runs", config.etcd.join(","))

@@ -362,7 +362,8 @@ async fn lost_answers_and_broken_watches_delay_a_failover_and_change_nothing_els
         state_where(&store, "a primary", |s| s.phase == Phase::Open).await.primary.unwrap();
     for fault in [CommitFault::NotSent, CommitFault::RequestLost, CommitFault::AnswerLost] {
         store.cancel_watches();
-        // Whoever commits next meets the fault; keepers here do not take one, so it is given to the leader alone.
+        // Whoever commits next meets the fault; keepers here do not take one, so it is given to the
+        // leader alone.
         let before: ClusterState =
             document(&store.read(keys().prefix()).await.unwrap(), &keys().state()).unwrap();
         let mut spec: ClusterSpec =

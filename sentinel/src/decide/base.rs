@@ -1,7 +1,8 @@
 //! Which members together can lack no acknowledged commit, and which of them holds the most.
 //!
-//! The one rule: whoever is chosen holds all that a base holds, and a base meets every acknowledging set of every
-//! recorded Cfg. Who is incomplete, sealed for another epoch or below its floor counts for nothing.
+//! The one rule: whoever is chosen holds all that a base holds, and a base meets every
+//! acknowledging set of every recorded Cfg. Who is incomplete, sealed for another epoch or below
+//! its floor counts for nothing.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -153,7 +154,8 @@ fn standing(inputs: &Inputs, member: &MemberName, sealing: Epoch) -> Result<Seal
     let report = inputs.report(member).ok_or(Reject::NoReport)?;
     let seal = match report.seal {
         Some(seal) if seal.sealing == sealing => seal,
-        // A seal names the epoch that it is for: an older one was given while its receiver could come back.
+        // A seal names the epoch that it is for: an older one was given while its receiver could
+        // come back.
         Some(seal) => return Err(Reject::SealedFor(seal.sealing)),
         None => return Err(Reject::NotSealed(sealing)),
     };
@@ -171,8 +173,9 @@ fn standing(inputs: &Inputs, member: &MemberName, sealing: Epoch) -> Result<Seal
 
 /// Chooses among those who sealed for `sealing`.
 ///
-/// The primary before counts only where nobody can be chosen without it: its longer tail, acknowledged or not,
-/// is then the measure. Otherwise a crashed machine would always win over a healthy one.
+/// The primary before counts only where nobody can be chosen without it: its longer tail,
+/// acknowledged or not, is then the measure. Otherwise a crashed machine would always win over a
+/// healthy one.
 pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Outcome {
     let sealed = sealed(inputs, sealing);
     let mut without = sealed.members.clone();

@@ -1,7 +1,8 @@
-//! How a cluster begins: one founder runs initdb, and its system identifier is the cluster's for ever.
+//! How a cluster begins: one founder runs initdb, and its system identifier is the cluster's for
+//! ever.
 //!
-//! The one rule: a founder that has reported its system identifier is never replaced, and a data directory that
-//! holds anything is never taken.
+//! The one rule: a founder that has reported its system identifier is never replaced, and a data
+//! directory that holds anything is never taken.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +45,8 @@ pub(crate) fn create(spec: &ClusterSpec, seen: &Observations) -> Step {
     Step::change(state, Vec::new(), why)
 }
 
-/// The founder that the spec names, else the first by name of the members with an empty data directory.
+/// The founder that the spec names, else the first by name of the members with an empty data
+/// directory.
 fn founder(spec: &ClusterSpec, seen: &Observations) -> Result<MemberName, WaitingOn> {
     let is_empty = |name: &MemberName| {
         seen.members

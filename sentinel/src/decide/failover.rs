@@ -1,6 +1,7 @@
 //! Replaces a lost primary, or orders it to be started again: seal, choose, promote, open.
 //!
-//! The one rule: sealing begins only when a base can come of it, and once begun it is only completed.
+//! The one rule: sealing begins only when a base can come of it, and once begun it is only
+//! completed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +17,8 @@ use crate::observe::Condition;
 use crate::plan::WaitingOn;
 use crate::record;
 
-/// The primary is lost: seal the next epoch if the others can take over, else start it again if that can help.
+/// The primary is lost: seal the next epoch if the others can take over, else start it again if
+/// that can help.
 pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
     if inputs.others_can_replace() {
         return seal(inputs, loss);
@@ -62,8 +64,9 @@ fn seal(inputs: &Inputs, loss: &Loss) -> Step {
     Step::change(next, history, why)
 }
 
-/// A promotion failed and the others form no base without the promoted member, whose keeper lives: the next
-/// epoch may have to promote the very same one, so it is not tried more often than `promote_patience` allows.
+/// A promotion failed and the others form no base without the promoted member, whose keeper lives:
+/// the next epoch may have to promote the very same one, so it is not tried more often than
+/// `promote_patience` allows.
 fn seal_with_it(inputs: &Inputs, loss: &Loss) -> Step {
     let live: BTreeSet<MemberName> = inputs.complete().into_keys().cloned().collect();
     if !inputs.seal_all_cfgs(&live) || !live.iter().any(|m| inputs.may_be_promoted(m)) {
@@ -108,7 +111,8 @@ fn restart(inputs: &Inputs, loss: &Loss) -> Step {
     let mut next = inputs.next();
     next.phase = Phase::Restarting;
     next.restart = Some(RestartOrder { member: primary.clone(), epoch: state.epoch, number });
-    // What it recovers was perhaps never acknowledged: readers see it only once k voters hold it (I16).
+    // What it recovers was perhaps never acknowledged: readers see it only once k voters hold it
+    // (I16).
     next.open_at_once = state.newest_cfg().is_some_and(|c| c.k == 0);
     if let Some(Server::Dead { noticed, .. }) = inputs.report(primary).map(|r| r.server) {
         next.answered = Some(Death { member: primary.clone(), noticed });
@@ -150,8 +154,8 @@ pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Step {
 fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Step {
     let state = inputs.state;
     let mut next = inputs.next();
-    // Named before the promotion, one above all that were ever named: a promotion that dies unreported would
-    // otherwise leave two epochs with one timeline.
+    // Named before the promotion, one above all that were ever named: a promotion that dies
+    // unreported would otherwise leave two epochs with one timeline.
     let timeline = state.highest_timeline.next();
     let cfg = first_cfg(inputs, epoch, choice);
     next.epoch = epoch;
@@ -182,8 +186,8 @@ fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Step {
     Step::change(next, history, why)
 }
 
-/// The first Cfg of a new primary: those who sealed, hold no more than it does and can follow at once. Fewer than
-/// must acknowledge: all others, so that commits wait for whoever comes.
+/// The first Cfg of a new primary: those who sealed, hold no more than it does and can follow at
+/// once. Fewer than must acknowledge: all others, so that commits wait for whoever comes.
 fn first_cfg(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Cfg {
     let count = inputs.spec.synchronous.count;
     let ready: BTreeSet<MemberName> = others(&choice.sealed, &choice.member)
@@ -216,8 +220,8 @@ fn others<'a>(
     sealed.iter().filter(move |(name, _)| *name != member)
 }
 
-/// Whether all that the chosen member holds is held by k voters of one recorded Cfg under which its last WAL was
-/// written: then nothing that its readers see can vanish with it (I16).
+/// Whether all that the chosen member holds is held by k voters of one recorded Cfg under which its
+/// last WAL was written: then nothing that its readers see can vanish with it (I16).
 fn may_open_at_once(state: &ClusterState, choice: &Choice) -> bool {
     let position = choice.seal.position;
     state.cfgs.iter().filter(|cfg| cfg.epoch == position.epoch).any(|cfg| {

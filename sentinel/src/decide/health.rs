@@ -1,7 +1,7 @@
 //! What situation the cluster is in: founding, sealing, opening, serving, or its primary lost.
 //!
-//! The one rule: don't know is not gone. A missing report never counts by itself; what does is a keeper that says
-//! that its PostgreSQL died, or voters that say that they hear nothing.
+//! The one rule: don't know is not gone. A missing report never counts by itself; what does is a
+//! keeper that says that its PostgreSQL died, or voters that say that they hear nothing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -42,7 +42,8 @@ pub enum LossKind {
     Stopped,
     /// Its right lapsed and everybody who counts hears nothing of it.
     Silent,
-    /// Its right lapsed, and the grace for a primary that some still hear, or of which little is known, is over.
+    /// Its right lapsed, and the grace for a primary that some still hear, or of which little is
+    /// known, is over.
     Isolated,
     /// It was to open, and its keeper is gone.
     Vanished,
@@ -164,9 +165,10 @@ fn serving(inputs: &Inputs) -> Situation {
 
 /// The primary's right lapsed, in phase `Open`.
 ///
-/// At once only by the word of members whose reports live now, after the lapse: together they contain a seal set
-/// of every Cfg, their last WAL is of this epoch, and all call the stream silent. After a stall of etcd every
-/// lease can be gone at the first look, so absence alone waits for `isolation_grace`.
+/// At once only by the word of members whose reports live now, after the lapse: together they
+/// contain a seal set of every Cfg, their last WAL is of this epoch, and all call the stream
+/// silent. After a stall of etcd every lease can be gone at the first look, so absence alone waits
+/// for `isolation_grace`.
 fn lapse(inputs: &Inputs, report: Option<&MemberReport>) -> Situation {
     let primary = inputs.primary();
     let (heard_by, silent) = hearing(inputs);
@@ -196,7 +198,8 @@ fn lapse(inputs: &Inputs, report: Option<&MemberReport>) -> Situation {
     }
 }
 
-/// Returns which complete others hear the primary of this epoch, and which say that they do not any more.
+/// Returns which complete others hear the primary of this epoch, and which say that they do not any
+/// more.
 fn hearing(inputs: &Inputs) -> (Vec<MemberName>, BTreeSet<MemberName>) {
     let (mut heard_by, mut silent) = (Vec::new(), BTreeSet::new());
     for (name, report) in inputs.complete_others() {
@@ -235,7 +238,8 @@ fn opening(inputs: &Inputs) -> Situation {
             WaitingOn::Promotion { primary: primary.clone(), epoch: state.epoch }
         }
     };
-    // Out of recovery it only waits for voters to hold its WAL: another epoch would wait for the same ones.
+    // Out of recovery it only waits for voters to hold its WAL: another epoch would wait for the
+    // same ones.
     if matches!(report.server, Server::Primary { timeline } if timeline == state.timeline) {
         return Situation::Waiting(waiting, None);
     }
@@ -250,8 +254,9 @@ fn opening(inputs: &Inputs) -> Situation {
     }
 }
 
-/// How long a member on its way to open may be without a report before that counts. Its lease has lapsed already;
-/// but in a stall of etcd all leases lapse together, and keepers need some tries to come back.
+/// How long a member on its way to open may be without a report before that counts. Its lease has
+/// lapsed already; but in a stall of etcd all leases lapse together, and keepers need some tries to
+/// come back.
 const RETURN_GRACE: Duration = Duration::from_secs(1);
 
 /// The keeper of a primary that has not opened yet does not report.
@@ -294,7 +299,8 @@ fn died(inputs: &Inputs, noticed: WallTime, gone: bool) -> Situation {
     })
 }
 
-/// Returns a death that no commit has answered yet: the report of an old one stays until PostgreSQL starts.
+/// Returns a death that no commit has answered yet: the report of an old one stays until PostgreSQL
+/// starts.
 fn unanswered_death(inputs: &Inputs, report: &MemberReport) -> Option<(WallTime, bool)> {
     let Server::Dead { noticed, gone } = report.server else { return None };
     let answered = inputs.state.answered.as_ref();

@@ -1,7 +1,7 @@
 //! Who belongs to the cluster.
 //!
-//! The one rule: a name that stands in the record keeps its floor. Other member files under that name come in
-//! only as incomplete, and never with another cluster's data.
+//! The one rule: a name that stands in the record keeps its floor. Other member files under that
+//! name come in only as incomplete, and never with another cluster's data.
 
 use proto::state::Admitted;
 use proto::{MemberName, MemberReport};
@@ -23,7 +23,8 @@ pub(crate) fn admit(inputs: &Inputs) -> Option<Step> {
             }
             Standing::Renewed => {
                 let admitted = next.members.get_mut(name)?;
-                // The floor stays: whatever the old files acknowledged, the new ones must hold before they count.
+                // The floor stays: whatever the old files acknowledged, the new ones must hold
+                // before they count.
                 admitted.incarnation = report.incarnation.clone();
                 news.push(format!("{name} is admitted anew with new member files, incomplete"));
             }

@@ -1,7 +1,8 @@
 //! Who acknowledges commits: a list of Cfgs that grows by wish and shrinks by evidence.
 //!
-//! The one rule: a Cfg leaves the record only when a later one of this epoch is proven to be in force. A change
-//! that cannot finish is left behind by appending another, never by taking one away.
+//! The one rule: a Cfg leaves the record only when a later one of this epoch is proven to be in
+//! force. A change that cannot finish is left behind by appending another, never by taking one
+//! away.
 
 use std::collections::BTreeSet;
 
@@ -79,7 +80,8 @@ pub(crate) fn waiting(inputs: &Inputs) -> Step {
     })
 }
 
-/// Returns the admitted members that do not stream from the primary, or do not vote though they may.
+/// Returns the admitted members that do not stream from the primary, or do not vote though they
+/// may.
 pub(crate) fn missing(inputs: &Inputs) -> Vec<MemberName> {
     let state = inputs.state;
     let in_place = |name: &MemberName| {
@@ -117,7 +119,8 @@ pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
     newest.map(|c| Condition::Voters { newest: c.id, voters: desired(inputs) }).collect()
 }
 
-/// Returns the members that may acknowledge commits now: complete, allowed, and connected as voters.
+/// Returns the members that may acknowledge commits now: complete, allowed, and connected as
+/// voters.
 fn desired(inputs: &Inputs) -> BTreeSet<MemberName> {
     inputs
         .complete_others()
@@ -157,7 +160,8 @@ fn wish(inputs: &Inputs, newest: &Cfg) -> Option<Wish> {
     if !dead.is_empty() {
         let left: BTreeSet<MemberName> = newest.voters.difference(&dead).cloned().collect();
         let reason = format!("{} are gone", list(&Vec::from_iter(&dead)));
-        // Only the dead go at once; who comes in their place is settled later, unless commits need it now.
+        // Only the dead go at once; who comes in their place is settled later, unless commits need
+        // it now.
         if left.intersection(&desired).count() >= count {
             return Some(Wish { voters: left, reason, at_once: true });
         }
@@ -178,13 +182,15 @@ fn wish(inputs: &Inputs, newest: &Cfg) -> Option<Wish> {
     Some(Wish { voters: desired, reason, at_once: newest.k == 0 })
 }
 
-/// Whether a voter is known to be gone or has no live report. Not streaming for a moment is no death.
+/// Whether a voter is known to be gone or has no live report. Not streaming for a moment is no
+/// death.
 fn is_dead(inputs: &Inputs, voter: &MemberName) -> bool {
     inputs.report(voter).is_none_or(|r| matches!(r.server, Server::Dead { .. } | Server::Stopped))
 }
 
 fn successor(next: &ClusterState, newest: &Cfg, voters: BTreeSet<MemberName>, k: usize) -> Cfg {
-    // A name on the wire is an entry of Cfgs with one k: when it rises, walsenders of the old k must not count.
+    // A name on the wire is an entry of Cfgs with one k: when it rises, walsenders of the old k
+    // must not count.
     let rises = newest.k > 0 && k > newest.k;
     Cfg {
         id: next.last_cfg.next(),
@@ -196,7 +202,8 @@ fn successor(next: &ClusterState, newest: &Cfg, voters: BTreeSet<MemberName>, k:
     }
 }
 
-/// Returns whether this standby receives from the primary of the present epoch, under whatever name.
+/// Returns whether this standby receives from the primary of the present epoch, under whatever
+/// name.
 fn streams(state: &ClusterState, report: &MemberReport) -> bool {
     matches!(report.stream, Stream::Live { epoch, timeline, .. }
         if epoch == state.epoch && timeline == state.timeline)

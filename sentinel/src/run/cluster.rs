@@ -22,11 +22,13 @@ use crate::invariant;
 use crate::observe::{Observations, Stored, Timers, World, observe};
 use crate::plan::{Plan, Verdict};
 
-/// A leader that dies costs this long only if the primary dies with it; nothing of safety rests on it.
+/// A leader that dies costs this long only if the primary dies with it; nothing of safety rests on
+/// it.
 const LEADER_TTL: Duration = Duration::from_secs(3);
 /// Read at least this often: a watch can be deaf without being broken.
 const SAFETY_TICK: Duration = Duration::from_secs(2);
-/// Explanations are for people: they wait until nothing has happened for this long, out of a failover's way.
+/// Explanations are for people: they wait until nothing has happened for this long, out of a
+/// failover's way.
 const QUIET: Duration = Duration::from_millis(50);
 /// Where it never gets quiet they are written nevertheless.
 const EXPLAIN_WITHIN: Duration = Duration::from_secs(1);
@@ -133,7 +135,8 @@ impl Care {
     async fn lead(&self, leadership: &Leadership, stop: &CancellationToken) -> End {
         let mut memory = Memory::default();
         loop {
-            // A commit that is cut here is an unknown outcome like any other: whoever leads next reads first.
+            // A commit that is cut here is an unknown outcome like any other: whoever leads next
+            // reads first.
             tokio::select! {
                 ended = self.turn(leadership, &mut memory) => if let Err(end) = ended { return end },
                 () = stop.cancelled() => return End::Stopped,

@@ -1,6 +1,8 @@
-//! When to decide again: at a change by keepers or operators, or at a moment, whichever comes first.
+//! When to decide again: at a change by keepers or operators, or at a moment, whichever comes
+//! first.
 //!
-//! The one rule: a watch is a hint. What it says is forgotten before each read, and the read is what counts.
+//! The one rule: a watch is a hint. What it says is forgotten before each read, and the read is
+//! what counts.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! The leader's transactions.
 //!
-//! The one rule: each is guarded by the leadership and by the revision of the state that it was decided on (I7).
+//! The one rule: each is guarded by the leadership and by the revision of the state that it was
+//! decided on (I7).
 
 use proto::document::encode;
 use proto::explanation::Explanation;

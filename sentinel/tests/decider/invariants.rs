@@ -1,4 +1,5 @@
-//! Every rule of the checker refuses a state that breaks it. The states are made by hand, not by the decider.
+//! Every rule of the checker refuses a state that breaks it. The states are made by hand, not by
+//! the decider.
 
 use proto::cfg::Cfg;
 use proto::report::Confirmed;

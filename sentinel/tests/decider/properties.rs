@@ -85,7 +85,8 @@ fn scene(cfgs: &[Cfg], draws: &[Draw]) -> Scene {
     scene
 }
 
-/// The most that could have been acknowledged: by the leader and any k of the voters of one Cfg, who all hold it.
+/// The most that could have been acknowledged: by the leader and any k of the voters of one Cfg,
+/// who all hold it.
 fn most_acknowledged(cfgs: &[Cfg], held: &BTreeMap<MemberName, u64>) -> u64 {
     let of = |cfg: &Cfg| {
         let mut voters: Vec<u64> = cfg.voters.iter().map(|v| held[v]).collect();
@@ -127,7 +128,8 @@ proptest! {
                 prop_assert!(next.cfgs.starts_with(&cfgs), "old Cfgs stay");
             }
             Verdict::Wait(waiting) => {
-                // Patience is over: only the lack of a base, or of somebody allowed who holds the most, may wait.
+                // Patience is over: only the lack of a base, or of somebody allowed who holds the
+                // most, may wait.
                 let allowed = MEMBERS.iter().zip(&draws).any(|(m, d)| {
                     let most = counted.iter().map(|c| held[c]).max();
                     counted.contains(&name(m)) && d.may_be_promoted && Some(d.held) == most

@@ -1,5 +1,5 @@
-//! A cluster as the leader sees it, with keepers that say what they are told to. Every commit is checked by the
-//! invariants, as the shell does it: a test that gets an unsafe plan fails there.
+//! A cluster as the leader sees it, with keepers that say what they are told to. Every commit is
+//! checked by the invariants, as the shell does it: a test that gets an unsafe plan fails there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -65,7 +65,8 @@ impl Scene {
         scene
     }
 
-    /// A cluster of epoch 1 in which all is well: `primary` serves, `standbys` vote, one must acknowledge.
+    /// A cluster of epoch 1 in which all is well: `primary` serves, `standbys` vote, one must
+    /// acknowledge.
     pub fn serving(primary: &str, standbys: &[&str]) -> Self {
         Self::serving_with(ClusterSpec::default(), primary, standbys)
     }

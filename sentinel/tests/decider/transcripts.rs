@@ -1,6 +1,8 @@
-//! Whole failovers as text: `> command` is what happens, the other lines are what the leader does about it.
+//! Whole failovers as text: `> command` is what happens, the other lines are what the leader does
+//! about it.
 //!
-//! The texts are in `tests/transcripts`. After a wanted change run with UPDATE_TRANSCRIPTS=1 and review the diff.
+//! The texts are in `tests/transcripts`. After a wanted change run with UPDATE_TRANSCRIPTS=1 and
+//! review the diff.
 
 use std::fmt::Write;
 use std::path::Path;
