@@ -1,12 +1,15 @@
 //! What proxy-config does at start, and what it refuses.
 
 use std::fs;
+use std::time::Duration;
 
+use proto::document;
 use proxy_config::Config;
+use store::{Operation, Store, Txn, clock};
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{open, primary};
-use crate::world::{Haproxy, Member, World, bounded, eventually};
+use crate::world::{Etcd, Haproxy, Member, World, bounded, eventually};
 
 async fn error_of(world: &World, config: Config) -> String {
     let store = std::sync::Arc::new(world.store.clone());
@@ -106,4 +109,45 @@ async fn the_given_command_reloads() {
     })
     .await;
     proxy.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_etcd_is_followed_and_its_death_stops_no_session() {
+    let mut world = World::new().await;
+    let etcd = Etcd::start(world.directory.path()).await;
+    let store = etcd.store().await;
+    world.config.etcd = vec![etcd.url.clone()];
+    let a = Member::start("a").await;
+    a.answers_as_primary(true);
+    let put = |key, value: String| Operation::Put { key, value: value.into_bytes(), lease: None };
+    let report = a.at(primary("a"));
+    let member = put(world.keys().member(&report.member), document::encode(&report));
+    let state = put(world.keys().state(), document::encode(&open(1, &["a"])));
+    store.commit(Txn { when: Vec::new(), then: vec![member, state] }).await.unwrap();
+
+    let stop = CancellationToken::new();
+    let ended = tokio::spawn(proxy_config::run(world.config.clone(), stop.clone()));
+    world.installed("# pgdeputy epoch 1\n# pgdeputy write a\n").await;
+    let _haproxy = Haproxy::start(&world.config);
+    world.expect_writes_at("a").await;
+    let writer = world.write_session().await.unwrap();
+
+    store
+        .commit(Txn {
+            when: Vec::new(),
+            then: vec![put(world.keys().state(), document::encode(&open(2, &["a"])))],
+        })
+        .await
+        .unwrap();
+    world.installed("# pgdeputy epoch 2\n").await;
+    drop(etcd);
+    // Longer than the last known state is trusted.
+    let until = clock::now() + Duration::from_secs(7);
+    while clock::now() < until {
+        assert_eq!(world.write_session().await.unwrap().member, "a");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(writer.is_open());
+    stop.cancel();
+    bounded("it stops", ended).await.unwrap().unwrap();
 }

@@ -1,7 +1,7 @@
 //! A store in memory, members that answer like PostgreSQL and its keeper, and a real HAProxy.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use proto::{ClusterState, Document, MemberReport, document};
 use proxy_config::Config;
+use store::etcd::EtcdStore;
 use store::keys::Keys;
 use store::memory::MemoryStore;
 use store::{Operation, Store, Txn, clock};
@@ -125,6 +126,50 @@ impl Drop for Haproxy {
 
 fn signal(pid: u32, signal: Signal) {
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal);
+}
+
+/// A real etcd with one member; killed when dropped.
+pub struct Etcd {
+    process: Child,
+    pub url: String,
+}
+
+impl Etcd {
+    pub async fn start(directory: &Path) -> Etcd {
+        let url = format!("http://127.0.0.1:{}", free_port().await);
+        let peer = format!("http://127.0.0.1:{}", free_port().await);
+        let mut command = std::process::Command::new("etcd");
+        command.arg("--data-dir").arg(directory.join("etcd"));
+        for flag in ["--listen-client-urls", "--advertise-client-urls"] {
+            command.arg(flag).arg(&url);
+        }
+        for flag in ["--listen-peer-urls", "--initial-advertise-peer-urls"] {
+            command.arg(flag).arg(&peer);
+        }
+        command.arg("--initial-cluster").arg(format!("default={peer}"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Etcd { process: command.spawn().unwrap(), url }
+    }
+
+    pub async fn store(&self) -> EtcdStore {
+        let urls = [self.url.clone()];
+        bounded("etcd answers", async {
+            loop {
+                match EtcdStore::connect(&urls).await {
+                    Ok(store) => return store,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 /// One cluster's store and one proxy-config.
