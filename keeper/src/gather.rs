@@ -23,7 +23,7 @@ pub enum Pace {
 impl Pace {
     fn interval(self) -> Duration {
         match self {
-            Pace::Eager => Duration::from_millis(5),
+            Pace::Eager => Duration::from_millis(10),
             // A tenth of the shortest silence that counts.
             Pace::Steady => Duration::from_millis(100),
         }

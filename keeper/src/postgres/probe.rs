@@ -1,7 +1,5 @@
 //! What the running server says of itself: one query, one round trip, one consistent answer.
 
-use std::collections::BTreeMap;
-
 use proto::{Lsn, Moment, Timeline};
 use serde::Deserialize;
 
@@ -20,11 +18,7 @@ pub struct SqlFacts {
     /// The value of `synchronous_standby_names` in this session.
     pub standby_names: String,
     pub receiver: Option<Receiver>,
-    /// Whether a walreceiver process exists, also one that is still connecting.
-    pub receiver_process: bool,
     pub walsenders: Vec<Walsender>,
-    pub slots: BTreeMap<String, Slot>,
-    pub checkpoint_timeline: Timeline,
 }
 
 /// A standby's receiver.
@@ -48,14 +42,6 @@ pub struct Walsender {
     pub sync_state: String,
 }
 
-/// A physical replication slot of ours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub struct Slot {
-    pub active: bool,
-    /// Whether it holds WAL back.
-    pub reserved: bool,
-}
-
 const QUERY: &str = r"
 SELECT r.in_recovery,
        CASE WHEN r.in_recovery THEN COALESCE(w.received_tli, c.min_recovery_end_timeline)
@@ -65,15 +51,10 @@ SELECT r.in_recovery,
        current_setting('synchronous_standby_names'),
        w.status, w.received_tli,
        substring(w.conninfo from 'application_name=(\S+)'),
-       EXISTS (SELECT 1 FROM pg_stat_activity WHERE backend_type = 'walreceiver'),
        (SELECT COALESCE(json_agg(json_build_object(
             'pid', pid, 'name', application_name, 'state', state, 'flush_lsn', flush_lsn::text,
             'replay_lsn', replay_lsn::text, 'sync_priority', sync_priority, 'sync_state', sync_state)), '[]')
-          FROM pg_stat_replication)::text,
-       (SELECT COALESCE(json_object_agg(slot_name, json_build_object(
-            'active', active, 'reserved', restart_lsn IS NOT NULL)), '{}')
-          FROM pg_replication_slots WHERE slot_type = 'physical' AND slot_name LIKE 'pgdeputy\_%')::text,
-       (SELECT timeline_id FROM pg_control_checkpoint())
+          FROM pg_stat_replication)::text
   FROM (SELECT pg_is_in_recovery() AS in_recovery) r
   CROSS JOIN pg_control_recovery() c
   LEFT JOIN pg_stat_wal_receiver w ON true";
@@ -99,7 +80,6 @@ pub async fn probe(session: &Session, asked: Moment) -> Result<SqlFacts, SqlErro
         }),
         (None, _) => None,
     };
-    let json = |i: usize| Ok::<_, SqlError>(text(i)?.unwrap_or_default());
     Ok(SqlFacts {
         asked,
         in_recovery: flag(0)?,
@@ -108,9 +88,7 @@ pub async fn probe(session: &Session, asked: Moment) -> Result<SqlFacts, SqlErro
         replay_lsn: lsn(3)?,
         standby_names: text(4)?.unwrap_or_default(),
         receiver,
-        receiver_process: flag(8)?,
-        walsenders: serde_json::from_str(&json(9)?).map_err(|e| odd(e.to_string()))?,
-        slots: serde_json::from_str(&json(10)?).map_err(|e| odd(e.to_string()))?,
-        checkpoint_timeline: Timeline(number(11)?.unwrap_or(0) as u32),
+        walsenders: serde_json::from_str(&text(8)?.unwrap_or_default())
+            .map_err(|e| odd(e.to_string()))?,
     })
 }

@@ -1,12 +1,14 @@
 //! The keeper's own sessions, over the Unix socket. Every statement has a deadline, and none of them waits for
 //! standbys: `synchronous_commit` is `local` but for the canary.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Row};
+use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 
 use super::settings::{Place, SUPERUSER};
 
@@ -70,13 +72,15 @@ impl Door {
         tokio::spawn(async move {
             let _ = connection.await;
         });
-        Ok(Session { client })
+        Ok(Session { client, prepared: Mutex::default() })
     }
 }
 
 /// One open session.
 pub struct Session {
     client: Client,
+    /// Statements that the server has parsed already: each is one round trip from then on.
+    prepared: Mutex<BTreeMap<String, Statement>>,
 }
 
 impl Session {
@@ -85,13 +89,28 @@ impl Session {
         self.client.is_closed()
     }
 
+    async fn prepared(&self, sql: &str) -> Result<Statement, SqlError> {
+        let known = self.lock_prepared().get(sql).cloned();
+        if let Some(statement) = known {
+            return Ok(statement);
+        }
+        let statement = within(STATEMENT_DEADLINE, self.client.prepare(sql)).await?;
+        self.lock_prepared().insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    fn lock_prepared(&self) -> MutexGuard<'_, BTreeMap<String, Statement>> {
+        self.prepared.lock().expect("no thread panics while it holds this lock")
+    }
+
     /// Runs a statement that returns exactly one row.
     pub async fn row(
         &self,
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Row, SqlError> {
-        within(STATEMENT_DEADLINE, self.client.query_one(sql, parameters)).await
+        let statement = self.prepared(sql).await?;
+        within(STATEMENT_DEADLINE, self.client.query_one(&statement, parameters)).await
     }
 
     /// Runs a statement that returns rows.
@@ -100,7 +119,8 @@ impl Session {
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, SqlError> {
-        within(STATEMENT_DEADLINE, self.client.query(sql, parameters)).await
+        let statement = self.prepared(sql).await?;
+        within(STATEMENT_DEADLINE, self.client.query(&statement, parameters)).await
     }
 
     /// Runs statements without parameters.

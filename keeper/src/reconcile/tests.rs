@@ -1,6 +1,5 @@
 //! Claims about the keeper's decisions, one fact at a time.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto::report::{DataDirectory, MemberReport, Opened, Seal, Server, Stream};
@@ -109,10 +108,7 @@ fn sql(in_recovery: bool, timeline: u32) -> SqlFacts {
         replay_lsn: in_recovery.then_some(Lsn(100)),
         standby_names: String::new(),
         receiver: None,
-        receiver_process: false,
         walsenders: vec![],
-        slots: BTreeMap::new(),
-        checkpoint_timeline: Timeline(timeline),
     }
 }
 
