@@ -137,7 +137,7 @@ impl Installer {
         let Some(master) = master_of(running.pid) else {
             bail!(
                 "HAProxy has not loaded {}: reload or restart it, and start it with -W or give a reload \
-                 command (--haproxy-reload) so that it need not be done by hand",
+                 command (--reload) so that it need not be done by hand",
                 self.config.haproxy_config.display()
             );
         };
