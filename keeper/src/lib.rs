@@ -21,6 +21,7 @@ pub mod service;
 pub mod startup;
 pub mod stopping;
 pub mod view;
+pub mod wiring;
 pub mod worker;
 
 pub use config::Config;

@@ -3,30 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-use proto::{MemberReport, Moment, WallTime};
-use store::keys::Keys;
-use store::{LeaseId, Store};
-use tokio::sync::{mpsc, watch};
+use proto::{Moment, WallTime};
+use store::Store;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::action::{Action, ActionKind, Hold};
-use crate::announce::{Announcing, announce};
-use crate::cluster::watch_cluster;
 use crate::config::Config;
 use crate::facts::{ClusterView, Facts, Failure, Local, Process};
-use crate::fencer::{Fencer, FencerCommand, FencerEvent};
-use crate::gather::{Pace, gather};
-use crate::postgres::probe::SqlFacts;
-use crate::postgres::settings::{self, Place};
+use crate::fencer::FencerEvent;
+use crate::gather::Pace;
 use crate::reconcile::reconcile;
-use crate::renew::{Renewal, Renewing, renew};
-use crate::report::Identity;
-use crate::startup::{self, Prepared};
-use crate::view::View;
-use crate::worker::{LeaseView, Parts, Worker};
-use crate::{http, present, worker};
+use crate::wiring::{Wires, facts, wire};
+use crate::{present, startup, worker};
 
 /// How long facts are asked for eagerly after something changed.
 const BUSY_FOR: Duration = Duration::from_secs(2);
@@ -38,149 +27,49 @@ const IDLE_TURN: Duration = Duration::from_secs(1);
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(store::etcd::EtcdStore::connect(&config.etcd).await?);
     let prepared = startup::prepare(&config, store.as_ref()).await?;
-    Shell::start(config, store, prepared).await?.turn(stop).await
+    let wires = wire(&config, store, prepared).await?;
+    Shell::new(config, wires).turn(stop).await
 }
 
 /// A running keeper.
-pub struct Shell {
-    pub config: Config,
-    pub identity: Identity,
-    pub worker: Arc<Worker>,
-    pub view: watch::Receiver<Arc<ClusterView>>,
-    pub sql: watch::Receiver<Option<SqlFacts>>,
-    pub http: watch::Sender<View>,
-    pub serve_until: Option<Moment>,
-    report: watch::Sender<Option<MemberReport>>,
-    renewed: watch::Receiver<Option<Renewal>>,
-    pace: watch::Sender<Pace>,
-    events: mpsc::UnboundedReceiver<FencerEvent>,
+struct Shell {
+    config: Config,
+    wires: Wires,
+    serve_until: Option<Moment>,
     running: Option<Action>,
     actions: JoinSet<anyhow::Result<()>>,
     /// Facts asked for before this moment are from before the last action.
     settled: Moment,
     busy_until: Moment,
     last_decision: Option<Action>,
-    tasks: JoinSet<()>,
-    /// Ends the tasks, after the loop has ended.
-    ended: CancellationToken,
 }
 
 impl Shell {
-    async fn start(
-        config: Config,
-        store: Arc<dyn Store>,
-        prepared: Prepared,
-    ) -> anyhow::Result<Self> {
-        let Prepared { binaries, secrets, view, mut files, http } = prepared;
-        let keys = Keys::of(&config.cluster);
-        let place = Place {
-            cluster: config.cluster.clone(),
-            member: config.member.clone(),
-            data_dir: config.data_dir.clone(),
-            state_dir: config.state_dir.clone(),
-            host: config.listen.host.clone(),
-            port: config.listen.port,
-            major: binaries.major(),
-        };
-        let (fencer, events, watched) =
-            Fencer::attach(&FencerCommand::own(), &config.state_dir, &config.data_dir).await?;
-        let known = files.load()?.context("member files were just written")?;
-        let local = Local {
-            process: watched
-                .postmaster
-                .as_ref()
-                .map_or(Process::None, |p| Process::Running { pid: p.pid }),
-            settings: settings::installed(&place),
-            ..Local::default()
-        };
-        let (view_tx, view) = watch::channel(Arc::new(view));
-        let (lease_tx, lease) = watch::channel(None::<LeaseView>);
-        let (renewed_tx, renewed) = watch::channel(None);
-        let (report, report_rx) = watch::channel(None);
-        let identity = Identity {
-            postgres_version: binaries.version(),
-            postgres_address: config.listen.to_string(),
-            http_address: config.http.to_string(),
-            zone: config.zone.clone(),
-            started: store::clock::wall(),
-        };
-        let ended = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        let renewing = Renewing {
-            store: store.clone(),
-            keys: keys.clone(),
-            view: view_tx.clone(),
-            lease: lease_tx,
-            renewed: renewed_tx,
-        };
-        tasks.spawn(renew(renewing, known.lease_id.map(LeaseId), ended.clone()));
-        tasks.spawn(watch_cluster(store.clone(), keys.clone(), view_tx, ended.clone()));
-        let announcing = Announcing {
-            store: store.clone(),
-            keys: keys.clone(),
-            member: config.member.clone(),
-            incarnation: known.incarnation.clone(),
-            report: report_rx,
-            lease: lease.clone(),
-        };
-        tasks.spawn(announce(announcing, ended.clone()));
-        let parts = Parts { local, files };
-        let worker = Arc::new(Worker::new(
-            place,
-            binaries,
-            (keys, store),
-            secrets,
-            fencer,
-            (view.clone(), lease),
-            parts,
-        ));
-        let (pace, pace_rx) = watch::channel(Pace::Eager);
-        let (sql_tx, sql) = watch::channel(None);
-        tasks.spawn(gather(worker.clone(), pace_rx, sql_tx, ended.clone()));
-        let facts = facts(&config, &worker, None);
-        let (http_tx, http_rx) =
-            watch::channel(present::first_view(&identity, &view.borrow(), &facts));
-        let listener = tokio::net::TcpListener::from_std(http).context("take the HTTP listener")?;
-        let until = ended.clone();
-        tasks.spawn(async move {
-            if let Err(error) = http::serve(listener, http_rx, until).await {
-                tracing::error!(%error, "serve HTTP");
-            }
-        });
+    fn new(config: Config, wires: Wires) -> Self {
         let now = store::clock::now();
-        Ok(Self {
+        Self {
             config,
-            identity,
-            worker,
-            view,
-            sql,
-            http: http_tx,
-            serve_until: watched.deadline,
-            report,
-            renewed,
-            pace,
-            events,
+            serve_until: wires.deadline,
+            wires,
             running: None,
             actions: JoinSet::new(),
             settled: now,
             busy_until: now + BUSY_FOR,
             last_decision: None,
-            tasks,
-            ended,
-        })
+        }
     }
 
     async fn turn(mut self, stop: CancellationToken) -> anyhow::Result<()> {
-        let changed = self.worker.changed.clone();
+        let changed = self.wires.worker.changed.clone();
         loop {
             self.decide().await;
             tokio::select! {
                 () = stop.cancelled() => break,
-                _ = self.view.changed() => {}
-                _ = self.sql.changed() => {}
-                _ = self.renewed.changed() => self.renewed(),
+                _ = self.wires.view.changed() => {}
+                _ = self.wires.sql.changed() => {}
+                _ = self.wires.renewed.changed() => self.renewed(),
                 () = changed.notified() => {}
-                Some(event) = self.events.recv() => self.fencer_says(event)?,
+                Some(event) = self.wires.events.recv() => self.fencer_says(event)?,
                 Some(done) = self.actions.join_next() => self.action_ended(done),
                 () = tokio::time::sleep(IDLE_TURN) => {}
             }
@@ -191,10 +80,10 @@ impl Shell {
     /// Gathers, decides, and offers the decision to the worker.
     async fn decide(&mut self) {
         let now = store::clock::now();
-        let view = self.view.borrow_and_update().clone();
-        let sql = self.sql.borrow_and_update().clone();
-        let facts = facts(&self.config, &self.worker, sql);
-        present::note_rejoin(&self.worker, &view, &facts);
+        let view = self.wires.view.borrow_and_update().clone();
+        let sql = self.wires.sql.borrow_and_update().clone();
+        let facts = facts(&self.config, &self.wires.worker, sql);
+        present::note_rejoin(&self.wires.worker, &view, &facts);
         self.publish(&view, &facts);
         let stale = facts.sql.as_ref().is_some_and(|s| s.asked < self.settled);
         if !(stale && self.running.is_none()) {
@@ -202,7 +91,7 @@ impl Shell {
             self.offer(action, now).await;
         }
         let pace = if now < self.busy_until { Pace::Eager } else { Pace::Steady };
-        self.pace.send_if_modified(|known| std::mem::replace(known, pace) != pace);
+        self.wires.pace.send_if_modified(|known| std::mem::replace(known, pace) != pace);
     }
 
     async fn offer(&mut self, action: Action, now: Moment) {
@@ -222,7 +111,7 @@ impl Shell {
             tracing::info!(?running, for_ = ?action, "cut short");
             self.actions.shutdown().await;
         }
-        let worker = self.worker.clone();
+        let worker = self.wires.worker.clone();
         self.running = Some(action.clone());
         self.actions.spawn(async move { worker.perform(&action).await });
     }
@@ -232,9 +121,9 @@ impl Shell {
         let idle =
             matches!(action, Action::Hold(Hold::Following | Hold::Leading | Hold::Sealed(_)));
         if idle && self.running.is_none() {
-            let known = self.view.borrow().state.as_ref().map(|s| s.number);
-            if known.is_some_and(|number| number > self.worker.files().state_number)
-                && let Err(error) = self.worker.save(|_| {})
+            let known = self.wires.view.borrow().state.as_ref().map(|s| s.number);
+            if known.is_some_and(|number| number > self.wires.worker.files().state_number)
+                && let Err(error) = self.wires.worker.save(|_| {})
             {
                 tracing::error!(error = format!("{error:#}"), "write the member files");
             }
@@ -256,7 +145,7 @@ impl Shell {
         if let Some(problem) = &problem {
             tracing::warn!(?kind, problem, "action failed");
         }
-        self.worker.update(|local| note_outcome(local, kind, problem, now));
+        self.wires.worker.update(|local| note_outcome(local, kind, problem, now));
     }
 
     fn fencer_says(&mut self, event: FencerEvent) -> anyhow::Result<()> {
@@ -274,7 +163,7 @@ impl Shell {
                 );
             }
             FencerEvent::Gone => {
-                let noticed = match self.worker.local().process {
+                let noticed = match self.wires.worker.local().process {
                     Process::Exited { noticed, .. } => noticed,
                     Process::None | Process::Running { .. } => store::clock::wall(),
                 };
@@ -286,7 +175,7 @@ impl Shell {
     }
 
     fn process_ended(&mut self, noticed: WallTime, gone: bool) {
-        self.worker.update(|local| {
+        self.wires.worker.update(|local| {
             local.process = Process::Exited { noticed, gone };
             local.opened = None;
             local.confirmed = None;
@@ -295,26 +184,26 @@ impl Shell {
 
     /// Extends the time for which a primary may serve, after a renewal that read a state which still names it.
     fn renewed(&mut self) {
-        let Some(renewal) = *self.renewed.borrow_and_update() else { return };
-        let view = self.view.borrow().clone();
+        let Some(renewal) = *self.wires.renewed.borrow_and_update() else { return };
+        let view = self.wires.view.borrow().clone();
         let Some(state) = &view.state else { return };
-        let files = self.worker.files();
+        let files = self.wires.worker.files();
         let is_mine = state.primary.as_ref() == Some(&self.config.member)
             && state.epoch == files.epoch
             && state.sealing.is_none()
             && files.role == crate::member_files::Role::Primary;
         if is_mine {
-            let until = worker::serve_until(renewal.expires, &self.worker.spec());
+            let until = worker::serve_until(renewal.expires, &self.wires.worker.spec());
             self.serve_until = Some(until);
-            self.worker.fencer.serve_until(Some(until));
+            self.wires.worker.fencer.serve_until(Some(until));
         }
     }
 
     fn publish(&mut self, view: &ClusterView, facts: &Facts) {
         let problems = present::problems(facts);
-        let report = crate::report::report(&self.identity, view, facts, problems);
-        self.http.send_replace(present::view(view, facts, report.clone(), self.serve_until));
-        self.report.send_if_modified(|known| {
+        let report = crate::report::report(&self.wires.identity, view, facts, problems);
+        self.wires.http.send_replace(present::view(view, facts, report.clone(), self.serve_until));
+        self.wires.report.send_if_modified(|known| {
             let modified = known.as_ref() != Some(&report);
             *known = Some(report);
             modified
@@ -324,13 +213,13 @@ impl Shell {
     /// Stops PostgreSQL, says so, and gives the keys back.
     async fn shut_down(mut self) -> anyhow::Result<()> {
         self.actions.shutdown().await;
-        crate::stopping::stop_postgres(&self.worker, &mut self.events).await;
+        crate::stopping::stop_postgres(&self.wires.worker, &mut self.wires.events).await;
         self.process_ended(store::clock::wall(), true);
-        let view = self.view.borrow().clone();
-        self.publish(&view, &facts(&self.config, &self.worker, None));
-        crate::stopping::give_back(&self.worker).await;
-        self.ended.cancel();
-        self.tasks.shutdown().await;
+        let view = self.wires.view.borrow().clone();
+        self.publish(&view, &facts(&self.config, &self.wires.worker, None));
+        crate::stopping::give_back(&self.wires.worker).await;
+        self.wires.ended.cancel();
+        self.wires.tasks.shutdown().await;
         Ok(())
     }
 }
@@ -344,19 +233,5 @@ fn note_outcome(local: &mut Local, kind: ActionKind, problem: Option<String>, at
             let times = local.failures.get(&kind).map_or(0, |f| f.times) + 1;
             local.failures.insert(kind, Failure { problem, times, at });
         }
-    }
-}
-
-/// Puts together what is known of this member.
-fn facts(config: &Config, worker: &Worker, sql: Option<SqlFacts>) -> Facts {
-    let local = worker.local();
-    let is_running = matches!(local.process, Process::Running { .. });
-    Facts {
-        member: config.member.clone(),
-        files: worker.files(),
-        data: present::data(config),
-        sql: sql.filter(|_| is_running),
-        local,
-        lease: worker.lease.borrow().map(|lease| lease.id),
     }
 }

@@ -11,6 +11,7 @@ mod seal;
 mod slots;
 
 use std::fs;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -67,17 +68,22 @@ pub struct LeaseView {
     pub expires: Moment,
 }
 
-/// Everything an action works with.
-pub struct Worker {
+/// What a worker is made of, and shares.
+pub struct Parts {
     pub place: Place,
     pub binaries: PostgresBinaries,
     pub keys: Keys,
     pub store: Arc<dyn Store>,
     pub secrets: Secrets,
     pub fencer: Fencer,
-    pub door: Door,
     pub view: watch::Receiver<Arc<ClusterView>>,
     pub lease: watch::Receiver<Option<LeaseView>>,
+}
+
+/// Everything an action works with.
+pub struct Worker {
+    parts: Parts,
+    pub door: Door,
     /// Woken when something changed that `reconcile` should see before the action ends.
     pub changed: Arc<Notify>,
     local: Mutex<Local>,
@@ -85,38 +91,22 @@ pub struct Worker {
     admin: tokio::sync::Mutex<Option<Arc<Session>>>,
 }
 
-/// What a worker is made of that it does not share.
-pub struct Parts {
-    pub local: Local,
-    pub files: MemberStore,
+impl Deref for Worker {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
 }
 
 impl Worker {
     /// Puts a worker together.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        place: Place,
-        binaries: PostgresBinaries,
-        (keys, store): (Keys, Arc<dyn Store>),
-        secrets: Secrets,
-        fencer: Fencer,
-        (view, lease): (watch::Receiver<Arc<ClusterView>>, watch::Receiver<Option<LeaseView>>),
-        parts: Parts,
-    ) -> Self {
-        let door = Door::new(&place, &secrets.superuser);
+    pub fn new(parts: Parts, local: Local, files: MemberStore) -> Self {
         Self {
-            place,
-            binaries,
-            keys,
-            store,
-            secrets,
-            fencer,
-            door,
-            view,
-            lease,
+            door: Door::new(&parts.place, &parts.secrets.superuser),
+            parts,
             changed: Arc::new(Notify::new()),
-            local: Mutex::new(parts.local),
-            files: Mutex::new(parts.files),
+            local: Mutex::new(local),
+            files: Mutex::new(files),
             admin: tokio::sync::Mutex::new(None),
         }
     }

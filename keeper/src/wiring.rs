@@ -1,0 +1,160 @@
+//! Starts the tasks around the loop and connects them: each one has one job, and watch channels lie between them.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use proto::{MemberReport, Moment};
+use store::keys::Keys;
+use store::{LeaseId, Store};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::announce::{Announcing, announce};
+use crate::cluster::watch_cluster;
+use crate::config::Config;
+use crate::facts::{ClusterView, Facts, Local, Process};
+use crate::fencer::{Fencer, FencerCommand, FencerEvent, Watched};
+use crate::gather::{Pace, gather};
+use crate::postgres::probe::SqlFacts;
+use crate::postgres::settings::{self, Place};
+use crate::renew::{Renewal, Renewing, renew};
+use crate::report::Identity;
+use crate::startup::Prepared;
+use crate::view::View;
+use crate::worker::{Parts, Worker};
+use crate::{http, present};
+
+/// A keeper's tasks, running, and the loop's ends of the channels to them.
+pub struct Wires {
+    pub identity: Identity,
+    pub worker: Arc<Worker>,
+    pub view: watch::Receiver<Arc<ClusterView>>,
+    pub sql: watch::Receiver<Option<SqlFacts>>,
+    pub http: watch::Sender<View>,
+    pub report: watch::Sender<Option<MemberReport>>,
+    pub renewed: watch::Receiver<Option<Renewal>>,
+    pub pace: watch::Sender<Pace>,
+    pub events: mpsc::UnboundedReceiver<FencerEvent>,
+    /// Until when a PostgreSQL that was found running may serve.
+    pub deadline: Option<Moment>,
+    pub tasks: JoinSet<()>,
+    /// Ends the tasks.
+    pub ended: CancellationToken,
+}
+
+/// Attaches to the fencer and starts all tasks.
+pub async fn wire(
+    config: &Config,
+    store: Arc<dyn Store>,
+    prepared: Prepared,
+) -> anyhow::Result<Wires> {
+    let Prepared { binaries, secrets, view, mut files, http } = prepared;
+    let (fencer, events, watched) =
+        Fencer::attach(&FencerCommand::own(), &config.state_dir, &config.data_dir).await?;
+    let known = files.load()?.context("member files were just written")?;
+    let keys = Keys::of(&config.cluster);
+    let place = place(config, binaries.major());
+    let identity = identity(config, binaries.version());
+    let (view_tx, view) = watch::channel(Arc::new(view));
+    let (lease_tx, lease) = watch::channel(None);
+    let (renewed_tx, renewed) = watch::channel(None);
+    let (report, report_rx) = watch::channel(None);
+    let ended = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let renewing = Renewing {
+        store: store.clone(),
+        keys: keys.clone(),
+        view: view_tx.clone(),
+        lease: lease_tx,
+        renewed: renewed_tx,
+    };
+    tasks.spawn(renew(renewing, known.lease_id.map(LeaseId), ended.clone()));
+    tasks.spawn(watch_cluster(store.clone(), keys.clone(), view_tx, ended.clone()));
+    let announcing = Announcing {
+        store: store.clone(),
+        keys: keys.clone(),
+        member: config.member.clone(),
+        incarnation: known.incarnation.clone(),
+        report: report_rx,
+        lease: lease.clone(),
+    };
+    tasks.spawn(announce(announcing, ended.clone()));
+    let local = first_local(&place, &watched);
+    let parts = Parts { place, binaries, keys, store, secrets, fencer, view: view.clone(), lease };
+    let worker = Arc::new(Worker::new(parts, local, files));
+    let (pace, pace_rx) = watch::channel(Pace::Eager);
+    let (sql_tx, sql) = watch::channel(None);
+    tasks.spawn(gather(worker.clone(), pace_rx, sql_tx, ended.clone()));
+    let facts = facts(config, &worker, None);
+    let first = present::first_view(&identity, &view.borrow(), &facts);
+    let (http_tx, http_rx) = watch::channel(first);
+    tasks.spawn(serve(TcpListener::from_std(http)?, http_rx, ended.clone()));
+    Ok(Wires {
+        identity,
+        worker,
+        view,
+        sql,
+        http: http_tx,
+        report,
+        renewed,
+        pace,
+        events,
+        deadline: watched.deadline,
+        tasks,
+        ended,
+    })
+}
+
+/// Puts together what is known of this member.
+pub fn facts(config: &Config, worker: &Worker, sql: Option<SqlFacts>) -> Facts {
+    let local = worker.local();
+    let is_running = matches!(local.process, Process::Running { .. });
+    Facts {
+        member: config.member.clone(),
+        files: worker.files(),
+        data: present::data(config),
+        sql: sql.filter(|_| is_running),
+        local,
+        lease: worker.lease.borrow().map(|lease| lease.id),
+    }
+}
+
+fn place(config: &Config, major: u32) -> Place {
+    Place {
+        cluster: config.cluster.clone(),
+        member: config.member.clone(),
+        data_dir: config.data_dir.clone(),
+        state_dir: config.state_dir.clone(),
+        host: config.listen.host.clone(),
+        port: config.listen.port,
+        major,
+    }
+}
+
+fn identity(config: &Config, postgres_version: u32) -> Identity {
+    Identity {
+        postgres_version,
+        postgres_address: config.listen.to_string(),
+        http_address: config.http.to_string(),
+        zone: config.zone.clone(),
+        started: store::clock::wall(),
+    }
+}
+
+/// What an earlier keeper has left: a PostgreSQL that runs under the fencer, and its settings.
+fn first_local(place: &Place, watched: &Watched) -> Local {
+    let postmaster = watched.postmaster.as_ref();
+    Local {
+        process: postmaster.map_or(Process::None, |p| Process::Running { pid: p.pid }),
+        settings: settings::installed(place),
+        ..Local::default()
+    }
+}
+
+async fn serve(listener: TcpListener, view: watch::Receiver<View>, stop: CancellationToken) {
+    if let Err(error) = http::serve(listener, view, stop).await {
+        tracing::error!(%error, "serve HTTP");
+    }
+}
