@@ -141,14 +141,16 @@ impl Load {
 impl Told {
     /// Returns the longest time without any acknowledgement that touches the time from `from` to `to`.
     pub fn longest_gap(&self, from: Moment, to: Moment) -> Duration {
+        self.longest_silence(from, to).map_or(Duration::MAX, |(last, next)| next.since(last))
+    }
+
+    /// Returns the same as the last acknowledgement before it and the first one after it; none if there are none.
+    pub fn longest_silence(&self, from: Moment, to: Moment) -> Option<(Moment, Moment)> {
         let first = self.acknowledged.partition_point(|ack| ack.acked <= from).saturating_sub(1);
         let last = self.acknowledged.partition_point(|ack| ack.acked <= to);
         let around = &self.acknowledged[first..(last + 1).min(self.acknowledged.len())];
-        around
-            .windows(2)
-            .map(|pair| pair[1].acked.since(pair[0].acked))
-            .max()
-            .unwrap_or(Duration::MAX)
+        let pairs = around.windows(2).map(|pair| (pair[0].acked, pair[1].acked));
+        pairs.max_by_key(|(last, next)| next.since(*last))
     }
 
     /// Returns the commits per second between two times.

@@ -110,6 +110,22 @@ impl Intruder {
     }
 }
 
+/// Demands that `directory` is as it was, and names what is not.
+#[track_caller]
+pub fn assert_unchanged(directory: &Path, before: &Files) {
+    let after = files(directory);
+    let gone: Vec<_> = before.keys().filter(|path| !after.contains_key(*path)).collect();
+    let changed: Vec<_> = after
+        .iter()
+        .filter(|(path, now)| before.get(*path) != Some(*now))
+        .map(|(p, _)| p)
+        .collect();
+    assert!(gone.is_empty() && changed.is_empty(), "gone: {gone:?}, new or changed: {changed:?}");
+}
+
+/// Files by path with their content; directories have none.
+pub type Files = BTreeMap<PathBuf, Option<Vec<u8>>>;
+
 fn flag_of(password: &str) -> &'static str {
     match password {
         "superuser" => "--superuser-password-file",
@@ -119,7 +135,7 @@ fn flag_of(password: &str) -> &'static str {
 }
 
 /// Returns every file below `directory` with its content, and every directory.
-pub fn files(directory: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+pub fn files(directory: &Path) -> Files {
     let mut found = BTreeMap::new();
     let mut open = vec![directory.to_owned()];
     while let Some(directory) = open.pop() {

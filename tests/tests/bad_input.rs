@@ -1,12 +1,16 @@
 //! What cannot be is refused at the start: one line names the cause and the remedy, and nothing on disk changes.
 
-use std::os::unix::fs::PermissionsExt;
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
 
 use chaos::lab::{Lab, LabConfig};
+use keeper::postgres::binaries::PostgresBinaries;
 use store::{Operation, Txn};
-use system_tests::attempt::{Intruder, attempt, files};
+use system_tests::attempt::{Files, Intruder, assert_unchanged, attempt, files};
 use system_tests::{Scene, scene};
 
 const USAGE: i32 = 64;
@@ -68,7 +72,7 @@ async fn a_spec_with_an_unknown_field_or_impossible_timings_is_refused_before_an
         .await;
         refusal.says(USAGE, words);
         assert_eq!(refusal.stderr.lines().count(), 1, "{}", refusal.stderr);
-        assert_eq!(files(directory.path()), before);
+        assert_unchanged(directory.path(), &before);
     }
 }
 
@@ -107,9 +111,11 @@ async fn a_bad_value_of_a_flag_is_refused_with_status_64_in_one_line() {
 
 #[tokio::test]
 async fn an_etcd_that_does_not_answer_ends_every_role_at_its_start_and_is_named() {
-    let directory = tempfile::tempdir().unwrap();
-    // The keepers' user must be able to look into it, so that only etcd is wrong.
-    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let directory = tempfile::tempdir_in("/tmp").unwrap();
+    // The keepers' user can make its directories in it, so that nothing has to be made for it as root.
+    if let Some(user) = nix::unistd::User::from_name("postgres").unwrap().filter(|_| is_root()) {
+        chown(directory.path(), Some(user.uid.as_raw()), None).unwrap();
+    }
     let path = |name: &str| directory.path().join(name).display().to_string();
     let (data, config, socket) = (path("data"), path("haproxy.cfg"), path("haproxy.sock"));
     let cluster = ["--cluster", "x", "--etcd", NO_ETCD];
@@ -126,7 +132,7 @@ async fn an_etcd_that_does_not_answer_ends_every_role_at_its_start_and_is_named(
     ] {
         let refusal = attempt(&arguments).await;
         refusal.says(FAILURE, &[NO_ETCD]);
-        assert!(files(directory.path()).is_empty(), "{arguments:?} wrote files");
+        assert_unchanged(directory.path(), &Files::new());
     }
 }
 
@@ -199,19 +205,20 @@ async fn documents_of_a_newer_format_are_neither_acted_on_nor_written_over() {
     assert!(kept.entries.contains_key(&state));
 }
 
-/// A keeper whose data directory was made by initdb for somebody else.
+/// A keeper whose data directory somebody else has made by initdb.
 fn data_of_another_cluster(lab: &mut Lab) -> Intruder {
     let intruder = Intruder::new(lab, "x");
-    let data = intruder.directory().join("data");
-    copy(&lab.layout().data(&"a".parse().unwrap()).join("PG_VERSION"), &data.join("PG_VERSION"));
-    let control = lab.layout().data(&"a".parse().unwrap()).join("global/pg_control");
-    copy(&control, &data.join("global/pg_control"));
+    let owner = std::fs::metadata(intruder.directory()).unwrap();
+    let mut initdb = std::process::Command::new(PostgresBinaries::find(None).unwrap().initdb());
+    initdb.arg("--no-sync").arg("--pgdata").arg(intruder.directory().join("data"));
+    initdb.current_dir("/").uid(owner.uid()).gid(owner.gid());
+    let made = initdb.output().unwrap();
+    assert!(made.status.success(), "{made:?}");
     intruder
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-    std::fs::copy(from, to).unwrap();
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
 }
 
 fn write_program(path: &Path, script: &str) {

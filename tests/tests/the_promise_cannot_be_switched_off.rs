@@ -1,5 +1,7 @@
 //! The settings that carry the promise stay pgdeputy's, whatever a superuser tries.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
+
 use std::time::Duration;
 
 use chaos::lab::Lab;

@@ -117,18 +117,17 @@ async fn recover(
     (struck, before, victim): (Moment, &(Service, MemberName), &MemberName),
 ) -> anyhow::Result<Service> {
     let mut served = before.0;
-    let mut acknowledged_from = struck;
     if config.fault.hits_the_primary() {
-        (served, _, acknowledged_from) = writes_back(lab, (watchers, timeline), served).await?;
+        served = writes_back(lab, (watchers, timeline), (struck, served)).await?;
     }
     if config.fault == Fault::CrashTwice {
-        let (second, primary) =
-            lab.cluster().await?.service().context("no primary to crash again")?;
+        let again = lab.cluster().await?.service();
+        let (service, primary) = again.context("no primary to crash again")?;
         timeline.say(&format!("fault again: {}", config.fault.describe(&primary)));
-        lab.kill_postgres(&primary)?;
-        (served, _, acknowledged_from) = writes_back(lab, (watchers, timeline), second).await?;
+        let struck = lab.kill_postgres(&primary)?.at;
+        served = writes_back(lab, (watchers, timeline), (struck, service)).await?;
     }
-    watchers.load.acknowledged_after(acknowledged_from, WRITES_BOUND).await?;
+    watchers.load.acknowledged_after(struck, WRITES_BOUND).await?;
     if config.fault.takes_the_member() {
         lab.member_gone(victim).await?;
         tokio::time::sleep(config.down_for).await;
@@ -138,17 +137,18 @@ async fn recover(
     Ok(served)
 }
 
-/// Returns who serves now, and a moment at which that was known.
+/// Waits until a later service than `before` was agreed and a commit that was sent after that is acknowledged.
 async fn writes_back(
     lab: &Lab,
     (watchers, timeline): (&Watchers, &Timeline),
-    before: Service,
-) -> anyhow::Result<(Service, MemberName, Moment)> {
-    let (service, primary) = lab.wait_served_after(before, WRITES_BOUND).await?;
-    let known = clock::now();
-    let first = watchers.load.acknowledged_after(known, WRITES_BOUND).await?;
-    timeline.say_at(first, "writes are back");
-    Ok((service, primary, known))
+    (struck, before): (Moment, Service),
+) -> anyhow::Result<Service> {
+    let (service, _) = lab.wait_served_after(before, WRITES_BOUND).await?;
+    let noticed = watchers.load.acknowledged_after(clock::now(), WRITES_BOUND).await?;
+    // The agreement is seen here some milliseconds after the clients could write again.
+    let silence = watchers.load.told().longest_silence(struck, noticed);
+    timeline.say_at(silence.map_or(noticed, |(_, first)| first), "writes are back");
+    Ok(service)
 }
 
 /// Prints every change of the cluster for as long as the returned set lives.

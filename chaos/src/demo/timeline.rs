@@ -1,5 +1,6 @@
 //! The lines that a person watches, with the time since the start or, after the fault, since the fault.
 
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use proto::Moment;
@@ -32,7 +33,11 @@ impl Timeline {
 
     /// Prints a line without a time.
     pub fn print(&self, text: &str) {
-        if self.to_stderr { eprintln!("{text}") } else { println!("{text}") }
+        if self.to_stderr {
+            return eprintln!("{text}");
+        }
+        // A reader that has gone, as `| head` does, is no reason to stop half-way.
+        let _ = writeln!(std::io::stdout(), "{text}");
     }
 
     /// From here on times count from the fault.

@@ -93,7 +93,7 @@ pub fn etcd(layout: &Layout, addresses: &Addresses, index: usize) -> anyhow::Res
             &url(own.peer),
         ])
         .args(["--initial-cluster", &peers.join(","), "--initial-cluster-token", "pgdeputy-lab"])
-        .args(["--logger", "zap", "--log-outputs", "stderr"]);
+        .args(["--logger", "zap", "--log-level", "warn", "--log-outputs", "stderr"]);
     Ok(command)
 }
 
