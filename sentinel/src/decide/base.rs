@@ -101,6 +101,8 @@ pub struct Choice {
     /// All whose seals count, also those beyond the base.
     pub sealed: BTreeMap<MemberName, Seal>,
     pub rejected: BTreeMap<MemberName, Reject>,
+    /// No base exists without the primary before.
+    pub needs_old_primary: bool,
 }
 
 /// What the seals of one epoch allow.
@@ -244,5 +246,11 @@ fn explained(
         };
         rejected.insert(other.clone(), reject);
     }
-    Choice { member: member.clone(), seal, sealed: sealed.members.clone(), rejected }
+    Choice {
+        member: member.clone(),
+        seal,
+        sealed: sealed.members.clone(),
+        rejected,
+        needs_old_primary: pool.contains_key(inputs.primary()),
+    }
 }

@@ -132,6 +132,26 @@ fn where_the_old_primary_is_needed_nobody_who_holds_less_is_promoted() {
 }
 
 #[test]
+fn a_base_that_needs_the_dead_primary_waits_longer_for_a_standby_that_would_do_without_it() {
+    let mut scene = sealing();
+    scene.seals("a", "0/5000300");
+    scene.seals("b", "0/5000148");
+    scene.pass(millis(100));
+    assert!(matches!(scene.waits(), WaitingOn::SealPatience { .. }), "c lives and may seal");
+    scene.seals("c", "0/5000100");
+    scene.settle();
+    assert_eq!(scene.primary(), name("b"));
+
+    let mut scene = sealing();
+    scene.seals("a", "0/5000300");
+    scene.seals("b", "0/5000148");
+    scene.settle();
+    scene.pass(millis(600));
+    scene.settle();
+    assert_eq!(scene.primary(), name("a"), "c does not seal: the tail of a is the measure");
+}
+
+#[test]
 fn a_base_waits_seal_patience_for_a_live_standby_and_never_for_the_old_primary() {
     let mut scene = Scene::serving("a", &["b", "c", "d"]);
     // Two of three must acknowledge: two seals of three are a base.
