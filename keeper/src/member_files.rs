@@ -113,7 +113,7 @@ pub enum MemberFilesError {
 #[derive(Debug)]
 pub struct MemberStore {
     path: PathBuf,
-    /// What is known to be on disk, once it was read.
+    /// What is known to be on disk and durable, once it was read.
     on_disk: Option<Option<MemberFiles>>,
     /// Held for the life of the store; the kernel releases it however this process ends.
     _lock: Flock<File>,
@@ -141,6 +141,10 @@ impl MemberStore {
                 })?)
             }
         };
+        if read.is_some() {
+            // Who wrote it may have died between the rename and its sync: nothing may act on what a power loss undoes.
+            sync(&self.path).map_err(failed("sync", &self.path))?;
+        }
         self.on_disk = Some(read.clone());
         Ok(read)
     }
@@ -169,6 +173,11 @@ impl MemberStore {
         self.on_disk = Some(Some(files.clone()));
         Ok(())
     }
+}
+
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    durable::fsync_dir(durable::parent(path)?)
 }
 
 fn create_private(dir: &Path) -> io::Result<()> {

@@ -131,7 +131,8 @@ fn usual_places() -> Vec<PathBuf> {
     places.push("/usr/bin".into());
     places.push("/usr/local/pgsql/bin".into());
     if let Some(path) = std::env::var_os("PATH") {
-        places.extend(std::env::split_paths(&path));
+        // An empty or relative entry means the directory that the keeper happens to be started in.
+        places.extend(std::env::split_paths(&path).filter(|entry| entry.is_absolute()));
     }
     places
 }

@@ -50,7 +50,8 @@ impl Finished {
 }
 
 /// Returns a command for one of PostgreSQL's programs: in English, without settings of ours or of the operator's
-/// shell in its environment, and with nothing to read.
+/// shell in its environment, and with nothing to read. To be started from a thread that lives as long as the keeper
+/// (the runtime's own, not one for blocking work): the kernel kills the program when the thread that started it ends.
 pub fn command(program: &Path, run_as: Option<RunAs>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {

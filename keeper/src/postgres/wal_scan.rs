@@ -41,7 +41,23 @@ pub struct WalStart {
 
 /// Finds the end of the WAL of a data directory whose server is down, or is a standby that receives nothing.
 pub fn scan(data_dir: &Path) -> anyhow::Result<EndOfWal> {
-    let control = ControlFile::read(data_dir)?;
+    let mut control = ControlFile::read(data_dir)?;
+    loop {
+        let found = scan_from(data_dir, &control);
+        if found.is_ok() {
+            return found;
+        }
+        // A running standby may have made a restartpoint meanwhile and removed the WAL from before it. Each turn
+        // needs a new one, so that the loop ends.
+        let now = ControlFile::read(data_dir)?;
+        if now.checkpoint == control.checkpoint {
+            return found;
+        }
+        control = now;
+    }
+}
+
+fn scan_from(data_dir: &Path, control: &ControlFile) -> anyhow::Result<EndOfWal> {
     let wal = WalDir {
         pg_wal: wal_files::pg_wal_of(data_dir)?,
         segment_size: control.wal_segment_size,
