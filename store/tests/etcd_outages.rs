@@ -125,6 +125,26 @@ async fn a_commit_into_a_hanging_endpoint_is_unknown_and_the_next_one_takes_anot
 }
 
 #[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_unknown_and_was_sent_once() {
+    let etcd = Etcd::start().await;
+    let wire = Wire::to(etcd.address()).await;
+    let observer = connect(&[etcd.url()]).await;
+    let store = connect(&[wire.url(), wire.url()]).await;
+    let before = observer.read("").await.unwrap().revision;
+    let mut watch = observer.watch("k", 0).await.unwrap();
+    wire.lose_answers();
+    let commit = tokio::spawn(async move {
+        let outcome = store.commit(txn([], [put("k", "")])).await;
+        (outcome, store)
+    });
+    next_batch(&mut watch).await;
+    wire.cut();
+    let (outcome, _store) = within("the commit to end", commit).await.unwrap();
+    assert!(matches!(outcome, Err(StoreError::Unknown(_))), "{outcome:?}");
+    assert_eq!(observer.read("").await.unwrap().revision, before + 1);
+}
+
+#[tokio::test]
 async fn a_read_from_a_hanging_endpoint_is_answered_by_another_in_its_time() {
     let etcd = Etcd::start().await;
     let wires = [Wire::to(etcd.address()).await, Wire::to(etcd.address()).await];
@@ -145,7 +165,7 @@ async fn a_frozen_etcd_closes_the_watch_and_lets_every_call_end_in_time() {
     let lease = store.grant(Duration::from_secs(60)).await.unwrap().0;
     store.keep_alive(lease).await.unwrap();
     let mut watch = store.watch("", 0).await.unwrap();
-    etcd.freeze();
+    etcd.freeze().await;
     let started = clock::now();
     let closed = tokio::spawn(async move {
         closing(&mut watch).await;
@@ -174,7 +194,7 @@ async fn a_late_answer_to_one_renewal_is_not_taken_for_the_next_ones() {
     let other = connect(&[etcd.url()]).await;
     let lease = store.grant(Duration::from_secs(60)).await.unwrap().0;
     store.keep_alive(lease).await.unwrap();
-    etcd.freeze();
+    etcd.freeze().await;
     let renewal = store.keep_alive(lease).await;
     assert!(matches!(renewal, Err(StoreError::Unknown(_))), "{renewal:?}");
     etcd.thaw();

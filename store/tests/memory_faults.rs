@@ -87,6 +87,7 @@ async fn a_candidate_whose_winning_answer_is_lost_reads_again_and_leads() {
     let entry = store.read(KEY).await.unwrap().entries[KEY].clone();
     assert_eq!(leader.guard, Guard::CreateRevision(KEY.into(), entry.create_revision));
     assert_eq!(entry.lease, Some(leader.lease));
+    assert_eq!(entry.create_revision, 2, "it gave away what it had won");
 }
 
 #[tokio::test]

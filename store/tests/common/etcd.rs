@@ -64,8 +64,15 @@ impl Etcd {
     }
 
     /// Stops all its threads; its connections stay open and nobody answers.
-    pub fn freeze(&self) {
+    pub async fn freeze(&self) {
         kill(self.pid(), Signal::SIGSTOP).unwrap();
+        // The signal is on its way when kill returns, and a thread may still answer.
+        within("etcd to stand still", async {
+            while !self.stands_still() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
     }
 
     pub fn thaw(&self) {
@@ -82,6 +89,17 @@ impl Etcd {
     pub async fn compact(&self, revision: i64) {
         let mut client = etcd_client::Client::connect([self.url()], None).await.unwrap();
         client.compact(revision, None).await.unwrap();
+    }
+
+    fn stands_still(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        threads.into_iter().all(|thread| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat"));
+            // A thread that has just ended has no file any more and does not answer either.
+            stat.map_or(true, |stat| {
+                stat.rsplit_once(") ").is_some_and(|(_, after)| after.starts_with('T'))
+            })
+        })
     }
 
     fn pid(&self) -> Pid {

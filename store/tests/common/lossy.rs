@@ -1,28 +1,30 @@
 //! A store as one process sees it whose own network fails while everybody else's works.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use store::{LeaseId, Snapshot, Store, StoreError, Txn, TxnOutcome, Watch};
 
 pub struct LossyStore {
     inner: Arc<dyn Store>,
-    lost: AtomicBool,
+    lost: CancellationToken,
 }
 
 impl LossyStore {
     pub fn over(inner: Arc<dyn Store>) -> Self {
-        Self { inner, lost: AtomicBool::new(false) }
+        Self { inner, lost: CancellationToken::new() }
     }
 
-    /// From now on no call gets through; watches that run go on.
+    /// From now on no call and no event gets through.
     pub fn lose_everything(&self) {
-        self.lost.store(true, Ordering::SeqCst);
+        self.lost.cancel();
     }
 
     fn check(&self) -> Result<(), StoreError> {
-        match self.lost.load(Ordering::SeqCst) {
+        match self.lost.is_cancelled() {
             true => Err(StoreError::Unavailable("injected: nothing gets through".to_owned())),
             false => Ok(()),
         }
@@ -58,6 +60,16 @@ impl Store for LossyStore {
 
     async fn watch(&self, prefix: &str, from_revision: i64) -> Result<Watch, StoreError> {
         self.check()?;
-        self.inner.watch(prefix, from_revision).await
+        let mut inner = self.inner.watch(prefix, from_revision).await?;
+        let (sender, events) = mpsc::channel(1);
+        let lost = self.lost.clone();
+        tokio::spawn(lost.run_until_cancelled_owned(async move {
+            while let Some(batch) = inner.events.recv().await {
+                if sender.send(batch).await.is_err() {
+                    return;
+                }
+            }
+        }));
+        Ok(Watch { events })
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{copy, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -15,6 +15,8 @@ enum Condition {
     Fine,
     /// Connections are accepted and nothing gets through, as behind a firewall that drops.
     Hanging,
+    /// What the client sends gets through, and what etcd answers does not.
+    Deaf,
     /// Connections are closed.
     Cut,
 }
@@ -48,6 +50,10 @@ impl Wire {
         self.condition.send_replace(Condition::Hanging);
     }
 
+    pub fn lose_answers(&self) {
+        self.condition.send_replace(Condition::Deaf);
+    }
+
     pub fn cut(&self) {
         self.condition.send_replace(Condition::Cut);
     }
@@ -63,19 +69,22 @@ impl Drop for Wire {
     }
 }
 
-/// A connection that hung stays dead after the wire is mended; only new ones get through.
+/// A connection that was not fine once stays dead after the wire is mended; only new ones get through.
 async fn forward(mut near: TcpStream, to: SocketAddr, mut condition: watch::Receiver<Condition>) {
-    if *condition.borrow_and_update() == Condition::Fine {
-        let Ok(mut far) = TcpStream::connect(to).await else { return };
+    let mut far = TcpStream::connect(to).await.ok();
+    if let Some(far) = &mut far {
         tokio::select! {
-            _ = copy_bidirectional(&mut near, &mut far) => return,
+            biased;
             _ = condition.wait_for(|now| *now != Condition::Fine) => {}
+            _ = copy_bidirectional(&mut near, far) => return,
         }
-        if *condition.borrow() == Condition::Hanging {
-            // Kept open: etcd must not see that anything happened.
-            let _ = condition.wait_for(|now| *now == Condition::Cut).await;
+        if *condition.borrow() == Condition::Deaf {
+            tokio::select! {
+                _ = condition.wait_for(|now| *now != Condition::Deaf) => {}
+                _ = copy(&mut near, far) => return,
+            }
         }
-        return;
     }
+    // Both ends are kept open: neither must see that anything happened.
     let _ = condition.wait_for(|now| *now == Condition::Cut).await;
 }
