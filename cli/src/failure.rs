@@ -33,9 +33,14 @@ impl Failure {
     /// Prints the line and returns the exit status.
     pub fn report(&self) -> ExitCode {
         eprintln!("{}", self.line());
+        ExitCode::from(self.status())
+    }
+
+    /// Returns the exit status.
+    pub fn status(&self) -> u8 {
         match self {
-            Self::Usage(_) => ExitCode::from(USAGE_STATUS),
-            Self::Runtime(_) => ExitCode::FAILURE,
+            Self::Usage(_) => USAGE_STATUS,
+            Self::Runtime(_) => 1,
         }
     }
 }

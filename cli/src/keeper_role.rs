@@ -7,9 +7,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Args;
 use keeper::config::{Config, PasswordSource, SecretsSource};
-use nix::unistd::{Uid, User};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Uid, User};
 use proto::{HostPort, MemberName};
 
 use crate::failure::{Failure, USAGE_STATUS};
@@ -62,8 +64,10 @@ pub struct KeeperArgs {
 pub fn run(args: KeeperArgs) -> Result<u8, Failure> {
     let user = user(args.postgres_user.as_deref(), Uid::effective().is_root())?;
     let config = config(args, |name| std::env::var(name).ok())?;
-    if let Some(user) = user {
-        become_user(&user, &config)?;
+    if let Some(user) = user
+        && let Some(status) = become_user(&user, &config)?
+    {
+        return Ok(status);
     }
     runtime::run(|stop| keeper::run(config, stop))?;
     Ok(0)
@@ -87,16 +91,49 @@ fn user(asked: Option<&str>, is_root: bool) -> Result<Option<String>, Failure> {
 }
 
 /// Gives up root's rights for good. Before that makes only what `user` could not make by itself, so that a keeper
-/// that then fails has usually changed nothing on disk.
-fn become_user(user: &str, config: &Config) -> anyhow::Result<()> {
+/// that cannot start changes nothing on disk. Returns an exit status if it cannot, and has said why.
+fn become_user(user: &str, config: &Config) -> Result<Option<u8>, Failure> {
     let uid = User::from_name(user).ok().flatten().map(|u| u.uid.as_raw());
     let is_own = |dir: &Path| std::fs::metadata(dir).is_ok_and(|m| Some(m.uid()) == uid);
     let can_make = |dir: &Path| !dir.exists() && dir.parent().is_some_and(is_own);
     let needs_root = |dir: &Path| !is_own(dir) && !can_make(dir);
     if needs_root(&config.state_dir) || needs_root(&config.data_dir) {
+        let status = look_first(user, config)?;
+        if status != 0 {
+            return Ok(Some(status));
+        }
         keeper::privileges::prepare_directories(user, &config.data_dir, &config.state_dir)?;
     }
-    keeper::privileges::drop_to(user)
+    keeper::privileges::drop_to(user)?;
+    Ok(None)
+}
+
+/// Makes all checks in a child that has given up root's rights, so that a keeper that cannot start leaves no directory
+/// behind. The child says what is wrong; its exit status is returned.
+fn look_first(user: &str, config: &Config) -> Result<u8, Failure> {
+    // SAFETY: this process has one thread: the runtime is built later, and nothing else starts threads.
+    match unsafe { nix::unistd::fork() }.context("fork for the checks")? {
+        ForkResult::Child => {
+            let looked = keeper::privileges::drop_to(user)
+                .and_then(|()| runtime::answer(keeper::preflight(config)));
+            let status = looked.map_or_else(
+                |error| {
+                    let failure = Failure::from(error);
+                    eprintln!("{}", failure.line());
+                    failure.status()
+                },
+                |()| 0,
+            );
+            // SAFETY: _exit only ends this child; the parent's exit handlers and buffers are not its to run.
+            unsafe { nix::libc::_exit(i32::from(status)) }
+        }
+        ForkResult::Parent { child } => {
+            match waitpid(child, None).context("wait for the checks")? {
+                WaitStatus::Exited(_, status) => Ok(u8::try_from(status).unwrap_or(1)),
+                ended => Err(anyhow::anyhow!("the checks ended with {ended:?}").into()),
+            }
+        }
+    }
 }
 
 /// Checks the relations between the flags.

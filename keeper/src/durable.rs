@@ -13,6 +13,21 @@ use std::path::{Path, PathBuf};
 /// One writer at a time for each path: the temporary name beside it is always the same, so that crashes leave at
 /// most one.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let (file, temporary) = write_beside(path, bytes, mode)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&temporary, path)?;
+    fsync_dir(parent(path)?)
+}
+
+/// Replaces the content of `path` for readers on this running machine: the old or the new one, never a mixture. After
+/// a crash of the machine it may be either or empty, so this is for files that are written anew before each use.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let (_, temporary) = write_beside(path, bytes, mode)?;
+    fs::rename(&temporary, path)
+}
+
+fn write_beside(path: &Path, bytes: &[u8], mode: u32) -> io::Result<(File, PathBuf)> {
     let temporary = temporary_name(path)?;
     // A leftover may have other permissions or owner, which opening it would keep.
     remove_if_there(&temporary)?;
@@ -20,10 +35,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // The umask took its part of `mode` away at creation.
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&temporary, path)?;
-    fsync_dir(parent(path)?)
+    Ok((file, temporary))
 }
 
 /// Makes the names in `dir` durable: files created, renamed or removed in it.

@@ -80,6 +80,8 @@ pub struct Local {
     /// Whether the present PostgreSQL process has had a streaming receiver: its receive position is then true.
     pub streamed: bool,
     pub names: Names,
+    /// When the seal's replay position was last brought up to date.
+    pub replay_told: Moment,
     pub rejoin: Option<Rejoin>,
     /// Replication slots are as they should be for this set of members and role.
     pub slots_for: Option<(Vec<MemberName>, bool)>,

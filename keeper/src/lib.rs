@@ -26,3 +26,4 @@ pub mod worker;
 
 pub use config::Config;
 pub use run::run;
+pub use startup::preflight;

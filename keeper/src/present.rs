@@ -1,6 +1,7 @@
 //! What the keeper shows of its facts: the HTTP view, the problems in its report, and how a rejoin ended.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use proto::report::{DataDirectory, MemberReport, RejoinOutcome};
 use proto::status::{MemberStatus, Positions, StandbyPositions};
@@ -120,6 +121,27 @@ pub fn problems(facts: &Facts) -> BTreeSet<String> {
         );
     }
     problems
+}
+
+/// How often a sealed member tells how far replay has come: the leader takes standing still for a failed promotion,
+/// and each telling is a write to etcd.
+const REPLAY_TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// Notes how far a sealed member has replayed, so that a promotion with much to replay is seen to move.
+pub fn note_replay(worker: &Worker, facts: &Facts, now: Moment) {
+    let Some(seal) = facts.local.seal.filter(|s| s.replayed < s.position.lsn) else { return };
+    let Some(replayed) = facts.sql.as_ref().filter(|s| s.in_recovery).and_then(|s| s.replay_lsn)
+    else {
+        return;
+    };
+    if replayed > seal.replayed && now.since(facts.local.replay_told) >= REPLAY_TOLD_EVERY {
+        worker.update(|local| {
+            local.replay_told = now;
+            if let Some(seal) = &mut local.seal {
+                seal.replayed = replayed.min(seal.position.lsn);
+            }
+        });
+    }
 }
 
 /// Notes the end of a rejoin: the member streams under the name that it should have.

@@ -83,6 +83,7 @@ impl Shell {
         let view = self.wires.view.borrow_and_update().clone();
         let sql = self.wires.sql.borrow_and_update().clone();
         let facts = facts(&self.config, &self.wires.worker, sql);
+        present::note_replay(&self.wires.worker, &facts, now);
         present::note_rejoin(&self.wires.worker, &view, &facts);
         self.publish(&view, &facts);
         let stale = facts.sql.as_ref().is_some_and(|s| s.asked < self.settled);

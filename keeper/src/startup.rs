@@ -31,11 +31,40 @@ pub struct Prepared {
     pub http: TcpListener,
 }
 
+/// What the checks found that change nothing.
+struct Checked {
+    binaries: PostgresBinaries,
+    secrets: Secrets,
+    view: ClusterView,
+    /// The member files, locked, where there is a state directory already.
+    files: Option<MemberStore>,
+    http: TcpListener,
+}
+
+/// Checks the configuration against this host and the cluster, and changes nothing on disk.
+pub async fn preflight(config: &Config) -> anyhow::Result<()> {
+    let store = store::etcd::EtcdStore::connect(&config.etcd).await?;
+    check(config, &store).await.map(drop)
+}
+
 /// Checks the configuration against this host and the cluster, then opens the member files.
 pub async fn prepare(config: &Config, store: &dyn Store) -> anyhow::Result<Prepared> {
+    let Checked { binaries, secrets, view, files, http } = check(config, store).await?;
+    let mut files = match files {
+        Some(files) => files,
+        None => MemberStore::open(&config.state_dir)?,
+    };
+    first_files(config, &mut files)?;
+    Ok(Prepared { binaries, secrets, view, files, http })
+}
+
+async fn check(config: &Config, store: &dyn Store) -> anyhow::Result<Checked> {
     let binaries =
         PostgresBinaries::for_data_directory(config.postgres_bin.as_deref(), &config.data_dir)?;
     check_socket_path(config)?;
+    // A second keeper on one directory is told so, rather than that its name or port is taken.
+    let exists = config.state_dir.join("lock").exists();
+    let files = exists.then(|| MemberStore::open(&config.state_dir)).transpose()?;
     let keys = Keys::of(&config.cluster);
     let snapshot = store.read(keys.prefix()).await.context("read the cluster from etcd")?;
     refuse_newer_formats(&keys, &snapshot)?;
@@ -44,19 +73,11 @@ pub async fn prepare(config: &Config, store: &dyn Store) -> anyhow::Result<Prepa
     check_name(config, &view, known.as_ref())?;
     check_data(config, &view, known.as_ref())?;
     let secrets = secrets(config, &keys, &snapshot)?;
-    // A second keeper on one directory is told so, rather than that its port is taken.
-    let locked =
-        config.state_dir.exists().then(|| MemberStore::open(&config.state_dir)).transpose()?;
     let http = bind(&config.http, "--http")?;
     if crate::fencer::of_data_directory(&config.data_dir, None).is_empty() {
         drop(bind(&config.listen, "--listen")?);
     }
-    let mut files = match locked {
-        Some(files) => files,
-        None => MemberStore::open(&config.state_dir)?,
-    };
-    first_files(config, &mut files)?;
-    Ok(Prepared { binaries, secrets, view, files, http })
+    Ok(Checked { binaries, secrets, view, files, http })
 }
 
 fn check_socket_path(config: &Config) -> anyhow::Result<()> {

@@ -248,10 +248,16 @@ impl Worker {
         self.lock_local().settings.clone().unwrap_or_else(Settings::cut_off)
     }
 
-    /// Reloads and returns once a session shows `names`: the postmaster has then read the file.
+    /// Puts `names` in force, with the other settings as they are.
     pub async fn put_names(&self, names: &str) -> anyhow::Result<()> {
+        self.apply(Settings { standby_names: names.to_owned(), ..self.settings() }).await
+    }
+
+    /// Reloads, and returns once a session shows the new names: the postmaster has then read the files.
+    pub async fn apply(&self, settings: Settings) -> anyhow::Result<()> {
         let session = self.admin().await?;
-        self.reload(Settings { standby_names: names.to_owned(), ..self.settings() }).await?;
+        let names = settings.standby_names.clone();
+        self.reload(settings).await?;
         let patience =
             Patience::of(Duration::from_secs(5), "the new synchronous_standby_names to be read");
         while session.value::<String>("SHOW synchronous_standby_names").await? != names {

@@ -13,7 +13,7 @@ use proto::spec::OWNED_SETTINGS;
 use proto::{ClusterName, ClusterSpec, Epoch, MemberName};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::write_atomic;
+use crate::durable::{replace, write_atomic};
 
 /// The roles that keepers use.
 pub const SUPERUSER: &str = "pgdeputy";
@@ -259,16 +259,16 @@ pub fn installed(place: &Place) -> Option<Settings> {
 }
 
 /// Writes all files for `settings`, in the order that is safe if it is cut: who may connect first, then the rest.
-/// PostgreSQL reads them at its next start or reload.
+/// PostgreSQL reads them at its next start or reload. Nothing is synced: they are written anew before each start, and a
+/// sync here would stand in the way of every seal and promotion.
 pub fn install(place: &Place, spec: &ClusterSpec, settings: &Settings) -> anyhow::Result<()> {
     let hba = render_hba(spec, settings.access);
-    write_atomic(&place.state_dir.join("pg_hba.conf"), hba.as_bytes(), 0o600)
+    replace(&place.state_dir.join("pg_hba.conf"), hba.as_bytes(), 0o600)
         .context("write pg_hba.conf")?;
     let conf = render_conf(place, spec, settings);
-    write_atomic(&place.config_file(), conf.as_bytes(), 0o600).context("write postgresql.conf")?;
+    replace(&place.config_file(), conf.as_bytes(), 0o600).context("write postgresql.conf")?;
     let text = serde_json::to_vec(settings).context("write settings as JSON")?;
-    write_atomic(&place.state_dir.join("settings.json"), &text, 0o600)
-        .context("write settings.json")?;
+    replace(&place.state_dir.join("settings.json"), &text, 0o600).context("write settings.json")?;
     guard_auto_conf(&place.data_dir)
 }
 

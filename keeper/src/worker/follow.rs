@@ -9,7 +9,7 @@ use proto::report::{RejoinBy, RejoinOutcome};
 use proto::{Epoch, MemberName, WalPosition};
 
 use super::Worker;
-use crate::durable::{remove_if_there, write_atomic};
+use crate::durable::{remove_if_there, replace, write_atomic};
 use crate::facts::{Names, Process};
 use crate::member_files::Role;
 use crate::postgres::settings::{Access, REPLICATION_ROLE, Settings, StreamName, Upstream};
@@ -90,7 +90,7 @@ fn write_passfile(worker: &Worker, upstream: &Upstream) -> anyhow::Result<()> {
         REPLICATION_ROLE,
         &worker.secrets.replication,
     );
-    write_atomic(&worker.place.replication_passfile(upstream.epoch), text.as_bytes(), 0o600)
+    replace(&worker.place.replication_passfile(upstream.epoch), text.as_bytes(), 0o600)
         .context("write the replication password file")
 }
 

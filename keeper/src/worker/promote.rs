@@ -71,9 +71,9 @@ async fn promote_server(
     cfg: &Cfg,
 ) -> anyhow::Result<Lsn> {
     let access = if lead.open_at_once { worker.settings().access } else { Access::Closed };
-    let settings = Settings { upstream: None, access, eager: false, ..worker.settings() };
-    worker.install(settings)?;
-    worker.put_names(&cfg.standby_names()).await?;
+    let settings =
+        Settings { standby_names: cfg.standby_names(), upstream: None, access, eager: false };
+    worker.apply(settings).await?;
     if access == Access::Closed {
         end_client_sessions(session).await?;
     }

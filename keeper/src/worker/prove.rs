@@ -30,8 +30,12 @@ pub async fn confirm(worker: &Worker, cfg: &Cfg, proof: Proof) -> anyhow::Result
         Proof::Canary => canary(worker, cfg).await?,
     }
     let session = worker.admin().await?;
-    let lsn: Lsn =
-        session.value::<String>("SELECT pg_current_wal_flush_lsn()::text").await?.parse()?;
+    // The end of a record of our own: a flush position may lie within one, and what a scan finds after a crash, the end
+    // of the last whole record, would then be below a floor taken from it.
+    let lsn: Lsn = session
+        .value::<String>("SELECT pg_logical_emit_message(true, 'pgdeputy', 'confirm')::text")
+        .await?
+        .parse()?;
     let voters = wait_for_voters(worker, cfg, lsn).await?;
     // The Cfg whose voters' signs count is on disk before anybody learns that it is confirmed.
     worker.save(|files| files.confirmed = Some(cfg.clone()))?;

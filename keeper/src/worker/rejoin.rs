@@ -36,6 +36,8 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
     source_is_ready(worker, follow, &source).await?;
     mark(worker, follow, RejoinBy::Rewind, RejoinPhase::Modifying)?;
     let data_dir = &worker.place.data_dir;
+    // A lock file that names a dead postmaster's zombie would stop the recovery that a rewind begins with.
+    crate::fencer::clear_stale_locks(data_dir);
     let target = Target { data_dir, config_file: None, source: &source };
     match rewind::rewind(&worker.binaries, &target, |progress| note_progress(worker, progress))
         .await
