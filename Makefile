@@ -20,7 +20,7 @@ FAULT ?= member
 ARGS ?=
 
 # Integration tests without etcd, PostgreSQL or HAProxy: they belong to the units.
-FAST_TESTS := $(addprefix --test ,tidy decider end_to_end memory_faults usage)
+FAST_TESTS := $(addprefix --test ,tidy golden decider end_to_end memory_faults usage)
 
 # A real cluster is three PostgreSQL, etcd and proxies: a third one at a time would measure the machine.
 CLUSTERS_AT_ONCE := 2

@@ -1,0 +1,256 @@
+//! Every document in every format that was ever released must decode in every later release, and is written today as
+//! its newest golden file says. `UPDATE_GOLDEN=1 cargo test -p pgdeputy-proto` writes new ones; never change an old one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use proto::document::{DecodeError, Document, decode, encode};
+use proto::explanation::{Explanation, Rejection};
+use proto::history::{HistoryKind, HistoryRecord, PhaseRecord, RejoinRecord};
+use proto::proxy::ProxyReport;
+use proto::report::{
+    Confirmed, DataDirectory, MemberReport, Opened, Rejoin, RejoinBy, RejoinOutcome, Seal, Server,
+    Stream,
+};
+use proto::right::Secrets;
+use proto::spec::{MemberSpec, Permission};
+use proto::state::{Admitted, Death, EpochRecord, Floor, RestartOrder};
+use proto::*;
+
+fn name(text: &str) -> MemberName {
+    text.parse().unwrap()
+}
+
+fn position() -> WalPosition {
+    WalPosition { epoch: Epoch(1), lsn: Lsn(0x300_0148), timeline: Timeline(1) }
+}
+
+fn cfg() -> Cfg {
+    Cfg {
+        id: CfgId(4),
+        epoch: Epoch(2),
+        leader: name("b"),
+        voters: [name("a"), name("c")].into(),
+        k: 1,
+        round: 0,
+    }
+}
+
+fn spec() -> ClusterSpec {
+    let mut spec = ClusterSpec { founder: Some(name("a")), ..ClusterSpec::default() };
+    spec.postgres.parameters.insert("work_mem".into(), "8MB".into());
+    spec.postgres.pg_hba.push("host all all 10.0.0.0/8 scram-sha-256".into());
+    let analyst = MemberSpec { promote: Permission::Never, vote: Permission::Never, priority: 3 };
+    spec.members.insert(name("c"), analyst);
+    spec
+}
+
+fn state() -> ClusterState {
+    let floor = Floor { epoch: Epoch(2), lsn: Lsn(0x300_0200) };
+    let admitted = Admitted { incarnation: Incarnation::from_random(7), floor: Some(floor) };
+    ClusterState {
+        number: StateNumber(12),
+        etcd_cluster_id: "cdf818194e3a8c32".into(),
+        system_identifier: Some(SystemIdentifier(7_710_323_754_179_064_190)),
+        epoch: Epoch(2),
+        phase: Phase::Open,
+        primary: Some(name("b")),
+        sealing: Some(Epoch(3)),
+        cfgs: vec![cfg()],
+        last_cfg: CfgId(4),
+        timeline: Timeline(2),
+        highest_timeline: Timeline(2),
+        chosen: Some(position()),
+        open_at_once: true,
+        epochs: vec![EpochRecord {
+            epoch: Epoch(2),
+            timeline: Timeline(2),
+            primary: name("b"),
+            parent: Some(Timeline(1)),
+            start_lsn: Some(Lsn(0x300_0148)),
+        }],
+        members: BTreeMap::from([(name("a"), admitted)]),
+        restart: Some(RestartOrder { member: name("b"), epoch: Epoch(2), number: 3 }),
+        answered: Some(Death { member: name("a"), noticed: WallTime(1_795_000_000_123) }),
+    }
+}
+
+fn report() -> MemberReport {
+    MemberReport {
+        member: name("a"),
+        incarnation: Incarnation::from_random(7),
+        understands_format: 1,
+        pgdeputy_version: "0.1.0".into(),
+        postgres_version: 150_018,
+        postgres_address: "10.0.0.1:5432".into(),
+        http_address: "10.0.0.1:8008".into(),
+        zone: Some("north".into()),
+        promise: Epoch(3),
+        data: DataDirectory::Present,
+        system_identifier: Some(SystemIdentifier(7_710_323_754_179_064_190)),
+        complete: true,
+        server: Server::Dead { noticed: WallTime(1_795_000_000_123), gone: true },
+        opened: Some(Opened {
+            epoch: Epoch(2),
+            timeline: Timeline(2),
+            start_lsn: Lsn(0x300_0148),
+            restart: 3,
+        }),
+        confirmed: Some(Confirmed {
+            cfg: CfgId(4),
+            lsn: Lsn(0x300_0200),
+            voters: [name("c")].into(),
+        }),
+        stream: Stream::Live { epoch: Epoch(2), timeline: Timeline(2), voter: true },
+        seal: Some(Seal {
+            sealing: Epoch(3),
+            position: position(),
+            replayed: Lsn(0x300_0100),
+            clean: true,
+        }),
+        rejoin: Some(Rejoin {
+            epoch: Epoch(2),
+            by: RejoinBy::Rewind,
+            reason: "its WAL ends past the fork".into(),
+            started: WallTime(1_795_000_000_500),
+            outcome: RejoinOutcome::Done { ended: WallTime(1_795_000_001_000) },
+            kept: None,
+        }),
+        problems: BTreeSet::from(["the disk is nearly full".to_owned()]),
+    }
+}
+
+fn history() -> HistoryRecord {
+    let (start, end) = (WallTime(1_795_000_000_123), WallTime(1_795_000_000_200));
+    HistoryRecord {
+        kind: HistoryKind::Failover,
+        epoch: Epoch(2),
+        restart: 0,
+        from: Some(name("a")),
+        to: Some(name("b")),
+        cause: "PostgreSQL of primary a died".into(),
+        evidence: vec!["the keeper of a saw PostgreSQL die".into()],
+        chosen: Some(position()),
+        rejected: vec![Rejection { member: name("c"), reason: "the name broke the tie".into() }],
+        phases: vec![PhaseRecord { name: "seal".into(), start, end: Some(end) }],
+        rejoined: vec![RejoinRecord {
+            member: name("a"),
+            by: RejoinBy::Follow,
+            reason: "its WAL ends before the fork".into(),
+            start,
+            end,
+        }],
+        redundant: Some(end),
+    }
+}
+
+fn explanation() -> Explanation {
+    Explanation {
+        leader: "sentinel-1".into(),
+        state: StateNumber(12),
+        epoch: Epoch(2),
+        verdict: "nothing is to be done".into(),
+        primary: "b holds the most".into(),
+        promotable: vec![name("a")],
+        promotable_reason: "they seal every recorded Cfg".into(),
+        rejected: vec![],
+        warnings: vec![],
+    }
+}
+
+/// Checks one kind of document: all its golden files decode, and today's text is the newest one's.
+fn check<D: Document + PartialEq + std::fmt::Debug>(file: &str, document: &D) {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let path = folder.join(format!("{file}.v{}.json", proto::document::FORMAT_VERSION));
+    let text = encode(document);
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let pretty = serde_json::to_string_pretty(&value).unwrap() + "\n";
+    if std::env::var_os("UPDATE_GOLDEN").is_some() && !path.exists() {
+        std::fs::write(&path, &pretty).unwrap();
+    }
+    let golden =
+        std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    assert_eq!(
+        golden, pretty,
+        "{file} is written otherwise than its golden file says: raise FORMAT_VERSION"
+    );
+    assert_eq!(&decode::<D>(golden.as_bytes()).unwrap(), document);
+    for version in 1..proto::document::FORMAT_VERSION {
+        let old = std::fs::read(folder.join(format!("{file}.v{version}.json"))).unwrap();
+        decode::<D>(&old).unwrap_or_else(|e| panic!("{file}.v{version}: {e}"));
+    }
+}
+
+#[test]
+fn every_document_is_written_as_its_golden_file_says_and_every_released_format_decodes() {
+    check("spec", &spec());
+    check("state", &state());
+    check("report", &report());
+    check("history", &history());
+    check("explanation", &explanation());
+    let incarnation = Incarnation::from_random(7);
+    check("primary", &PrimaryKey { member: name("b"), epoch: Epoch(2), incarnation });
+    let leader = LeaderKey {
+        id: "sentinel-1".into(),
+        host: "north-1".into(),
+        listen: None,
+        pgdeputy_version: "0.1.0".into(),
+    };
+    check("leader", &leader);
+    check("proxy", &ProxyReport { id: "proxy-1".into(), epoch: Epoch(2) });
+    let secrets = Secrets { superuser: "s".into(), replication: "r".into(), rewind: "w".into() };
+    check("secrets", &secrets);
+}
+
+#[test]
+fn a_newer_format_is_told_apart_from_a_damaged_one() {
+    let newer = r#"{"format_version": 99, "what": "ever"}"#;
+    assert!(matches!(
+        decode::<ClusterState>(newer.as_bytes()),
+        Err(DecodeError::NewerFormat { found: 99, .. })
+    ));
+    for damaged in ["", "[]", "{}", r#"{"format_version": 1}"#, r#"{"format_version": "1"}"#] {
+        assert!(matches!(
+            decode::<ClusterState>(damaged.as_bytes()),
+            Err(DecodeError::Malformed { .. })
+        ));
+    }
+}
+
+#[test]
+fn an_unknown_field_of_the_spec_is_an_error_that_names_it() {
+    let text = encode(&spec()).replace("\"durability\"", "\"durabilty\"");
+    let error = decode::<ClusterSpec>(text.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("durabilty"), "{error}");
+}
+
+#[test]
+fn impossible_settings_are_refused_with_a_remedy() {
+    let refused = |change: fn(&mut ClusterSpec)| {
+        let mut spec = ClusterSpec::default();
+        spec.check().expect("the defaults are possible");
+        change(&mut spec);
+        spec.check().expect_err("it cannot be").to_string()
+    };
+    let seconds = std::time::Duration::from_secs;
+    for (problem, remedy) in [
+        (refused(|s| s.lease_ttl = std::time::Duration::from_secs(1)), "use 2s to 60s"),
+        (refused(|s| s.fence_time = s.lease_ttl / 2), "lower fence_time to"),
+        (refused(|s| s.synchronous.count = 0), "at least 1"),
+        (refused(|s| s.initdb.wal_segment_size_mb = 3), "power of two"),
+        (
+            refused(|s| drop(s.postgres.parameters.insert("fsync".into(), "off".into()))),
+            "take it out",
+        ),
+        (refused(|s| s.postgres.pg_hba.push("host all all all trust".into())), "use scram-sha-256"),
+        (
+            refused(|s| {
+                drop(s.postgres.parameters.insert("synchronous_commit".into(), "off".into()))
+            }),
+            "use on",
+        ),
+    ] {
+        assert!(problem.contains(remedy), "{problem}");
+    }
+    assert_eq!(ClusterSpec::default().lease_ttl, seconds(4));
+}
