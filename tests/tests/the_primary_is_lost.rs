@@ -40,6 +40,16 @@ async fn a_killed_member_is_replaced_when_its_lease_lapses_and_comes_back_withou
 }
 
 #[tokio::test]
+async fn a_member_that_is_lost_after_a_failover_is_replaced_as_fast_as_one_of_the_first_epoch() {
+    let mut scene = scene(|_| {}).await;
+    assert_eq!(scene.survives(Fault::Crash).await.recovered_by, RecoveredBy::Failover);
+    let report = scene.survives(Fault::Member).await;
+    assert_eq!((report.recovered_by, report.epoch_after), (RecoveredBy::Failover, 3));
+    // Below lease_ttl and isolation_grace together: the voters' word was enough.
+    assert!(report.write_gap_ms < 7_000.0, "{} ms", report.write_gap_ms);
+}
+
+#[tokio::test]
 async fn a_killed_postgres_is_started_again_where_nobody_else_may_be_promoted() {
     let mut scene = scene(|config| {
         for standby in ["b", "c"] {

@@ -69,8 +69,9 @@ fn belongs(found: &Found, proc: &Path, root: &Path) -> bool {
     if found.is_postgres() && found.directory.starts_with(root) {
         return true;
     }
-    let ours =
-        found.is_postgres() || found.program.starts_with("pg_") || found.program == "pgdeputy";
+    let ours = found.is_postgres()
+        || found.program.starts_with("pg_")
+        || found.program.starts_with("pgdeputy");
     let inside = [root.as_os_str().as_bytes(), b"/"].concat();
     ours && words("cmdline").split(|b| *b == 0).any(|word| word.starts_with(&inside))
 }
@@ -181,6 +182,27 @@ mod tests {
         assert!(bystander.try_wait().unwrap().is_none());
         bystander.kill().unwrap();
         bystander.wait().unwrap();
+    }
+
+    #[test]
+    fn a_members_fencer_is_found_by_its_arguments_though_its_name_is_its_own() {
+        let directory = lab_directory();
+        let (member, other) = (directory.path().join("a"), directory.path().join("b"));
+        let fencer = directory.path().join("pgdeputy-fencer");
+        // A process is called as the link that it was started by.
+        std::os::unix::fs::symlink("/bin/sh", &fencer).unwrap();
+        let mut command = Command::new(&fencer);
+        command.args(["-c", "read word"]).arg(member.join("data.pgdeputy")).stdin(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let found = processes(&member);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(
+            (found[0].pid, found[0].program.as_str()),
+            (child.id().cast_signed(), "pgdeputy-fencer")
+        );
+        assert!(processes(&other).is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]
