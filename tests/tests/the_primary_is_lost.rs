@@ -1,6 +1,8 @@
 //! The primary of a cluster under load is broken in every way that this release knows. Nothing that a client was
 //! told is lost, never do two primaries acknowledge, and redundancy comes back without a person.
 
+use std::time::Duration;
+
 use chaos::demo::RecoveredBy;
 use chaos::fault::Fault;
 use proto::spec::Permission;
@@ -43,10 +45,15 @@ async fn a_killed_member_is_replaced_when_its_lease_lapses_and_comes_back_withou
 async fn a_member_that_is_lost_after_a_failover_is_replaced_as_fast_as_one_of_the_first_epoch() {
     let mut scene = scene(|_| {}).await;
     assert_eq!(scene.survives(Fault::Crash).await.recovered_by, RecoveredBy::Failover);
-    let report = scene.survives(Fault::Member).await;
-    assert_eq!((report.recovered_by, report.epoch_after), (RecoveredBy::Failover, 3));
+    // At once, and without a load of its own: a dropped table would have made the standbys note in their control
+    // files what timeline they are in.
+    let lab = &mut scene.lab;
+    let (before, primary) = lab.cluster().await.unwrap().service().unwrap();
+    let struck = lab.kill_member(&primary).unwrap();
+    lab.wait_served_after(before, Duration::from_secs(60)).await.unwrap();
+    let away = store::clock::now().since(struck.at);
     // Below lease_ttl and isolation_grace together: the voters' word was enough.
-    assert!(report.write_gap_ms < 7_000.0, "{} ms", report.write_gap_ms);
+    assert!(away < Duration::from_secs(7), "{away:?}");
 }
 
 #[tokio::test]
