@@ -56,7 +56,8 @@ impl Scene {
 /// Returns the program under test.
 pub fn pgdeputy() -> PathBuf {
     if let Some(named) = std::env::var_os("PGDEPUTY_BIN") {
-        return named.into();
+        // Programs of a lab are started in directories of their own.
+        return std::path::absolute(named).expect("PGDEPUTY_BIN is not empty");
     }
     let own = std::env::current_exe().expect("a process has a program");
     let profile = own.ancestors().nth(2).expect("tests lie in target/<profile>/deps");

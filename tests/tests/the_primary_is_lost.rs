@@ -59,6 +59,7 @@ async fn a_member_that_is_lost_after_a_failover_is_replaced_as_fast_as_one_of_th
 #[tokio::test]
 async fn a_killed_postgres_is_started_again_where_nobody_else_may_be_promoted() {
     let mut scene = scene(|config| {
+        config.spec.founder = "a".parse().ok();
         for standby in ["b", "c"] {
             let name = standby.parse().expect("a letter is a name");
             config.spec.members.entry(name).or_default().promote = Permission::Never;
