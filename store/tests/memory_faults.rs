@@ -70,7 +70,7 @@ async fn a_watch_whose_reader_is_too_slow_closes_instead_of_leaving_a_gap() {
         committed(store.commit(txn([], [put("k", "")])).await);
     }
     let mut expected = 2;
-    while let Some(batch) = watch.events.recv().await {
+    while let Some(batch) = within("the next batch or the end", watch.events.recv()).await {
         let store::WatchEvent::Put { entry, .. } = &batch[0] else { panic!("{batch:?}") };
         assert_eq!(entry.mod_revision, expected);
         expected += 1;
