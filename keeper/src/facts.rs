@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use proto::report::{Confirmed, DataDirectory, MemberReport, Opened, Rejoin, Seal};
 use proto::{
-    CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Moment, PrimaryKey, WalPosition, WallTime,
+    CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Moment, PrimaryKey, Timeline, WalPosition,
+    WallTime,
 };
 
 use store::LeaseId;
@@ -77,8 +78,9 @@ pub struct Local {
     pub end_of_wal: Option<WalPosition>,
     /// Where the WAL ends of a server that was started without an upstream, to be promoted: it stays there.
     pub started_sealed: Option<WalPosition>,
-    /// Whether the present PostgreSQL process has had a streaming receiver: its receive position is then true.
-    pub streamed: bool,
+    /// The timeline of the last streaming receiver of the present PostgreSQL process. With one its receive position is
+    /// true, and its last WAL is of that timeline; pg_control may take a checkpoint to hear of it.
+    pub streamed: Option<Timeline>,
     pub names: Names,
     /// When the seal's replay position was last brought up to date.
     pub replay_told: Moment,

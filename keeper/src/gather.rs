@@ -40,11 +40,10 @@ pub async fn gather(
     let mut session: Option<Session> = None;
     while !stop.is_cancelled() {
         let answer = ask(&worker, &mut session).await;
-        if let Some(answer) = &answer
-            && answer.receiver.as_ref().is_some_and(|r| r.streaming)
-            && !worker.local().streamed
-        {
-            worker.update(|local| local.streamed = true);
+        let streaming = answer.as_ref().and_then(|a| a.receiver.as_ref()).filter(|r| r.streaming);
+        let timeline = streaming.map(|r| r.timeline);
+        if timeline.is_some() && worker.local().streamed != timeline {
+            worker.update(|local| local.streamed = timeline);
         }
         facts.send_if_modified(|known| {
             let same = match (&*known, &answer) {

@@ -96,7 +96,10 @@ fn stream(state: Option<&ClusterState>, facts: &Facts) -> Stream {
             None => Stream::None,
         },
         // Epoch of its last WAL: silence about an older epoch says nothing of this one's primary.
-        _ => Stream::Silent { epoch: state.epoch_of(sql.timeline).unwrap_or(Epoch(0)) },
+        _ => {
+            let last = facts.local.streamed.unwrap_or(sql.timeline);
+            Stream::Silent { epoch: state.epoch_of(last).unwrap_or(Epoch(0)) }
+        }
     }
 }
 

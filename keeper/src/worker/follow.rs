@@ -134,7 +134,7 @@ impl Worker {
         self.update(|local| {
             local.end_of_wal = None;
             local.started_sealed = None;
-            local.streamed = false;
+            local.streamed = None;
             local.slots_for = None;
             local.opened = None;
             local.confirmed = None;

@@ -114,9 +114,10 @@ async fn running_seal(worker: &Worker, session: &Session, sealing: Epoch) -> any
     let replayed: Lsn = row.get::<_, &str>(1).parse()?;
     // Without a stream since its start the receive position is where a receiver would begin, not what is there.
     let local = worker.local();
-    let position = if let Some(position) = local.started_sealed.filter(|_| !local.streamed) {
+    let position = if let Some(position) = local.started_sealed.filter(|_| local.streamed.is_none())
+    {
         position
-    } else if local.streamed {
+    } else if local.streamed.is_some() {
         position_at(worker, received.max(replayed))?
     } else {
         let scanned = scan_position(worker).await?;
