@@ -6,7 +6,7 @@ use system_tests::scene;
 
 /// One cluster, twenty losses of whoever is primary: roles rotate, and each old primary comes back.
 #[tokio::test]
-#[ignore = "takes some eight minutes"]
+#[ignore = "takes some four minutes"]
 async fn a_member_killed_twenty_times_never_needs_a_copy_without_a_reason() {
     let mut scene = scene(|_| {}).await;
     for run in 1..=20 {
