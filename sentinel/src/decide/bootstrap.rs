@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use proto::cfg::Cfg;
 use proto::report::DataDirectory;
+use proto::spec::Permission;
 use proto::state::{Admitted, EpochRecord, RestartOrder};
 use proto::{CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Phase, StateNumber, Timeline};
 
@@ -46,7 +47,7 @@ pub(crate) fn create(spec: &ClusterSpec, seen: &Observations) -> Step {
 }
 
 /// The founder that the spec names, else the first by name of the members with an empty data
-/// directory.
+/// directory that may be promoted.
 fn founder(spec: &ClusterSpec, seen: &Observations) -> Result<MemberName, WaitingOn> {
     let is_empty = |name: &MemberName| {
         seen.members
@@ -57,7 +58,10 @@ fn founder(spec: &ClusterSpec, seen: &Observations) -> Result<MemberName, Waitin
         Some(named) if is_empty(named) => Ok(named.clone()),
         Some(named) => Err(WaitingOn::NamedFounder { founder: named.clone() }),
         None => {
-            seen.members.keys().find(|name| is_empty(name)).cloned().ok_or(WaitingOn::EmptyMember)
+            // The founder becomes the first primary.
+            let may = |name: &MemberName| spec.member(name).promote == Permission::Allowed;
+            let fits = |name: &&MemberName| is_empty(name) && may(name);
+            seen.members.keys().find(fits).cloned().ok_or(WaitingOn::EmptyMember)
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How a cluster begins.
 
 use proto::report::DataDirectory;
+use proto::spec::{MemberSpec, Permission};
 use proto::{Epoch, Phase, SystemIdentifier, Timeline};
 use sentinel::plan::WaitingOn;
 
@@ -17,6 +18,15 @@ fn founder(scene: &Scene) -> Option<&str> {
 fn the_first_empty_member_by_name_founds() {
     let mut scene = Scene::empty(&["c", "b"]);
     assert_eq!(scene.waits(), WaitingOn::Initdb { founder: name("b") });
+    assert_eq!(founder(&scene), Some("b"));
+}
+
+#[test]
+fn a_member_that_may_not_be_promoted_never_founds() {
+    let mut scene = Scene::empty(&["a", "b"]);
+    let limits = MemberSpec { promote: Permission::Never, ..MemberSpec::default() };
+    scene.spec.members.insert(name("a"), limits);
+    scene.settle();
     assert_eq!(founder(&scene), Some("b"));
 }
 
