@@ -53,6 +53,7 @@ contract! {
     a_watch_from_a_later_revision_leaves_out_what_comes_before
     a_watch_sees_its_prefix_and_nothing_else
     a_watch_of_compacted_history_closes
+    a_deletion_at_the_compacted_revision_is_forgotten
     when_the_leader_stops_renewing_another_leads_and_the_old_guard_conflicts
     a_leader_that_resigns_is_followed_long_before_its_lease_ends
     a_dropped_leadership_lapses
@@ -356,4 +357,13 @@ async fn a_watch_of_compacted_history_closes(world: World) {
     assert_eq!(all_told(&next_batch(&mut oldest).await), [format!("put k=4 @{now}")]);
     let next = world.put("k", "5").await;
     assert_eq!(all_told(&next_batch(&mut kept).await), [format!("put k=5 @{next}")]);
+}
+
+async fn a_deletion_at_the_compacted_revision_is_forgotten(world: World) {
+    world.put("k", "1").await;
+    let deleted = committed(world.store.commit(txn([], [delete("k")])).await);
+    world.compact(deleted).await;
+    let mut watch = world.store.watch("k", deleted).await.unwrap();
+    let next = world.put("k", "2").await;
+    assert_eq!(all_told(&next_batch(&mut watch).await), [format!("put k=2 @{next}")]);
 }

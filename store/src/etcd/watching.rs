@@ -20,7 +20,8 @@ const CAPACITY: usize = 1024;
 /// How often etcd is asked how far the watch is. A question and an answer of some bytes.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Two questions unanswered: etcd is gone. The longest stall seen under load was far below.
+/// Two questions unanswered, and a third one due. A false alarm costs a read; waiting longer costs
+/// its reader that much on top of every outage.
 const LONGEST_SILENCE: Duration = Duration::from_secs(3);
 
 /// Opens a watch and returns once etcd has confirmed it.
