@@ -173,22 +173,20 @@ impl Action {
 
     /// Returns whether this action, under way, is cut short for `other`. Each one is safe when cut anywhere (I20).
     ///
-    /// Work on an incomplete member's data goes on: it counts in no seal set, and cutting a rewind means doing it
-    /// again or copying everything.
+    /// Work on an incomplete member's data goes on: it counts in no seal set, so it is never asked to seal, and cutting
+    /// a rewind means doing it again or copying everything. Before the mark is set, while the source is waited for, the
+    /// member counts, and its seal may be the one that is needed.
     pub fn yields_to(&self, other: &Action) -> bool {
         let takes_the_power_away =
             matches!(other.kind(), ActionKind::Fence | ActionKind::Seal) && self != other;
         match (self, other) {
-            (
-                Action::Fence(_)
-                | Action::Hold(_)
-                | Action::Rewind { .. }
-                | Action::Copy { .. }
-                | Action::Found,
-                _,
-            ) => false,
+            (Action::Fence(_) | Action::Hold(_) | Action::Found, _) => false,
+            (Action::Rewind { .. } | Action::Copy { .. }, other) => {
+                other.kind() == ActionKind::Seal
+            }
             // It may wait for voters that never come; the next Cfg is the way out.
             (Action::Confirm { cfg, .. }, Action::Confirm { cfg: newer, .. }) => cfg.id != newer.id,
+            (Action::Confirm { .. }, Action::KeepSlots { .. }) => true,
             _ => takes_the_power_away,
         }
     }

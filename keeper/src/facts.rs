@@ -82,6 +82,8 @@ pub struct Local {
     /// true, and its last WAL is of that timeline; pg_control may take a checkpoint to hear of it.
     pub streamed: Option<Timeline>,
     pub names: Names,
+    /// A Cfg waits for voters for longer than they need to follow: they may lack their slots.
+    pub voters_late: bool,
     /// When the seal's replay position was last brought up to date.
     pub replay_told: Moment,
     pub rejoin: Option<Rejoin>,

@@ -39,11 +39,17 @@ pub async fn gather(
 ) {
     let mut session: Option<Session> = None;
     while !stop.is_cancelled() {
+        let asked_of = worker.local().process;
         let answer = ask(&worker, &mut session).await;
         let streaming = answer.as_ref().and_then(|a| a.receiver.as_ref()).filter(|r| r.streaming);
         let timeline = streaming.map(|r| r.timeline);
         if timeline.is_some() && worker.local().streamed != timeline {
-            worker.update(|local| local.streamed = timeline);
+            worker.update(|local| {
+                // An answer of the PostgreSQL before says nothing of what this one has received.
+                if local.process == asked_of {
+                    local.streamed = timeline;
+                }
+            });
         }
         facts.send_if_modified(|known| {
             let same = match (&*known, &answer) {

@@ -193,9 +193,10 @@ impl Shell {
             && state.epoch == files.epoch
             && state.sealing.is_none()
             && files.role == crate::member_files::Role::Primary;
-        if is_mine {
-            let until = worker::serve_until(renewal.expires, &self.wires.worker.spec());
-            self.serve_until = Some(until);
+        // What held for an earlier epoch of this member says nothing of the next one.
+        self.serve_until =
+            is_mine.then(|| worker::serve_until(renewal.expires, &self.wires.worker.spec()));
+        if let Some(until) = self.serve_until {
             self.wires.worker.fencer.serve_until(Some(until));
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use nix::sys::signal::Signal;
 use proto::{MemberReport, Moment};
 use store::keys::Keys;
 use store::{LeaseId, Store};
@@ -14,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 use crate::announce::{Announcing, announce};
 use crate::cluster::watch_cluster;
 use crate::config::Config;
-use crate::facts::{ClusterView, Facts, Local, Process};
+use crate::facts::{ClusterView, Facts, Local, Names, Process};
 use crate::fencer::{Fencer, FencerCommand, FencerEvent, Watched};
 use crate::gather::{Pace, gather};
 use crate::postgres::probe::SqlFacts;
-use crate::postgres::settings::{self, Place};
+use crate::postgres::settings::{self, Place, Settings};
 use crate::renew::{Renewal, Renewing, renew};
 use crate::report::Identity;
 use crate::startup::Prepared;
@@ -81,7 +82,8 @@ pub async fn wire(
         lease: lease.clone(),
     };
     tasks.spawn(announce(announcing, ended.clone()));
-    let local = first_local(&place, &watched);
+    let local = first_local(settings::installed(&place), &watched);
+    settle(&fencer, &watched).await;
     let parts = Parts { place, binaries, keys, store, secrets, fencer, view: view.clone(), lease };
     let worker = Arc::new(Worker::new(parts, local, files));
     let (pace, pace_rx) = watch::channel(Pace::Eager);
@@ -144,17 +146,72 @@ fn identity(config: &Config, postgres_version: u32) -> Identity {
 }
 
 /// What an earlier keeper has left: a PostgreSQL that runs under the fencer, and its settings.
-fn first_local(place: &Place, watched: &Watched) -> Local {
-    let postmaster = watched.postmaster.as_ref();
-    Local {
-        process: postmaster.map_or(Process::None, |p| Process::Running { pid: p.pid }),
-        settings: settings::installed(place),
-        ..Local::default()
+fn first_local(settings: Option<Settings>, watched: &Watched) -> Local {
+    let process = match &watched.postmaster {
+        Some(postmaster) => Process::Running { pid: postmaster.pid },
+        // Children outlive their postmaster, and a PostgreSQL its fencer, for a moment in which they still serve.
+        None if watched.ending || !watched.strays.is_empty() => {
+            Process::Exited { noticed: store::clock::wall(), gone: false }
+        }
+        None => Process::None,
+    };
+    // The list that nobody satisfies is on disk only from a start until backends were seen to wait under it.
+    let impossible =
+        settings.as_ref().is_some_and(|s| s.standby_names == proto::cfg::unsatisfiable_names());
+    let names = if impossible { Names::Impossible } else { Names::Unproven };
+    Local { process, settings, names, ..Local::default() }
+}
+
+/// Brings what an earlier keeper has left to a known end: a change of settings that it wrote and did not signal, or
+/// processes that no fencer has started. *Gone* follows for the latter.
+async fn settle(fencer: &Fencer, watched: &Watched) {
+    let done = match &watched.postmaster {
+        Some(_) if !watched.ending => fencer.signal(Signal::SIGHUP).await,
+        None if !watched.ending && !watched.strays.is_empty() => fencer.fence().await.map(drop),
+        Some(_) | None => Ok(()),
+    };
+    if let Err(error) = done {
+        tracing::warn!(%error, "settle what an earlier keeper has left");
     }
 }
 
 async fn serve(listener: TcpListener, view: watch::Receiver<View>, stop: CancellationToken) {
     if let Err(error) = http::serve(listener, view, stop).await {
         tracing::error!(%error, "serve HTTP");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watched() -> Watched {
+        Watched {
+            protocol: 1,
+            fencer_pid: 1,
+            data_dir: "/data".into(),
+            postmaster: None,
+            deadline: None,
+            ending: false,
+            strays: vec![],
+            last_exit: None,
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_dead_postgres_is_not_taken_for_nothing() {
+        assert!(first_local(None, &watched()).process.is_gone());
+        let dying = Watched { ending: true, ..watched() };
+        assert!(!first_local(None, &dying).process.is_gone(), "its children may still serve");
+        let strays = Watched { strays: vec![7], ..watched() };
+        assert!(!first_local(None, &strays).process.is_gone(), "its fencer has died");
+    }
+
+    #[test]
+    fn a_restarted_keeper_knows_a_list_that_nobody_satisfies_when_it_finds_one() {
+        let closed = Some(Settings::cut_off());
+        assert_eq!(first_local(closed, &watched()).names, Names::Impossible);
+        let names = Settings { standby_names: "ANY 1 (\"b.e2\")".into(), ..Settings::cut_off() };
+        assert_eq!(first_local(Some(names), &watched()).names, Names::Unproven);
     }
 }

@@ -215,19 +215,20 @@ impl Worker {
         Ok(session)
     }
 
-    /// Returns the kept session as soon as the server accepts one, for at most `patience`.
+    /// Returns the kept session as soon as the server accepts one, for at most `patience` and while the server lives.
     pub async fn admin_within(&self, patience: Duration) -> anyhow::Result<Arc<Session>> {
         let opening = async {
             loop {
                 match self.admin().await {
-                    Ok(session) => return session,
-                    Err(_) => sleep(Duration::from_millis(5)).await,
+                    Ok(session) => return Ok(session),
+                    Err(_) if self.is_running() => sleep(Duration::from_millis(5)).await,
+                    Err(error) => return Err(error.context("PostgreSQL has ended")),
                 }
             }
         };
         timeout(patience, opening)
             .await
-            .map_err(|_| anyhow::anyhow!("PostgreSQL accepts no session"))
+            .map_err(|_| anyhow::anyhow!("PostgreSQL accepts no session"))?
     }
 
     /// Puts `settings` on disk; the server reads them at its next start or reload.
@@ -237,10 +238,13 @@ impl Worker {
         Ok(())
     }
 
-    /// Puts `settings` on disk and has the postmaster and its children read them.
+    /// Puts `settings` on disk and has the postmaster and its children read them. They count as in force only once
+    /// the signal is sent: otherwise nobody would send it again.
     pub async fn reload(&self, settings: Settings) -> anyhow::Result<()> {
-        self.install(settings)?;
-        self.fencer.signal(Signal::SIGHUP).await.context("reload PostgreSQL")
+        settings::install(&self.place, &self.spec(), &settings)?;
+        self.fencer.signal(Signal::SIGHUP).await.context("reload PostgreSQL")?;
+        self.update(|local| local.settings = Some(settings));
+        Ok(())
     }
 
     /// Returns the settings in force, for a change of one of them.
@@ -266,9 +270,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Ends every process of the data directory.
+    /// Ends every process of the data directory. What was sealed before says nothing of where its WAL ends now.
     pub async fn fence(&self, why: &str) -> anyhow::Result<()> {
-        self.update(|local| local.opened = None);
+        self.update(|local| {
+            local.opened = None;
+            local.seal = None;
+        });
         let fenced = self.fencer.fence().await.context("fence PostgreSQL")?;
         tracing::info!(
             why,

@@ -158,6 +158,8 @@ impl Ward {
             let nothing = Fenced { took: Duration::ZERO, killed: 0 };
             let outcome = Ok(Answer::Fenced(nothing));
             self.said.extend(asked.map(|id| Said::Answer { id, outcome }));
+            // A keeper that does not know whether an order to start was carried out hears that nothing lives.
+            self.said.push(Said::Event(FencerEvent::Gone));
             return;
         }
         self.note(format!("fencing: {why:?}"));

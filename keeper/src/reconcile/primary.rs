@@ -1,9 +1,9 @@
 //! The primary's part: promote, or start closed by order; open; then keep names and slots in line.
 
 use proto::assignment::Lead;
-use proto::{Cfg, ClusterState, MemberName};
+use proto::{Cfg, ClusterState, MemberName, WalPosition};
 
-use crate::action::{Action, FenceReason, Hold, Proof};
+use crate::action::{Action, ActionKind, FenceReason, Hold, Proof};
 use crate::facts::{Facts, Names, Process};
 use crate::member_files::Role;
 
@@ -11,10 +11,10 @@ use crate::member_files::Role;
 pub fn next(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     match facts.local.process {
         Process::Exited { gone: false, .. } => Action::Hold(Hold::WaitingForProcesses),
-        Process::None | Process::Exited { gone: true, .. } => start(facts, lead),
+        Process::None | Process::Exited { gone: true, .. } => start(state, facts, lead),
         Process::Running { .. } => match &facts.sql {
             None => Action::Hold(Hold::WaitingForServer),
-            Some(sql) if sql.in_recovery => promote(facts, lead),
+            Some(sql) if sql.in_recovery => promote(state, facts, lead),
             Some(sql) if sql.timeline != lead.timeline || facts.files.epoch != lead.epoch => {
                 Action::Fence(FenceReason::NotOurEpoch)
             }
@@ -26,11 +26,14 @@ pub fn next(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
 /// PostgreSQL is down. A former primary or standby that was chosen while it was down starts as a standby, to be
 /// promoted. A primary of this epoch is started only by an order that has not been carried out yet: a second death
 /// needs a second order, because the leader may rather fail over.
-fn start(facts: &Facts, lead: Lead) -> Action {
+fn start(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     if facts.files.epoch < lead.epoch {
         return match facts.local.seal {
             Some(seal) if seal.sealing == lead.epoch && facts.files.complete => {
-                Action::StartSealed { position: seal.position }
+                match shortfall(state, seal.position) {
+                    Some(refused) => Action::Hold(refused),
+                    None => Action::StartSealed { position: seal.position },
+                }
             }
             _ if facts.files.complete => Action::Seal { sealing: lead.epoch },
             _ => Action::Hold(Hold::Incomplete),
@@ -49,20 +52,28 @@ fn start(facts: &Facts, lead: Lead) -> Action {
 
 /// PostgreSQL runs as a standby. A promotion that was cut is never repeated in its epoch: had it got as far as
 /// the new timeline, PostgreSQL would be out of recovery.
-fn promote(facts: &Facts, lead: Lead) -> Action {
+fn promote(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     if facts.files.epoch >= lead.epoch && facts.files.role == Role::Primary {
         return Action::Hold(Hold::PromotionWasCut);
     }
-    if !facts.files.complete || facts.local.seal.is_none_or(|s| s.sealing != lead.epoch) {
+    match facts.local.seal.filter(|s| s.sealing == lead.epoch) {
+        _ if !facts.files.complete => Action::Hold(Hold::Incomplete),
         // Chosen with a seal that this keeper does not remember: it was restarted in between. Sealing again is
         // harmless and shows whether the position still holds.
-        return if facts.files.complete {
-            Action::Seal { sealing: lead.epoch }
-        } else {
-            Action::Hold(Hold::Incomplete)
-        };
+        None => Action::Seal { sealing: lead.epoch },
+        Some(seal) => match shortfall(state, seal.position) {
+            Some(refused) => Action::Hold(refused),
+            None => Action::Promote(lead),
+        },
     }
-    Action::Promote(lead)
+}
+
+/// Refuses to promote a member that was chosen for more than it now holds. A torn record that only the first look
+/// counted is refused too: the leader then seals the next epoch and chooses by what is there.
+fn shortfall(state: &ClusterState, position: WalPosition) -> Option<Hold> {
+    let chosen = state.chosen?;
+    let holds_it = (position.epoch, position.lsn) >= (chosen.epoch, chosen.lsn);
+    (!holds_it).then(|| Hold::Refused(format!("chosen with {chosen}, it holds {position}")))
 }
 
 fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
@@ -73,6 +84,15 @@ fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     if facts.lease.is_some() && facts.local.right != facts.lease.map(|lease| (lead.epoch, lease)) {
         return Action::TakeRight { epoch: lead.epoch, restart: wanted };
     }
+    let slots = keep_slots(state, facts, true);
+    // A member that was admitted meanwhile, and could be the voter that is waited for, cannot stream without its slot.
+    // Slots that cannot be had are no reason to prove nothing.
+    if facts.local.voters_late
+        && slots.kind() == ActionKind::KeepSlots
+        && !facts.local.failures.contains_key(&ActionKind::KeepSlots)
+    {
+        return slots;
+    }
     // A recorded k = 0 asks for nothing that could be proved; in strict the impossible name stays in force.
     let newest = lead.cfgs.iter().rev().find(|c| c.epoch == lead.epoch && c.k > 0);
     if let Some(cfg) =
@@ -80,7 +100,7 @@ fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     {
         return confirm(facts, cfg);
     }
-    keep_slots(state, facts, true)
+    slots
 }
 
 fn confirm(facts: &Facts, cfg: &Cfg) -> Action {

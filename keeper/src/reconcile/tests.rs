@@ -357,3 +357,82 @@ fn what_failed_is_left_alone_for_a_while_but_a_fence_never_is() {
     facts.local.failures.insert(ActionKind::Fence, failure);
     assert!(matches!(decide(&view(), &facts), Action::Fence(_)));
 }
+
+#[test]
+fn a_standby_whose_promotion_may_be_under_way_is_fenced_before_it_seals() {
+    let mut view = view();
+    view.state.as_mut().unwrap().sealing = Some(Epoch(3));
+    // It has been told to promote itself and has not answered as a primary yet.
+    let facts = running(facts("b", 2, Role::Primary), sql(true, 1));
+    assert_eq!(decide(&view, &facts), Action::Fence(FenceReason::Sealing(Epoch(3))));
+}
+
+#[test]
+fn a_former_primary_that_was_started_to_be_promoted_seals_without_a_fence() {
+    let mut view = view();
+    view.state.as_mut().unwrap().sealing = Some(Epoch(3));
+    let mut facts = running(facts("b", 1, Role::Primary), sql(true, 1));
+    facts.files.promise = Epoch(2);
+    assert_eq!(decide(&view, &facts), Action::Seal { sealing: Epoch(3) });
+}
+
+#[test]
+fn a_seal_does_not_excuse_a_server_that_runs_as_a_primary() {
+    let mut view = view();
+    view.state.as_mut().unwrap().sealing = Some(Epoch(3));
+    let mut facts = running(facts("c", 2, Role::Standby), sql(false, 3));
+    facts.files.promise = Epoch(3);
+    facts.local.seal =
+        Some(Seal { sealing: Epoch(3), position: at(2, 200), replayed: Lsn(200), clean: true });
+    assert_eq!(decide(&view, &facts), Action::Fence(FenceReason::Sealing(Epoch(3))));
+}
+
+#[test]
+fn who_holds_less_than_it_was_chosen_with_is_not_promoted() {
+    let mut facts = running(facts("b", 1, Role::Standby), sql(true, 1));
+    facts.files.promise = Epoch(2);
+    let seal = |lsn| {
+        Some(Seal { sealing: Epoch(2), position: at(1, lsn), replayed: Lsn(lsn), clean: true })
+    };
+    facts.local.seal = seal(100);
+    assert!(matches!(decide(&view(), &facts), Action::Promote(_)));
+    facts.local.seal = seal(99);
+    assert!(matches!(decide(&view(), &facts), Action::Hold(Hold::Refused(_))));
+    facts.local.process = Process::None;
+    facts.sql = None;
+    assert!(matches!(decide(&view(), &facts), Action::Hold(Hold::Refused(_))));
+}
+
+#[test]
+fn a_proof_that_waits_for_voters_gives_way_to_the_slot_of_a_new_member() {
+    let mut facts = running(facts("b", 2, Role::Primary), sql(false, 2));
+    facts.local.opened = report("b").opened;
+    facts.local.slots_for = Some((vec![name("c")], true));
+    let confirm = decide(&view(), &facts);
+    assert_eq!(
+        confirm.kind(),
+        ActionKind::Confirm,
+        "voters that follow at once need no slots first"
+    );
+    facts.local.voters_late = true;
+    let slots = decide(&view(), &facts);
+    assert_eq!(slots.kind(), ActionKind::KeepSlots, "a was admitted meanwhile");
+    assert!(confirm.yields_to(&slots));
+    let failure = Failure { problem: "x".into(), times: 1, at: NOW };
+    facts.local.failures.insert(ActionKind::KeepSlots, failure);
+    assert_eq!(decide(&view(), &facts).kind(), ActionKind::Confirm);
+}
+
+#[test]
+fn a_rewind_that_waits_for_its_source_does_not_keep_the_member_from_sealing() {
+    let mut facts = facts("a", 1, Role::Primary);
+    facts.local.end_of_wal = Some(at(1, 101));
+    let rewind = decide(&view(), &facts);
+    assert_eq!(rewind.kind(), ActionKind::Rewind);
+    assert!(rewind.yields_to(&Action::Seal { sealing: Epoch(3) }));
+    // Once its data changes the member is incomplete, and is not asked to seal.
+    let mut view = view();
+    view.state.as_mut().unwrap().sealing = Some(Epoch(3));
+    facts.files.complete = false;
+    assert!(!rewind.yields_to(&decide(&view, &facts)));
+}

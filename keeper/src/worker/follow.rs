@@ -11,6 +11,7 @@ use proto::{Epoch, MemberName, WalPosition};
 use super::Worker;
 use crate::durable::{remove_if_there, replace, write_atomic};
 use crate::facts::{Names, Process};
+use crate::fencer::{FencerError, Refusal};
 use crate::member_files::Role;
 use crate::postgres::settings::{Access, REPLICATION_ROLE, Settings, StreamName, Upstream};
 use crate::postgres::wal_files;
@@ -131,7 +132,11 @@ impl Worker {
         ];
         // The environment is cleared so that no PGPASSWORD of ours reaches a walreceiver.
         let env = [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into();
+        let before = self.local().process;
+        // It counts as running from before the order is sent: an action may be cut, or its answer lost, and then
+        // PostgreSQL starts all the same. The fencer's events, and nothing else, say that it has ended.
         self.update(|local| {
+            local.process = Process::Running { pid: 0 };
             local.end_of_wal = None;
             local.started_sealed = None;
             local.streamed = None;
@@ -139,6 +144,7 @@ impl Worker {
             local.opened = None;
             local.confirmed = None;
             local.names = Names::Impossible;
+            local.voters_late = false;
         });
         let start = crate::fencer::StartPostgres {
             program: self.binaries.postgres(),
@@ -147,8 +153,18 @@ impl Worker {
             log_file: self.place.state_dir.join("postgresql.log"),
             deadline,
         };
-        let pid = self.fencer.start(start).await.context("start PostgreSQL")?;
-        self.update(|local| local.process = Process::Running { pid });
+        let started = self.fencer.start(start).await;
+        self.update(|local| match (&started, local.process) {
+            (Ok(pid), Process::Running { .. }) => local.process = Process::Running { pid: *pid },
+            (Err(FencerError::Refused(refusal)), Process::Running { .. })
+                if !matches!(refusal, Refusal::AlreadyRuns { .. }) =>
+            {
+                local.process = before;
+            }
+            // It has ended already, or whether it runs is not known.
+            (Ok(_) | Err(_), _) => {}
+        });
+        let pid = started.context("start PostgreSQL")?;
         tracing::info!(pid, "started PostgreSQL");
         Ok(())
     }

@@ -9,7 +9,7 @@ use proto::assignment::Lead;
 use proto::cfg::unsatisfiable_names;
 use proto::report::Opened;
 
-use super::promote::{current_timeline, switch_point};
+use super::promote::{current_timeline, serve_until, switch_point};
 use super::{Worker, prove, right};
 use crate::durable::remove_if_there;
 use crate::facts::Names;
@@ -34,10 +34,10 @@ pub async fn start_primary(worker: &Worker, lead: &Lead, restart: u64) -> anyhow
         access: Access::Closed,
         eager: false,
     })?;
+    let lease = (*worker.lease.borrow()).context("this keeper has no lease to start under")?;
     worker.save(|files| files.restarted = files.restarted.max(restart))?;
     // The right is bounded from before the start: with it gone the fencer ends what recovery has begun.
-    worker.start_postgres(None).await?;
-    worker.bound_service();
+    worker.start_postgres(Some(serve_until(lease.expires, &worker.spec()))).await?;
     let session = worker.admin_within(REDO_AT_MOST).await?;
     if session.value::<bool>("SELECT pg_is_in_recovery()").await? {
         bail!(
@@ -57,8 +57,9 @@ pub async fn open(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
         bail!("PostgreSQL writes timeline {timeline}, the state names {}", lead.timeline);
     }
     let restart = lead.restart.unwrap_or(0);
-    worker.bound_service();
     right::take(worker, lead.epoch, restart).await?;
+    // Not before: a lease that is kept is no right, only the state read after it is.
+    worker.bound_service();
     let was_open = worker.settings().access == Access::Open;
     if !was_open {
         ensure_roles(worker, &session).await?;
@@ -76,8 +77,12 @@ pub async fn open(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
 
 /// Waits until k voters of the Cfg in force have flushed all that was recovered; meanwhile shows that backends wait.
 async fn wait_until_safe(worker: &Worker, session: &Session, lead: &Lead) -> anyhow::Result<()> {
-    let recovered: Lsn =
-        session.value::<String>("SELECT pg_current_wal_insert_lsn()::text").await?.parse()?;
+    // The end of a record of our own: the insert position of an idle server may lie a page header further, which
+    // nobody is ever sent.
+    let recovered: Lsn = session
+        .value::<String>("SELECT pg_logical_emit_message(true, 'pgdeputy', 'open')::text")
+        .await?
+        .parse()?;
     let newest = lead.cfgs.iter().rev().find(|c| c.epoch == lead.epoch);
     let cfg = newest.context("the state holds no Cfg of this epoch")?;
     if cfg.k == 0 {

@@ -40,7 +40,10 @@ pub async fn confirm(worker: &Worker, cfg: &Cfg, proof: Proof) -> anyhow::Result
     // The Cfg whose voters' signs count is on disk before anybody learns that it is confirmed.
     worker.save(|files| files.confirmed = Some(cfg.clone()))?;
     tracing::info!(%cfg, %lsn, "confirmed");
-    worker.update(|local| local.confirmed = Some(Confirmed { cfg: cfg.id, lsn, voters }));
+    worker.update(|local| {
+        local.confirmed = Some(Confirmed { cfg: cfg.id, lsn, voters });
+        local.voters_late = false;
+    });
     Ok(())
 }
 
@@ -162,6 +165,9 @@ pub async fn wait_for_voters(
         }
         // Voters follow within tens of milliseconds or not for a while.
         let young = store::clock::now().since(begun) < Duration::from_millis(500);
+        if !young && !worker.local().voters_late {
+            worker.update(|local| local.voters_late = true);
+        }
         sleep(if young { Duration::from_millis(2) } else { Duration::from_millis(50) }).await;
     }
 }

@@ -11,6 +11,7 @@ use proto::assignment::Follow;
 use proto::cfg::joining_name;
 use proto::report::{RejoinBy, RejoinOutcome};
 use proto::{Lsn, Timeline};
+use tokio::time::timeout;
 use tokio_postgres::NoTls;
 
 use super::Worker;
@@ -27,6 +28,9 @@ use crate::postgres::source::Source;
 
 /// The checkpoint after a promotion is asked for at once; with very large buffers it takes minutes.
 const SOURCE_CHECKPOINT_AT_MOST: Duration = Duration::from_secs(600);
+
+/// A source that is silent for longer is frozen or cut off. Waiting for it would keep this member from sealing.
+const SOURCE_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Rewinds the data directory of a former primary onto the timeline of `follow`.
 pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Result<()> {
@@ -166,21 +170,22 @@ async fn source_is_ready(worker: &Worker, follow: &Follow, source: &Source) -> a
         .dbname("postgres")
         .application_name(&source.application_name)
         .connect_timeout(Duration::from_secs(5));
-    let (client, connection) = config
-        .connect(NoTls)
+    let (client, connection) = timeout(SOURCE_ANSWERS_WITHIN, config.connect(NoTls))
         .await
+        .context("the source accepts no session")?
         .map_err(|e| anyhow::anyhow!("connect to the source: {}", describe(&e)))?;
     let connection = tokio::spawn(connection);
     let asking = async {
         let deadline = store::clock::now() + SOURCE_CHECKPOINT_AT_MOST;
         loop {
-            let row = client
-                .query_one(
-                    "SELECT NOT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint()),
-                            CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn() END::text",
-                    &[],
-                )
+            let question = client.query_one(
+                "SELECT NOT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint()),
+                        CASE WHEN pg_is_in_recovery() THEN '0/0' ELSE pg_current_wal_flush_lsn() END::text",
+                &[],
+            );
+            let row = timeout(SOURCE_ANSWERS_WITHIN, question)
                 .await
+                .context("the source does not answer")?
                 .map_err(|e| anyhow::anyhow!("ask the source: {}", describe(&e)))?;
             ensure!(row.get::<_, bool>(0), "the source is no primary any more");
             if Timeline(row.get::<_, i32>(1) as u32) == follow.timeline {

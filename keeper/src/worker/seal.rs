@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::report::Seal;
@@ -21,6 +21,7 @@ const SESSION_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Seals for `sealing`. PostgreSQL runs as a standby or not at all.
 pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
+    ensure!(worker.files().complete, "this member is incomplete: where its WAL ends says nothing");
     let running = worker.is_running();
     worker.forget_credentials(None)?;
     let settings = Settings { upstream: None, eager: true, ..worker.settings() };

@@ -261,7 +261,7 @@ async fn an_administrators_shell_in_the_data_directory_is_left_alone(cluster: Cl
 }
 
 async fn what_cannot_be_done_is_refused_and_changes_nothing(cluster: Cluster) {
-    let scene = Scene::fresh(&cluster).await;
+    let mut scene = Scene::fresh(&cluster).await;
     let mut missing = cluster.start(None);
     missing.program = "/nowhere/postgres".into();
     let refused = scene.fencer.start(missing).await.unwrap_err().to_string();
@@ -272,6 +272,7 @@ async fn what_cannot_be_done_is_refused_and_changes_nothing(cluster: Cluster) {
     assert!(matches!(refused, Err(FencerError::Refused(Refusal::NotRunning))), "{refused:?}");
     let nothing = scene.fencer.fence().await.unwrap();
     assert_eq!((nothing.killed, nothing.took), (0, Duration::ZERO));
+    assert_eq!(scene.event().await, FencerEvent::Gone, "also said where nothing was to be ended");
 
     let pid = scene.serving(None).await;
     let refused = scene.fencer.start(cluster.start(None)).await;
