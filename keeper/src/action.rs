@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use proto::assignment::{Follow, Lead};
-use proto::{Cfg, Epoch, MemberName, WalPosition};
+use proto::{Cfg, Epoch, MemberName, Timeline, WalPosition};
 
 use crate::postgres::settings::StreamName;
 
@@ -99,6 +99,8 @@ pub enum FenceReason {
     /// A standby holds WAL that its primary's history does not have.
     PastTheFork,
     NotOurEpoch,
+    /// A standby holds pieces of a timeline that its log never got to: they are set aside while it is down.
+    Unreached(Timeline),
 }
 
 /// Why nothing is done.
@@ -244,6 +246,9 @@ impl fmt::Display for FenceReason {
                 write!(f, "this standby holds WAL that the primary's history does not have")
             }
             FenceReason::NotOurEpoch => write!(f, "a primary of another epoch runs here"),
+            FenceReason::Unreached(timeline) => {
+                write!(f, "this standby was on its way to timeline {timeline} and never got there")
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a keeper knows when it decides: gathered by the shell, and nothing but values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::report::{Confirmed, DataDirectory, MemberReport, Opened, Rejoin, Seal};
 use proto::{
@@ -72,6 +72,8 @@ pub struct Local {
     /// The settings on disk that the server has, or will read at its start.
     pub settings: Option<Settings>,
     pub seal: Option<Seal>,
+    /// Timelines beyond the sealed position's of which this member holds pieces: see `wal_files::unreached`.
+    pub unreached: BTreeSet<Timeline>,
     pub opened: Option<Opened>,
     pub confirmed: Option<Confirmed>,
     /// The end of this member's WAL, scanned while no process lived; forgotten when PostgreSQL starts.
@@ -82,6 +84,8 @@ pub struct Local {
     /// true, and its last WAL is of that timeline; pg_control may take a checkpoint to hear of it.
     pub streamed: Option<Timeline>,
     pub names: Names,
+    /// The timeline that a promotion has ended on, before the server is asked again.
+    pub promoted: Option<Timeline>,
     /// A Cfg waits for voters for longer than they need to follow: they may lack their slots.
     pub voters_late: bool,
     /// When the seal's replay position was last brought up to date.

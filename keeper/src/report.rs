@@ -58,9 +58,10 @@ fn server(identity: &Identity, state: Option<&ClusterState>, facts: &Facts) -> S
     match (facts.local.process, &facts.sql) {
         (Process::Exited { noticed, gone }, _) => Server::Dead { noticed, gone },
         (Process::Running { .. }, None) => Server::Starting,
-        (Process::Running { .. }, Some(sql)) if sql.in_recovery => {
-            Server::Standby { timeline: sql.timeline }
-        }
+        (Process::Running { .. }, Some(sql)) if sql.in_recovery => match facts.local.promoted {
+            Some(timeline) => Server::Primary { timeline },
+            None => Server::Standby { timeline: sql.timeline },
+        },
         (Process::Running { .. }, Some(sql)) => Server::Primary { timeline: sql.timeline },
         // Found down at the keeper's start: to the leader the same as a death just noticed.
         (Process::None, _) if leads(state, facts) => {

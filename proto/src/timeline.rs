@@ -98,8 +98,15 @@ impl TimelineHistory {
 
     /// Returns the timeline that wrote the byte just before `lsn`: a position at a switch point belongs to the
     /// parent, because nothing of the descendant has been written yet.
+    ///
+    /// Looked for from the newest one on, as PostgreSQL does: whoever was promoted on its way to a timeline that it
+    /// never reached left that one below the switch point where it begins.
     pub fn writer_of(&self, lsn: Lsn) -> Timeline {
-        self.ancestors.iter().find(|a| lsn <= a.until).map_or(self.timeline, |a| a.timeline)
+        let mut writer = self.timeline;
+        for ancestor in self.ancestors.iter().rev().take_while(|a| lsn <= a.until) {
+            writer = ancestor.timeline;
+        }
+        writer
     }
 
     /// Returns where this history left `timeline`; `None` if `timeline` is not one of its ancestors.
@@ -122,6 +129,14 @@ mod tests {
         assert_eq!(history.writer_of(Lsn(0x600_0000)), Timeline(3));
         assert_eq!(history.left_at(Timeline(2)), Some(Lsn(0x500_0060)));
         assert_eq!(history.left_at(Timeline(3)), None);
+    }
+
+    #[test]
+    fn a_timeline_that_was_left_before_it_began_takes_nothing_from_its_descendant() {
+        let text = "1\t0/5000000\tx\n2\t0/3000000\tx\n";
+        let history = TimelineHistory::parse(Timeline(3), text).unwrap();
+        assert_eq!(history.writer_of(Lsn(0x300_0000)), Timeline(1));
+        assert_eq!(history.writer_of(Lsn(0x400_0000)), Timeline(3));
     }
 
     #[test]

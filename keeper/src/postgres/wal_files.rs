@@ -2,7 +2,7 @@
 //!
 //! Rule: a position at or before a switch point belongs to the parent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -76,6 +76,48 @@ pub fn newest_timeline_holding(
         None => Ok(None),
         Some(newest) => Ok(Some(history(pg_wal, newest)?.writer_of(lsn))),
     }
+}
+
+/// Returns the timelines above `reach` of which `pg_wal` holds segments or a history, though its log has not got that
+/// far. PostgreSQL would take such a segment for the whole of its part of the log, also where an older timeline's has
+/// more, and would never leave such a history for another timeline.
+pub fn unreached(
+    pg_wal: &Path,
+    reach: Timeline,
+    segment_size: u32,
+) -> anyhow::Result<BTreeSet<Timeline>> {
+    let segments = segments(pg_wal, segment_size)
+        .with_context(|| format!("list {}", pg_wal.display()))?
+        .into_iter()
+        .map(|segment| segment.timeline);
+    let histories = history_files(pg_wal)?.into_iter().filter(|(_, bytes)| *bytes > 0);
+    Ok(segments.chain(histories.map(|(timeline, _)| timeline)).filter(|t| *t > reach).collect())
+}
+
+/// Gives the files of `unreached` another name, under which PostgreSQL does not see them. Not for a running server.
+pub fn set_unreached_aside(
+    pg_wal: &Path,
+    reach: Timeline,
+    segment_size: u32,
+) -> anyhow::Result<BTreeSet<Timeline>> {
+    let timelines = unreached(pg_wal, reach, segment_size)?;
+    if timelines.is_empty() {
+        return Ok(timelines);
+    }
+    let list = fs::read_dir(pg_wal).with_context(|| format!("list {}", pg_wal.display()))?;
+    for entry in list {
+        let entry = entry.with_context(|| format!("list {}", pg_wal.display()))?;
+        let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+        let segment = Segment::parse(&name, segment_size).map(|segment| segment.timeline);
+        let timeline = segment.or_else(|| parse_history_name(&name));
+        if timeline.is_some_and(|timeline| timelines.contains(&timeline)) {
+            let aside = pg_wal.join(format!("{name}.unreached"));
+            fs::rename(entry.path(), &aside)
+                .with_context(|| format!("rename {name} to {}", aside.display()))?;
+        }
+    }
+    durable::fsync_dir(pg_wal).with_context(|| format!("sync {}", pg_wal.display()))?;
+    Ok(timelines)
 }
 
 /// Returns all segments in `pg_wal`, in no particular order.
@@ -195,6 +237,31 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn pieces_of_a_timeline_that_the_log_has_not_reached_are_found_and_set_aside() {
+        let files = [
+            ("000000010000000000000003", "log"),
+            ("000000020000000000000003", "piece"),
+            ("00000002.history", "1\t0/300148\tx\n"),
+            // A placeholder says nothing, and is another rule's to remove.
+            ("00000003.history", ""),
+        ];
+        let dir = dir_with(&files);
+        assert!(unreached(dir.path(), Timeline(2), MB).unwrap().is_empty());
+        let aside = set_unreached_aside(dir.path(), Timeline(1), MB).unwrap();
+        assert_eq!(aside, [Timeline(2)].into());
+        assert_eq!(
+            names(dir.path()),
+            [
+                "000000010000000000000003",
+                "00000002.history.unreached",
+                "000000020000000000000003.unreached",
+                "00000003.history",
+            ]
+        );
+        assert!(unreached(dir.path(), Timeline(1), MB).unwrap().is_empty());
     }
 
     #[test]

@@ -61,9 +61,11 @@ fn promote(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
         // Chosen with a seal that this keeper does not remember: it was restarted in between. Sealing again is
         // harmless and shows whether the position still holds.
         None => Action::Seal { sealing: lead.epoch },
-        Some(seal) => match shortfall(state, seal.position) {
-            Some(refused) => Action::Hold(refused),
-            None => Action::Promote(lead),
+        Some(seal) => match (shortfall(state, seal.position), facts.local.unreached.first()) {
+            (Some(refused), _) => Action::Hold(refused),
+            // PostgreSQL would look for its last record in the piece, or write a history that goes through it.
+            (None, Some(timeline)) => Action::Fence(FenceReason::Unreached(*timeline)),
+            (None, None) => Action::Promote(lead),
         },
     }
 }

@@ -5,7 +5,7 @@ use proto::assignment::Follow;
 use proto::report::{DataDirectory, RejoinBy};
 use proto::{ClusterState, MemberName, Phase, WalPosition};
 
-use super::standby::{is_prefix, primary_is_open, stream_name};
+use super::standby::{is_prefix, may_take_up, primary_is_open, stream_name};
 use crate::action::{Action, Hold};
 use crate::facts::{ClusterView, Facts};
 use crate::member_files::Role;
@@ -71,7 +71,7 @@ pub fn decide(state: &ClusterState, role: Role, end: WalPosition) -> Rejoin {
 }
 
 fn start_standby(view: &ClusterView, facts: &Facts, follow: Follow) -> Action {
-    if !view.reports.contains_key(&follow.primary) {
+    if !may_take_up(view, facts, &follow) {
         return Action::Hold(Hold::WaitingForPrimary);
     }
     let name = stream_name(view, facts, &follow);

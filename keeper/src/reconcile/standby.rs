@@ -3,7 +3,7 @@
 use proto::assignment::Follow;
 use proto::report::{DataDirectory, Opened, Server};
 use proto::spec::Permission;
-use proto::{ClusterState, Lsn, WalPosition};
+use proto::{ClusterState, Lsn, Timeline, WalPosition};
 
 use super::{primary, rejoin, seal};
 use crate::action::{Action, FenceReason, Hold};
@@ -63,7 +63,11 @@ fn running(
     if points_there && facts.files.promise >= follow.epoch {
         return following(state, facts, &follow, sql);
     }
-    if !view.reports.contains_key(&follow.primary) {
+    let ready = may_take_up(view, facts, &follow);
+    if !ready && facts.local.seal.is_some_and(|s| s.sealing == follow.epoch) {
+        return Action::Hold(Hold::WaitingForPrimary);
+    }
+    if !facts.files.complete && !ready {
         return Action::Hold(Hold::WaitingForPrimary);
     }
     if !facts.files.complete || upstream.is_some_and(|u| u.epoch == follow.epoch) {
@@ -73,9 +77,18 @@ fn running(
     match facts.local.seal.filter(|s| s.sealing == follow.epoch) {
         // Whoever follows a new epoch under a voter's name has promised it and shown where its WAL ends.
         None => Action::Seal { sealing: follow.epoch },
-        Some(seal) if is_prefix(state, seal.position) => Action::Repoint { follow, name },
+        Some(seal) if is_prefix(state, seal.position) => match stray(state, facts) {
+            // Its server would never leave that timeline for the present one.
+            Some(timeline) => Action::Fence(FenceReason::Unreached(timeline)),
+            None => Action::Repoint { follow, name },
+        },
         Some(_) => Action::Fence(FenceReason::PastTheFork),
     }
+}
+
+/// Returns a timeline that this member was on its way to and that the present one does not descend from.
+fn stray(state: &ClusterState, facts: &Facts) -> Option<Timeline> {
+    facts.local.unreached.iter().copied().find(|t| state.shared_until(*t).is_none())
 }
 
 fn following(state: &ClusterState, facts: &Facts, follow: &Follow, sql: &SqlFacts) -> Action {
@@ -97,6 +110,22 @@ fn holds_the_beginning(facts: &Facts, follow: &Follow, sql: &SqlFacts) -> bool {
     let Some(start) = follow.start_lsn else { return false };
     let flushed = sql.flush_lsn.unwrap_or(Lsn(0));
     streams && flushed >= needed && flushed >= start
+}
+
+/// Returns whether this member may receive from the primary of `follow`: that one is out of recovery on the epoch's
+/// timeline, or was when this member took it up.
+///
+/// A primary that is still in recovery streams all that it received, also beyond the end of its last whole record, and
+/// what a standby then acknowledges would count for commits of the new timeline.
+pub fn may_take_up(view: &ClusterView, facts: &Facts, follow: &Follow) -> bool {
+    let settings = facts.local.settings.as_ref();
+    let taken_up =
+        settings.and_then(|s| s.upstream.as_ref()).is_some_and(|u| u.epoch == follow.epoch);
+    let report = view.reports.get(&follow.primary);
+    taken_up
+        || report.is_some_and(
+            |r| matches!(r.server, Server::Primary { timeline } if timeline == follow.timeline),
+        )
 }
 
 /// Returns the name under which this member streams: a voter's once it is complete, unless it may not vote.

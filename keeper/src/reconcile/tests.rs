@@ -238,6 +238,24 @@ fn a_running_standby_follows_a_new_epoch_only_after_it_has_sealed_for_it() {
 }
 
 #[test]
+fn nobody_follows_a_new_primary_that_is_still_in_recovery() {
+    let mut view = view();
+    view.reports.get_mut(&name("b")).unwrap().server = Server::Standby { timeline: Timeline(1) };
+    let mut standby = running(facts("c", 1, Role::Standby), sql(true, 1));
+    standby.files.promise = Epoch(2);
+    standby.local.seal =
+        Some(Seal { sealing: Epoch(2), position: at(1, 100), replayed: Lsn(90), clean: true });
+    let mut former = facts("a", 1, Role::Primary);
+    former.local.end_of_wal = Some(at(1, 100));
+    for facts in [&standby, &former] {
+        assert_eq!(decide(&view, facts), Action::Hold(Hold::WaitingForPrimary));
+    }
+    view.reports.get_mut(&name("b")).unwrap().server = Server::Primary { timeline: Timeline(2) };
+    assert!(matches!(decide(&view, &standby), Action::Repoint { .. }));
+    assert!(matches!(decide(&view, &former), Action::StartStandby { .. }));
+}
+
+#[test]
 fn a_half_rewound_directory_is_never_started() {
     let mut facts = facts("a", 2, Role::Standby);
     facts.files.complete = false;
@@ -435,4 +453,32 @@ fn a_rewind_that_waits_for_its_source_does_not_keep_the_member_from_sealing() {
     view.state.as_mut().unwrap().sealing = Some(Epoch(3));
     facts.files.complete = false;
     assert!(!rewind.yields_to(&decide(&view, &facts)));
+}
+
+#[test]
+fn a_member_on_its_way_to_a_timeline_that_it_never_reached_is_restarted_before_it_is_promoted() {
+    let mut facts = running(facts("b", 1, Role::Standby), sql(true, 1));
+    facts.files.promise = Epoch(2);
+    facts.local.seal =
+        Some(Seal { sealing: Epoch(2), position: at(1, 100), replayed: Lsn(100), clean: true });
+    facts.local.unreached = [Timeline(2)].into();
+    assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::Unreached(Timeline(2))));
+    facts.local.unreached.clear();
+    assert!(matches!(decide(&view(), &facts), Action::Promote(_)));
+}
+
+#[test]
+fn a_standby_does_not_follow_past_the_history_of_a_dead_epoch() {
+    let mut facts = running(facts("c", 1, Role::Standby), sql(true, 1));
+    facts.files.promise = Epoch(2);
+    facts.local.seal =
+        Some(Seal { sealing: Epoch(2), position: at(1, 90), replayed: Lsn(90), clean: true });
+    // Of a promotion that nobody followed: the present timeline does not descend from it.
+    facts.local.unreached = [Timeline(3)].into();
+    let mut view = view();
+    let state = view.state.as_mut().unwrap();
+    (state.timeline, state.epochs[1].timeline) = (Timeline(4), Timeline(4));
+    assert_eq!(decide(&view, &facts), Action::Fence(FenceReason::Unreached(Timeline(3))));
+    facts.local.unreached = [Timeline(4)].into();
+    assert!(matches!(decide(&view, &facts), Action::Repoint { .. }), "it is only not there yet");
 }

@@ -9,6 +9,7 @@ use proto::report::{RejoinBy, RejoinOutcome};
 use proto::{Epoch, MemberName, WalPosition};
 
 use super::Worker;
+use super::seal::set_unreached_aside;
 use crate::durable::{remove_if_there, replace, write_atomic};
 use crate::facts::{Names, Process};
 use crate::fencer::{FencerError, Refusal};
@@ -30,6 +31,9 @@ pub async fn start(worker: &Worker, follow: &Follow, name: StreamName) -> anyhow
         worker.begin_rejoin(follow.epoch, RejoinBy::Follow, &reason);
     }
     wal_files::remove_placeholders(&worker.pg_wal()).context("remove empty timeline histories")?;
+    if let Some(end) = worker.local().end_of_wal.filter(|_| worker.files().complete) {
+        set_unreached_aside(worker, end)?;
+    }
     write_signal_file(worker)?;
     worker.install(standby_settings(worker, follow, name)?)?;
     worker.start_postgres(None).await
@@ -38,6 +42,7 @@ pub async fn start(worker: &Worker, follow: &Follow, name: StreamName) -> anyhow
 /// Starts PostgreSQL as a standby that receives from nobody, so that it can be promoted. It serves nobody meanwhile.
 pub async fn start_sealed(worker: &Worker, position: WalPosition) -> anyhow::Result<()> {
     wal_files::remove_placeholders(&worker.pg_wal()).context("remove empty timeline histories")?;
+    set_unreached_aside(worker, position)?;
     worker.forget_credentials(None)?;
     write_signal_file(worker)?;
     worker.install(Settings::cut_off())?;
@@ -72,7 +77,13 @@ fn standby_settings(
     follow: &Follow,
     name: StreamName,
 ) -> anyhow::Result<Settings> {
-    let (host, port) = worker.address_of(&follow.primary)?;
+    // A primary that does not report for a while is looked for where it was.
+    let known = worker.settings().upstream.filter(|u| u.epoch == follow.epoch);
+    let (host, port) = match (worker.address_of(&follow.primary), known) {
+        (Ok(reported), _) => reported,
+        (Err(_), Some(known)) => (known.host, known.port),
+        (Err(error), None) => return Err(error),
+    };
     let upstream = Upstream { epoch: follow.epoch, host, port, name };
     write_passfile(worker, &upstream)?;
     worker.forget_credentials(Some(follow.epoch))?;
@@ -138,6 +149,7 @@ impl Worker {
         self.update(|local| {
             local.process = Process::Running { pid: 0 };
             local.end_of_wal = None;
+            local.promoted = None;
             local.started_sealed = None;
             local.streamed = None;
             local.slots_for = None;

@@ -89,7 +89,10 @@ async fn promote_server(
         worker.fence("the promotion ended on another timeline than the state named").await?;
         bail!("promoted to timeline {timeline}, the state named {}", lead.timeline);
     }
-    worker.update(|local| local.names = Names::Proven(cfg.id));
+    worker.update(|local| {
+        local.names = Names::Proven(cfg.id);
+        local.promoted = Some(timeline);
+    });
     switch_point(worker, timeline)
 }
 

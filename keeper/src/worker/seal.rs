@@ -1,15 +1,17 @@
 //! Sealing: stop receiving in a way that no stale process can undo, promise, and only then look how far the WAL
 //! reaches. This, and not a clock, takes the old primary's power away.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::report::Seal;
-use proto::{Epoch, Lsn, WalPosition};
+use proto::{Epoch, Lsn, Timeline, WalPosition};
 
 use super::{Patience, Worker};
+use crate::facts::Local;
 use crate::postgres::control::ControlFile;
 use crate::postgres::session::Session;
 use crate::postgres::settings::Settings;
@@ -52,8 +54,12 @@ pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
         Some(session) => running_seal(worker, session, sealing).await?,
         None => stopped_seal(worker, sealing).await?,
     };
-    tracing::info!(%sealing, position = %seal.position, clean = seal.clean, "sealed");
-    worker.update(|local| local.seal = Some(seal));
+    let unreached = unreached(worker, seal.position)?;
+    tracing::info!(%sealing, position = %seal.position, clean = seal.clean, ?unreached, "sealed");
+    worker.update(|local| {
+        local.seal = Some(seal);
+        local.unreached = unreached;
+    });
     Ok(())
 }
 
@@ -67,6 +73,25 @@ fn seal_recovering(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
             clean: true,
         });
     });
+    Ok(())
+}
+
+/// Returns the timelines beyond `position` of which this member holds pieces.
+fn unreached(worker: &Worker, position: WalPosition) -> anyhow::Result<BTreeSet<Timeline>> {
+    let control = ControlFile::read(&worker.place.data_dir)?;
+    let reach = position.timeline.max(control.timeline());
+    wal_files::unreached(&worker.pg_wal(), reach, control.wal_segment_size)
+}
+
+/// Sets such pieces aside. PostgreSQL is down and its WAL ends at `position`.
+pub fn set_unreached_aside(worker: &Worker, position: WalPosition) -> anyhow::Result<()> {
+    let control = ControlFile::read(&worker.place.data_dir)?;
+    let reach = position.timeline.max(control.timeline());
+    let aside = wal_files::set_unreached_aside(&worker.pg_wal(), reach, control.wal_segment_size)?;
+    if !aside.is_empty() {
+        tracing::warn!(?aside, %position, "set aside pieces of timelines that were not reached");
+    }
+    worker.update(|local| local.unreached.clear());
     Ok(())
 }
 
@@ -115,16 +140,31 @@ async fn running_seal(worker: &Worker, session: &Session, sealing: Epoch) -> any
     let replayed: Lsn = row.get::<_, &str>(1).parse()?;
     // Without a stream since its start the receive position is where a receiver would begin, not what is there.
     let local = worker.local();
-    let position = if let Some(position) = local.started_sealed.filter(|_| local.streamed.is_none())
-    {
-        position
-    } else if local.streamed.is_some() {
-        position_at(worker, received.max(replayed))?
-    } else {
-        let scanned = scan_position(worker).await?;
-        if scanned.lsn >= replayed { scanned } else { position_at(worker, replayed)? }
+    let position = match local.started_sealed.filter(|_| local.streamed.is_none()) {
+        Some(position) => position,
+        None => match streamed_position(worker, &local, received.max(replayed))? {
+            Some(position) => position,
+            None => {
+                let scanned = scan_position(worker).await?;
+                if scanned.lsn >= replayed { scanned } else { position_at(worker, replayed)? }
+            }
+        },
     };
     Ok(Seal { sealing, position, replayed: replayed.min(position.lsn), clean: true })
+}
+
+/// Returns the position of a member whose receiver reached `lsn`. `None`: none streamed, or one was on its way to
+/// another timeline and began that segment anew, so that the older one's file holds more.
+fn streamed_position(
+    worker: &Worker,
+    local: &Local,
+    lsn: Lsn,
+) -> anyhow::Result<Option<WalPosition>> {
+    if local.streamed.is_none() {
+        return Ok(None);
+    }
+    let position = position_at(worker, lsn)?;
+    Ok(unreached(worker, position)?.is_empty().then_some(position))
 }
 
 async fn stopped_seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<Seal> {
@@ -152,7 +192,7 @@ pub async fn scan_position(worker: &Worker) -> anyhow::Result<WalPosition> {
     with_epoch(worker, end.lsn, end.timeline)
 }
 
-fn with_epoch(worker: &Worker, lsn: Lsn, timeline: proto::Timeline) -> anyhow::Result<WalPosition> {
+fn with_epoch(worker: &Worker, lsn: Lsn, timeline: Timeline) -> anyhow::Result<WalPosition> {
     let epoch = worker
         .state()?
         .epoch_of(timeline)
