@@ -63,16 +63,13 @@ fn running(
     if points_there && facts.files.promise >= follow.epoch {
         return following(state, facts, &follow, sql);
     }
-    let ready = may_take_up(view, facts, &follow);
-    if !ready && facts.local.seal.is_some_and(|s| s.sealing == follow.epoch) {
-        return Action::Hold(Hold::WaitingForPrimary);
-    }
-    if !facts.files.complete && !ready {
-        return Action::Hold(Hold::WaitingForPrimary);
-    }
+    let repoint = match may_take_up(view, facts, &follow) {
+        true => Action::Repoint { follow: follow.clone(), name },
+        false => Action::Hold(Hold::WaitingForPrimary),
+    };
     if !facts.files.complete || upstream.is_some_and(|u| u.epoch == follow.epoch) {
         // Its WAL is not counted yet, or was judged for this epoch before: only the name or address changes.
-        return Action::Repoint { follow, name };
+        return repoint;
     }
     match facts.local.seal.filter(|s| s.sealing == follow.epoch) {
         // Whoever follows a new epoch under a voter's name has promised it and shown where its WAL ends.
@@ -80,7 +77,7 @@ fn running(
         Some(seal) if is_prefix(state, seal.position) => match stray(state, facts) {
             // Its server would never leave that timeline for the present one.
             Some(timeline) => Action::Fence(FenceReason::Unreached(timeline)),
-            None => Action::Repoint { follow, name },
+            None => repoint,
         },
         Some(_) => Action::Fence(FenceReason::PastTheFork),
     }

@@ -478,6 +478,7 @@ fn a_standby_does_not_follow_past_the_history_of_a_dead_epoch() {
     let mut view = view();
     let state = view.state.as_mut().unwrap();
     (state.timeline, state.epochs[1].timeline) = (Timeline(4), Timeline(4));
+    view.reports.get_mut(&name("b")).unwrap().server = Server::Primary { timeline: Timeline(4) };
     assert_eq!(decide(&view, &facts), Action::Fence(FenceReason::Unreached(Timeline(3))));
     facts.local.unreached = [Timeline(4)].into();
     assert!(matches!(decide(&view, &facts), Action::Repoint { .. }), "it is only not there yet");

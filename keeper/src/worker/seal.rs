@@ -2,6 +2,7 @@
 //! reaches. This, and not a clock, takes the old primary's power away.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -21,6 +22,9 @@ use crate::postgres::{wal_files, wal_scan};
 /// hangs: it is stopped and its files are read, because a seal must not wait for replay.
 const SESSION_PATIENCE: Duration = Duration::from_millis(300);
 
+/// Far longer than any silence of a healthy server on a busy machine: being stopped for nothing costs a restart.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Seals for `sealing`. PostgreSQL runs as a standby or not at all.
 pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
     ensure!(worker.files().complete, "this member is incomplete: where its WAL ends says nothing");
@@ -28,7 +32,7 @@ pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
     worker.forget_credentials(None)?;
     let settings = Settings { upstream: None, eager: true, ..worker.settings() };
     let session = match running {
-        true => match worker.admin_within(SESSION_PATIENCE).await {
+        true => match answering(worker).await {
             Ok(session) => Some(session),
             // Started without an upstream and still recovering: it has received nothing since, and goes on.
             Err(_) if worker.local().started_sealed.is_some() => {
@@ -61,6 +65,13 @@ pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
         local.unreached = unreached;
     });
     Ok(())
+}
+
+/// Returns a session that answers. One that was kept says nothing by itself: its server may hang since.
+async fn answering(worker: &Worker) -> anyhow::Result<Arc<Session>> {
+    let session = worker.admin_within(SESSION_PATIENCE).await?;
+    session.run_within(ANSWER_PATIENCE, "SELECT 1").await.context("PostgreSQL does not answer")?;
+    Ok(session)
 }
 
 fn seal_recovering(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
