@@ -39,7 +39,7 @@ pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
                 return seal_recovering(worker, sealing);
             }
             Err(_) => {
-                worker.fence("it accepts no session and must be sealed").await?;
+                worker.fence("it does not answer and must be sealed").await?;
                 None
             }
         },
