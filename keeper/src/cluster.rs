@@ -41,8 +41,7 @@ async fn follow(
     keys: &Keys,
     view: &watch::Sender<Arc<ClusterView>>,
 ) -> Result<(), StoreError> {
-    let (fresh, revision) = read(store, keys).await?;
-    view.send_replace(Arc::new(fresh));
+    let revision = read_anew(store, keys, view).await?;
     let mut watch = store.watch(keys.prefix(), revision + 1).await?;
     while let Some(events) = watch.events.recv().await {
         view.send_modify(|known| {
@@ -66,6 +65,33 @@ pub async fn read(store: &dyn Store, keys: &Keys) -> Result<(ClusterView, i64), 
         apply(&mut view, keys, key, Some(entry));
     }
     Ok((view, snapshot.revision))
+}
+
+/// Puts the whole cluster into `view` and returns its revision. A renewal may read a newer state meanwhile, and the view
+/// must not go back behind that: a right would be renewed by a state that has moved on. A store that is older also
+/// at the second look was set back.
+async fn read_anew(
+    store: &dyn Store,
+    keys: &Keys,
+    view: &watch::Sender<Arc<ClusterView>>,
+) -> Result<i64, StoreError> {
+    let mut again = false;
+    loop {
+        let (fresh, revision) = read(store, keys).await?;
+        let fresh = Arc::new(fresh);
+        let mut taken = false;
+        view.send_if_modified(|known| {
+            taken = again || known.state_revision <= revision;
+            if taken {
+                *known = Arc::clone(&fresh);
+            }
+            taken
+        });
+        if taken {
+            return Ok(revision);
+        }
+        again = true;
+    }
 }
 
 /// Puts a state that was read apart from the watch into the view, unless the view is as new.

@@ -215,11 +215,14 @@ impl Shell {
     /// Stops PostgreSQL, says so, and gives the keys back.
     async fn shut_down(mut self) -> anyhow::Result<()> {
         self.actions.shutdown().await;
-        crate::stopping::stop_postgres(&self.wires.worker, &mut self.wires.events).await;
-        self.process_ended(store::clock::wall(), true);
+        let gone = crate::stopping::stop_postgres(&self.wires.worker, &mut self.wires.events).await;
+        self.process_ended(store::clock::wall(), gone);
         let view = self.wires.view.borrow().clone();
         self.publish(&view, &facts(&self.config, &self.wires.worker, None));
-        crate::stopping::give_back(&self.wires.worker).await;
+        // The right is given back only when nothing is left that could use it; otherwise it ends with the lease.
+        if gone {
+            crate::stopping::give_back(&self.wires.worker).await;
+        }
         self.wires.ended.cancel();
         self.wires.tasks.shutdown().await;
         Ok(())

@@ -15,10 +15,13 @@ const FAST_STOP_AT_MOST: Duration = Duration::from_secs(10);
 /// Long enough for the last report to be put, and for the leader to read it before the lease is gone.
 const LAST_WORD: Duration = Duration::from_millis(300);
 
-/// Stops PostgreSQL fast, and fences it where that takes too long.
-pub async fn stop_postgres(worker: &Worker, events: &mut mpsc::UnboundedReceiver<FencerEvent>) {
-    if !worker.is_running() {
-        return;
+/// Stops PostgreSQL fast, and fences it where that takes too long. Returns whether no process of it lives.
+pub async fn stop_postgres(
+    worker: &Worker,
+    events: &mut mpsc::UnboundedReceiver<FencerEvent>,
+) -> bool {
+    if worker.local().process.is_gone() {
+        return true;
     }
     let gone = async {
         if worker.fencer.signal(Signal::SIGINT).await.is_err() {
@@ -33,8 +36,12 @@ pub async fn stop_postgres(worker: &Worker, events: &mut mpsc::UnboundedReceiver
     if timeout(FAST_STOP_AT_MOST, gone).await.is_err() {
         tracing::warn!("the fast stop took too long");
     }
-    if let Err(error) = worker.fence("the keeper stops").await {
-        tracing::error!(error = format!("{error:#}"), "stop PostgreSQL");
+    match worker.fence("the keeper stops").await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "stop PostgreSQL");
+            false
+        }
     }
 }
 
