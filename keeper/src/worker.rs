@@ -86,6 +86,8 @@ pub struct Worker {
     pub door: Door,
     /// Woken when something changed that `reconcile` should see before the action ends.
     pub changed: Arc<Notify>,
+    /// Notified when a Cfg was confirmed.
+    pub voters_follow: Arc<Notify>,
     local: Mutex<Local>,
     files: Mutex<MemberStore>,
     admin: tokio::sync::Mutex<Option<Arc<Session>>>,
@@ -105,6 +107,7 @@ impl Worker {
             door: Door::new(&parts.place, &parts.secrets.superuser),
             parts,
             changed: Arc::new(Notify::new()),
+            voters_follow: Arc::new(Notify::new()),
             local: Mutex::new(local),
             files: Mutex::new(files),
             admin: tokio::sync::Mutex::new(None),

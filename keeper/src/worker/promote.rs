@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use proto::assignment::Lead;
 use proto::report::Opened;
 use proto::{Cfg, ClusterSpec, Lsn, Moment, Timeline};
+use tokio::time::timeout;
 
 use super::{Worker, prove, right};
 use crate::facts::Names;
@@ -17,6 +18,9 @@ use crate::postgres::wal_files;
 
 /// After this long a promotion is held up by somebody's session on the standby, not by its own work.
 const PATIENCE_WITH_READERS: Duration = Duration::from_millis(200);
+
+/// Voters follow within a tenth of a second here; a member that waits to be rewound can wait this long too.
+const CHECKPOINT_AT_THE_LATEST: Duration = Duration::from_millis(300);
 
 /// Promotes the running standby and lets clients in.
 pub async fn promote(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
@@ -166,10 +170,14 @@ impl Worker {
     }
 
     /// Writes a checkpoint on the new timeline in the background: pg_rewind of 15 takes a source without one for a
-    /// server on the old timeline, and calls a diverged target clean.
+    /// server on the old timeline, and calls a diverged target clean. It begins when a voter has followed, or soon: the
+    /// checkpoint's fsyncs would stand in the way of the first commits.
     pub fn checkpoint_soon(&self) {
         let door = self.door.clone();
+        let voters = self.voters_follow.clone();
         tokio::spawn(async move {
+            // Without voters it begins all the same: the one to come may be waiting for it.
+            let _ = timeout(CHECKPOINT_AT_THE_LATEST, voters.notified()).await;
             let checkpoint = async {
                 let session = door.open().await?;
                 session.run_within(Duration::from_secs(3600), "CHECKPOINT").await

@@ -40,6 +40,7 @@ pub async fn confirm(worker: &Worker, cfg: &Cfg, proof: Proof) -> anyhow::Result
     // The Cfg whose voters' signs count is on disk before anybody learns that it is confirmed.
     worker.save(|files| files.confirmed = Some(cfg.clone()))?;
     tracing::info!(%cfg, %lsn, "confirmed");
+    worker.voters_follow.notify_waiters();
     worker.update(|local| {
         local.confirmed = Some(Confirmed { cfg: cfg.id, lsn, voters });
         local.voters_late = false;
