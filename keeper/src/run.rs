@@ -197,7 +197,9 @@ impl Shell {
         self.serve_until =
             is_mine.then(|| worker::serve_until(renewal.expires, &self.wires.worker.spec()));
         if let Some(until) = self.serve_until {
-            self.wires.worker.fencer.serve_until(Some(until));
+            let fencer = &self.wires.worker.fencer;
+            fencer.lease_at_most(self.wires.worker.spec().lease_ttl);
+            fencer.serve_until(Some(until));
         }
     }
 

@@ -33,6 +33,11 @@ pub fn start(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Fo
     {
         return resume(view, state, facts, follow);
     }
+    if !facts.files.complete && facts.files.rejoin.is_none() {
+        // Its data directory was missing when a keeper started, and is back: nobody knows what it lacks.
+        let reason = "its data was missing once".to_owned();
+        return copy(view, state, facts, follow, reason);
+    }
     if !facts.files.complete {
         // Copied or rewound before, and stopped on its way: it goes on from where it was, under no voter's name.
         return start_standby(view, facts, follow);

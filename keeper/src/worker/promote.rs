@@ -9,7 +9,7 @@ use proto::report::Opened;
 use proto::{Cfg, ClusterSpec, Lsn, Moment, Timeline};
 use tokio::time::timeout;
 
-use super::{Worker, prove, right};
+use super::{Worker, prove, right, slots};
 use crate::facts::Names;
 use crate::member_files::Role;
 use crate::postgres::session::Session;
@@ -41,8 +41,8 @@ pub async fn promote(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
     let start_lsn = promoted?;
     key?;
     if !lead.open_at_once {
-        let end: Lsn =
-            session.value::<String>("SELECT pg_current_wal_insert_lsn()::text").await?.parse()?;
+        slots::ensure(worker, &session).await?;
+        let end = prove::own_record(&session, "open").await?;
         prove::wait_for_voters(worker, &cfg, end).await?;
     }
     worker.let_clients_in().await?;
@@ -86,6 +86,10 @@ async fn promote_server(
     session
         .run("SELECT CASE WHEN pg_is_wal_replay_paused() THEN pg_wal_replay_resume() END")
         .await?;
+    if access == Access::Closed {
+        // Whoever was still logging in by the old pg_hba.conf the first time.
+        end_client_sessions(session).await?;
+    }
     session.run("SELECT pg_promote(false)").await.context("promote")?;
     out_of_recovery(worker, session).await?;
     let timeline = current_timeline(session).await?;
@@ -93,11 +97,18 @@ async fn promote_server(
         worker.fence("the promotion ended on another timeline than the state named").await?;
         bail!("promoted to timeline {timeline}, the state named {}", lead.timeline);
     }
+    let start_lsn = switch_point(worker, timeline)?;
+    // A server that took a piece of WAL for the whole begins its timeline before what it had shown to be replayed.
+    let replayed = worker.local().seal.map_or(Lsn(0), |seal| seal.replayed);
+    if start_lsn < replayed {
+        worker.fence("the promotion left out WAL that was sealed").await?;
+        bail!("timeline {timeline} begins at {start_lsn}, this member had replayed {replayed}");
+    }
     worker.update(|local| {
         local.names = Names::Proven(cfg.id);
         local.promoted = Some(timeline);
     });
-    switch_point(worker, timeline)
+    Ok(start_lsn)
 }
 
 /// Waits until PostgreSQL is out of recovery. Has no bound of its own: the leader seals the next epoch when replay
@@ -124,7 +135,8 @@ async fn end_client_sessions(session: &Session) -> anyhow::Result<()> {
     session
         .run(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-              WHERE backend_type = 'client backend' AND application_name <> 'pgdeputy-keeper' AND pg_is_in_recovery()",
+              WHERE backend_type = 'client backend' AND pg_is_in_recovery()
+                AND NOT (usename = current_user AND application_name = 'pgdeputy-keeper')",
         )
         .await
         .context("end client sessions")

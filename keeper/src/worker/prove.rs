@@ -30,12 +30,7 @@ pub async fn confirm(worker: &Worker, cfg: &Cfg, proof: Proof) -> anyhow::Result
         Proof::Canary => canary(worker, cfg).await?,
     }
     let session = worker.admin().await?;
-    // The end of a record of our own: a flush position may lie within one, and what a scan finds after a crash, the end
-    // of the last whole record, would then be below a floor taken from it.
-    let lsn: Lsn = session
-        .value::<String>("SELECT pg_logical_emit_message(true, 'pgdeputy', 'confirm')::text")
-        .await?
-        .parse()?;
+    let lsn = own_record(&session, "confirm").await?;
     let voters = wait_for_voters(worker, cfg, lsn).await?;
     // The Cfg whose voters' signs count is on disk before anybody learns that it is confirmed.
     worker.save(|files| files.confirmed = Some(cfg.clone()))?;
@@ -46,6 +41,17 @@ pub async fn confirm(worker: &Worker, cfg: &Cfg, proof: Proof) -> anyhow::Result
         local.voters_late = false;
     });
     Ok(())
+}
+
+/// Writes a small record, durable here, and returns its end: all that was written before lies below it.
+///
+/// A flush position may lie within a record, and what a scan finds after a crash, the end of the last whole record,
+/// would be below a floor taken from it. The insert position of an idle server may lie a page header beyond what it
+/// ever sends. The end of a record of our own is neither.
+pub async fn own_record(session: &Session, why: &str) -> anyhow::Result<Lsn> {
+    let row =
+        session.row("SELECT pg_logical_emit_message(true, 'pgdeputy', $1)::text", &[&why]).await?;
+    Ok(row.get::<_, &str>(0).parse()?)
 }
 
 /// From the names of another Cfg: under `FIRST k` with an impossible name in front each walsender that has reloaded

@@ -40,6 +40,21 @@ pub async fn keep(worker: &Worker, members: &[MemberName], primary: bool) -> any
     Ok(())
 }
 
+/// Creates the slots that are missing, for a primary that cannot open before its standbys stream.
+pub async fn ensure(worker: &Worker, session: &Session) -> anyhow::Result<()> {
+    let state = worker.state()?;
+    for member in state.members.keys().filter(|m| **m != worker.place.member) {
+        session
+            .rows(
+                "SELECT pg_create_physical_replication_slot($1, true)
+                  WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1)",
+                &[&slot_name(member)],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
 /// Drops a slot. Its standby may have taken it this moment, and then it is as it should be.
 async fn drop_slot(session: &Session, name: &str) {
     if let Err(error) = session.row("SELECT pg_drop_replication_slot($1)", &[&name]).await {
