@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use proto::Lsn;
 use proto::assignment::Lead;
 use proto::cfg::unsatisfiable_names;
 use proto::report::Opened;
