@@ -6,7 +6,7 @@ mod common;
 use std::future::Future;
 use std::time::Duration;
 
-use common::etcd::{Etcd, free_port, own_address};
+use common::etcd::{Etcd, nobody};
 use common::wire::Wire;
 use common::{closing, committed, next_batch, put, put_under, told, txn, within};
 use proto::Moment;
@@ -23,7 +23,7 @@ fn elapsed(since: Moment) -> Duration {
 }
 
 fn dead_url() -> String {
-    format!("http://{}", free_port(own_address()))
+    format!("http://{}", nobody())
 }
 
 async fn connect(urls: &[String]) -> EtcdStore {
@@ -48,7 +48,7 @@ async fn until_ok<T, F: Future<Output = Result<T, StoreError>>>(
 
 #[tokio::test]
 async fn connecting_to_nobody_fails_within_5_s_and_names_every_endpoint_and_the_remedy() {
-    let hanging = Wire::to(free_port(own_address())).await;
+    let hanging = Wire::to(nobody()).await;
     hanging.hang();
     let urls = [dead_url(), hanging.url()];
     let started = clock::now();

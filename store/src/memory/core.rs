@@ -155,6 +155,7 @@ impl MemoryCore {
         self.history = self.history.split_off(&self.compacted);
         if let Some(events) = self.history.get_mut(&self.compacted) {
             // etcd keeps what a key was at the compacted revision, but not that it was deleted there.
+            // Until it has removed that in the background, it may still tell; the twin never does.
             events.retain(|event| matches!(event, WatchEvent::Put { .. }));
         }
     }

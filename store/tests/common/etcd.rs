@@ -1,6 +1,6 @@
 //! Starts, freezes, restarts and ends an etcd of a test's own, with one member or more.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -12,6 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::within;
+
+/// Below the range of ports that the kernel hands out, so that nobody gets them by chance. The address
+/// is what tells one etcd from another: a port that is asked for, released and bound again a moment
+/// later can be taken meanwhile, or be held by a child of another thread that is just being started.
+const CLIENT_PORT: u16 = 23790;
+const PEER_PORT: u16 = 23800;
 
 /// A running member of etcd, by default the only one.
 pub struct Etcd {
@@ -86,9 +92,11 @@ impl Etcd {
         self.wait_until_healthy().await;
     }
 
+    /// Compacts and waits until it is done: etcd removes in the background what it has promised to forget.
     pub async fn compact(&self, revision: i64) {
         let mut client = etcd_client::Client::connect([self.url()], None).await.unwrap();
-        client.compact(revision, None).await.unwrap();
+        let finished = etcd_client::CompactionOptions::new().with_physical();
+        client.compact(revision, Some(finished)).await.unwrap();
     }
 
     fn stands_still(&self) -> bool {
@@ -110,7 +118,8 @@ impl Etcd {
         within("etcd to be healthy", async {
             while !healthy(self.place.client).await {
                 if let Some(status) = self.process.try_wait().unwrap() {
-                    panic!("etcd ended: {status}\n{}", self.log());
+                    let (client, peer) = (self.place.client, self.place.peer);
+                    panic!("etcd ended: {status}, client {client}, peer {peer}\n{}", self.log());
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -135,8 +144,7 @@ impl Drop for Etcd {
     }
 }
 
-/// Returns a loopback address that hardly any other process uses and no other caller of this one, so
-/// that a port that is free now is still free when etcd binds it.
+/// Returns a loopback address that hardly any other process uses and no other caller of this one.
 pub fn own_address() -> Ipv4Addr {
     static CALLS: AtomicU8 = AtomicU8::new(0);
     let [_, _, high, low] = std::process::id().to_be_bytes();
@@ -144,8 +152,9 @@ pub fn own_address() -> Ipv4Addr {
     Ipv4Addr::new(127, high, low, CALLS.fetch_add(1, Ordering::Relaxed) % 254 + 1)
 }
 
-pub fn free_port(address: Ipv4Addr) -> SocketAddr {
-    TcpListener::bind((address, 0)).unwrap().local_addr().unwrap()
+/// Returns a place where nobody listens: ports below 1024 are given to nobody who asks for any port.
+pub fn nobody() -> SocketAddr {
+    (own_address(), 1).into()
 }
 
 impl Place {
@@ -154,8 +163,8 @@ impl Place {
         Self {
             directory: TempDir::with_prefix("pgdeputy-etcd-").unwrap(),
             name: format!("e{nth}"),
-            client: free_port(address),
-            peer: free_port(address),
+            client: (address, CLIENT_PORT).into(),
+            peer: (address, PEER_PORT).into(),
             arguments: more.iter().map(|&argument| argument.to_owned()).collect(),
         }
     }
