@@ -20,10 +20,13 @@ pub enum Fault {
     CrashTwice,
     /// Keeper, fencer and PostgreSQL of a standby are killed at once, and started again later.
     Standby,
+    /// Every etcd member is killed, and started again later.
+    Etcd,
 }
 
 /// All faults, in the order of the help text.
-pub const ALL: [Fault; 4] = [Fault::Member, Fault::Crash, Fault::CrashTwice, Fault::Standby];
+pub const ALL: [Fault; 5] =
+    [Fault::Member, Fault::Crash, Fault::CrashTwice, Fault::Standby, Fault::Etcd];
 
 impl Fault {
     /// The fault's name on the command line.
@@ -33,6 +36,7 @@ impl Fault {
             Fault::Crash => "crash",
             Fault::CrashTwice => "crash-twice",
             Fault::Standby => "standby",
+            Fault::Etcd => "etcd",
         }
     }
 
@@ -40,18 +44,25 @@ impl Fault {
     pub fn takes_the_member(self) -> bool {
         match self {
             Fault::Member | Fault::Standby => true,
-            Fault::Crash | Fault::CrashTwice => false,
+            Fault::Crash | Fault::CrashTwice | Fault::Etcd => false,
         }
     }
 
     /// Returns whether the primary is hit.
     pub fn hits_the_primary(self) -> bool {
-        self != Fault::Standby
+        match self {
+            Fault::Member | Fault::Crash | Fault::CrashTwice => true,
+            Fault::Standby | Fault::Etcd => false,
+        }
     }
 
     /// Breaks `victim`; returns when.
     pub fn strike(self, lab: &mut Lab, victim: &MemberName) -> anyhow::Result<Struck> {
-        if self.takes_the_member() { lab.kill_member(victim) } else { lab.kill_postgres(victim) }
+        match self {
+            Fault::Member | Fault::Standby => lab.kill_member(victim),
+            Fault::Crash | Fault::CrashTwice => lab.kill_postgres(victim),
+            Fault::Etcd => lab.kill_etcd(),
+        }
     }
 
     /// Says in one line what is done to `victim`.
@@ -66,6 +77,7 @@ impl Fault {
             Fault::Standby => {
                 format!("kill -9 keeper, fencer and PostgreSQL of the standby {victim}")
             }
+            Fault::Etcd => "kill -9 every etcd member".to_owned(),
         }
     }
 }
@@ -95,7 +107,10 @@ mod tests {
             assert_eq!(fault.name().parse(), Ok(fault));
         }
         assert!(
-            "cut".parse::<Fault>().unwrap_err().contains("use member, crash, crash-twice, standby")
+            "cut"
+                .parse::<Fault>()
+                .unwrap_err()
+                .contains("use member, crash, crash-twice, standby, etcd")
         );
     }
 }

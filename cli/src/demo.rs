@@ -14,7 +14,7 @@ use crate::runtime;
 
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// What is broken: member, crash, crash-twice or standby
+    /// What is broken: member, crash, crash-twice, standby or etcd
     #[arg(long, value_name = "FAULT", default_value = "member", value_parser = fault)]
     fault: Fault,
     /// Number of members

@@ -25,6 +25,7 @@ pub struct Announcing {
 /// Puts each new report, and the last one again under each new lease, until `stop`.
 pub async fn announce(mut announcing: Announcing, stop: CancellationToken) {
     let mut put: Option<(MemberReport, LeaseId)> = None;
+    let mut fails = false;
     loop {
         let report = announcing.report.borrow_and_update().clone();
         let lease = *announcing.lease.borrow_and_update();
@@ -32,9 +33,15 @@ pub async fn announce(mut announcing: Announcing, stop: CancellationToken) {
             && put.as_ref() != Some(&(report.clone(), lease.id))
         {
             match announcing.put(&report, lease.id).await {
-                Ok(()) => put = Some((report, lease.id)),
+                Ok(()) => {
+                    fails = false;
+                    put = Some((report, lease.id));
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "put the report");
+                    if !fails {
+                        tracing::warn!(%error, "put the report");
+                    }
+                    fails = true;
                     tokio::select! {
                         () = tokio::time::sleep(Duration::from_millis(100)) => continue,
                         () = stop.cancelled() => return,

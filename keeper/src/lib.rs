@@ -18,6 +18,7 @@ pub mod renew;
 pub mod report;
 pub mod run;
 pub mod service;
+pub mod sign;
 pub mod startup;
 pub mod stopping;
 pub mod view;

@@ -41,6 +41,7 @@ pub async fn renew(renewing: Renewing, kept: Option<LeaseId>, stop: Cancellation
     let ttl =
         || renewing.view.borrow().spec.as_ref().map_or(Duration::from_secs(4), |s| s.lease_ttl);
     let mut own = kept.map(|id| OwnLease::resume(id, ttl()));
+    let mut fails = false;
     while !stop.is_cancelled() {
         let begun = store::clock::now();
         match once(&renewing, &mut own, ttl()).await {
@@ -49,8 +50,18 @@ pub async fn renew(renewing: Renewing, kept: Option<LeaseId>, stop: Cancellation
                 tracing::warn!("the lease has expired");
                 continue;
             }
-            Err(error) => tracing::warn!(%error, "renew the lease"),
-            Ok(()) => {}
+            Err(error) => {
+                if !fails {
+                    tracing::warn!(%error, "renew the lease");
+                }
+                fails = true;
+            }
+            Ok(()) => {
+                if fails {
+                    tracing::info!("the lease is renewed again");
+                }
+                fails = false;
+            }
         }
         let pause = (ttl() / RENEWALS_PER_LEASE).saturating_sub(store::clock::now().since(begun));
         tokio::select! {

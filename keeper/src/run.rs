@@ -68,6 +68,7 @@ impl Shell {
                 _ = self.wires.view.changed() => {}
                 _ = self.wires.sql.changed() => {}
                 _ = self.wires.renewed.changed() => self.renewed(),
+                _ = self.wires.signed.changed() => self.signed(),
                 () = changed.notified() => {}
                 Some(event) = self.wires.events.recv() => self.fencer_says(event)?,
                 Some(done) = self.actions.join_next() => self.action_ended(done),
@@ -200,6 +201,16 @@ impl Shell {
             let fencer = &self.wires.worker.fencer;
             fencer.lease_at_most(self.wires.worker.spec().lease_ttl);
             fencer.serve_until(Some(until));
+        }
+    }
+
+    /// Extends it by the voters' sign: it is proof by itself, whatever etcd would say.
+    fn signed(&mut self) {
+        let Some(until) = *self.wires.signed.borrow_and_update() else { return };
+        let is_later = self.serve_until.is_none_or(|known| until > known);
+        if is_later && self.wires.worker.local().opened.is_some() {
+            self.serve_until = Some(until);
+            self.wires.worker.fencer.serve_until(Some(until));
         }
     }
 

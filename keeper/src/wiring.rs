@@ -22,6 +22,7 @@ use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::{self, Place, Settings};
 use crate::renew::{Renewal, Renewing, renew};
 use crate::report::Identity;
+use crate::sign::{Signing, sign};
 use crate::startup::Prepared;
 use crate::view::View;
 use crate::worker::{Parts, Worker};
@@ -36,6 +37,8 @@ pub struct Wires {
     pub http: watch::Sender<View>,
     pub report: watch::Sender<Option<MemberReport>>,
     pub renewed: watch::Receiver<Option<Renewal>>,
+    /// Until when the voters' last sign lets a primary serve whose renewals fail.
+    pub signed: watch::Receiver<Option<Moment>>,
     pub pace: watch::Sender<Pace>,
     pub events: mpsc::UnboundedReceiver<FencerEvent>,
     /// Until when a PostgreSQL that was found running may serve.
@@ -86,6 +89,9 @@ pub async fn wire(
     settle(&fencer, &watched).await;
     let parts = Parts { place, binaries, keys, store, secrets, fencer, view: view.clone(), lease };
     let worker = Arc::new(Worker::new(parts, local, files));
+    let (signed_tx, signed) = watch::channel(None);
+    let signing = Signing { worker: worker.clone(), renewed: renewed.clone(), signed: signed_tx };
+    tasks.spawn(sign(signing, ended.clone()));
     let (pace, pace_rx) = watch::channel(Pace::Eager);
     let (sql_tx, sql) = watch::channel(None);
     tasks.spawn(gather(worker.clone(), pace_rx, sql_tx, ended.clone()));
@@ -101,6 +107,7 @@ pub async fn wire(
         http: http_tx,
         report,
         renewed,
+        signed,
         pace,
         events,
         deadline: watched.deadline,

@@ -34,6 +34,7 @@ use crate::postgres::session::{Door, Session};
 use crate::postgres::settings::{self, Place, Settings};
 
 pub use promote::serve_until;
+pub use prove::{own_record, wait_for_voters};
 
 /// How often a condition is looked at that ends within milliseconds: sealing and promoting only.
 const SOON: Duration = Duration::from_millis(1);

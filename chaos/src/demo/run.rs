@@ -128,6 +128,11 @@ async fn recover(
         served = writes_back(lab, (watchers, timeline), (struck, service)).await?;
     }
     watchers.load.acknowledged_after(struck, WRITES_BOUND).await?;
+    if config.fault == Fault::Etcd {
+        tokio::time::sleep(config.down_for).await;
+        timeline.say("etcd is started again");
+        lab.start_etcd().await?;
+    }
     if config.fault.takes_the_member() {
         lab.member_gone(victim).await?;
         tokio::time::sleep(config.down_for).await;
@@ -171,7 +176,8 @@ fn watch(lab: &Lab, timeline: &Timeline) -> JoinSet<()> {
 }
 
 fn victim(fault: Fault, cluster: &Cluster, primary: &MemberName) -> anyhow::Result<MemberName> {
-    if fault.hits_the_primary() {
+    // With etcd away it is the primary that has to go on.
+    if fault.hits_the_primary() || fault == Fault::Etcd {
         return Ok(primary.clone());
     }
     let standby = cluster.reports.keys().find(|name| *name != primary);

@@ -24,7 +24,7 @@ pub struct Struck {
 }
 
 impl Struck {
-    fn now() -> Self {
+    pub(super) fn now() -> Self {
         Self { at: clock::now(), wall: clock::wall() }
     }
 }

@@ -9,6 +9,7 @@ pub mod cleanup;
 pub mod commands;
 pub mod config;
 mod database;
+mod etcd;
 mod home;
 pub mod http;
 mod members;
