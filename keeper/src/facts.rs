@@ -83,6 +83,8 @@ pub struct Local {
     /// The timeline of the last streaming receiver of the present PostgreSQL process. With one its receive position is
     /// true, and its last WAL is of that timeline; pg_control may take a checkpoint to hear of it.
     pub streamed: Option<Timeline>,
+    /// The epoch whose primary is not heard, by echo and stream.
+    pub silence: Option<Epoch>,
     pub names: Names,
     /// The timeline that a promotion has ended on, before the server is asked again.
     pub promoted: Option<Timeline>,

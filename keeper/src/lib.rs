@@ -5,6 +5,7 @@ pub mod announce;
 pub mod cluster;
 pub mod config;
 pub mod durable;
+pub mod echo;
 pub mod facts;
 pub mod fencer;
 pub mod gather;

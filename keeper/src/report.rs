@@ -48,6 +48,7 @@ pub fn report(
         opened: local.opened,
         confirmed: local.confirmed.clone(),
         stream: stream(view.state.as_ref(), facts),
+        silence: silence(view.state.as_ref(), facts),
         seal: local.seal,
         rejoin: local.rejoin.clone(),
         problems,
@@ -80,6 +81,12 @@ fn leads(state: Option<&ClusterState>, facts: &Facts) -> bool {
         && facts.files.role == Role::Primary
         && facts.data == DataDirectory::Present
         && facts.files.restarted >= ordered
+}
+
+/// Silence counts only from a member whose last WAL is of the epoch: who never heard this primary cannot miss it.
+fn silence(state: Option<&ClusterState>, facts: &Facts) -> Option<Epoch> {
+    let last = state?.epoch_of(facts.local.streamed?);
+    facts.local.silence.filter(|epoch| Some(*epoch) == last)
 }
 
 fn stream(state: Option<&ClusterState>, facts: &Facts) -> Stream {

@@ -1,7 +1,8 @@
 //! Everything that is checked before a keeper does anything. What is wrong gets one clear line, and nothing on disk
 //! has changed by then.
 
-use std::net::TcpListener;
+use std::io::ErrorKind;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
@@ -29,6 +30,7 @@ pub struct Prepared {
     pub view: ClusterView,
     pub files: MemberStore,
     pub http: TcpListener,
+    pub echo: UdpSocket,
 }
 
 /// What the checks found that change nothing.
@@ -39,6 +41,7 @@ struct Checked {
     /// The member files, locked, where there is a state directory already.
     files: Option<MemberStore>,
     http: TcpListener,
+    echo: UdpSocket,
 }
 
 /// Checks the configuration against this host and the cluster, and changes nothing on disk.
@@ -49,13 +52,13 @@ pub async fn preflight(config: &Config) -> anyhow::Result<()> {
 
 /// Checks the configuration against this host and the cluster, then opens the member files.
 pub async fn prepare(config: &Config, store: &dyn Store) -> anyhow::Result<Prepared> {
-    let Checked { binaries, secrets, view, files, http } = check(config, store).await?;
+    let Checked { binaries, secrets, view, files, http, echo } = check(config, store).await?;
     let mut files = match files {
         Some(files) => files,
         None => MemberStore::open(&config.state_dir)?,
     };
     first_files(config, &mut files)?;
-    Ok(Prepared { binaries, secrets, view, files, http })
+    Ok(Prepared { binaries, secrets, view, files, http, echo })
 }
 
 async fn check(config: &Config, store: &dyn Store) -> anyhow::Result<Checked> {
@@ -74,10 +77,11 @@ async fn check(config: &Config, store: &dyn Store) -> anyhow::Result<Checked> {
     check_data(config, &view, known.as_ref())?;
     let secrets = secrets(config, &keys, &snapshot)?;
     let http = bind(&config.http, "--http")?;
+    let echo = bind_echo(&config.http)?;
     if crate::fencer::of_data_directory(&config.data_dir, None).is_empty() {
         drop(bind(&config.listen, "--listen")?);
     }
-    Ok(Checked { binaries, secrets, view, files, http })
+    Ok(Checked { binaries, secrets, view, files, http, echo })
 }
 
 fn check_socket_path(config: &Config) -> anyhow::Result<()> {
@@ -218,14 +222,31 @@ fn read(source: &PasswordSource) -> anyhow::Result<String> {
 
 fn bind(address: &HostPort, flag: &str) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind((address.host.trim_matches(['[', ']']), address.port))
-        .with_context(|| {
-            format!(
-                "{flag} {}:{} cannot be used: another process may have that port",
-                address.host, address.port
+        .map_err(|error| {
+            let remedy = match error.kind() {
+                ErrorKind::AddrInUse => "stop what uses that port, or choose another",
+                ErrorKind::AddrNotAvailable => "name an address of this host",
+                ErrorKind::PermissionDenied => "choose a port from 1024 on",
+                _ => "name an address of this host and a free port",
+            };
+            anyhow::anyhow!(
+                "{flag} {}:{} cannot be used ({error}): {remedy}",
+                address.host,
+                address.port
             )
         })?;
     listener.set_nonblocking(true).context("make the listener non-blocking")?;
     Ok(listener)
+}
+
+/// Binds the UDP port of the echo, which has the number of the HTTP port.
+fn bind_echo(address: &HostPort) -> anyhow::Result<UdpSocket> {
+    let socket = UdpSocket::bind((address.host.trim_matches(['[', ']']), address.port))
+        .with_context(|| {
+            format!("--http {address} cannot be used over UDP: another process may have that port")
+        })?;
+    socket.set_nonblocking(true).context("make the socket non-blocking")?;
+    Ok(socket)
 }
 
 /// Makes the member files of a member that never was one, and takes the mark *complete* from one whose data is gone.

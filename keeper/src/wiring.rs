@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use proto::{MemberReport, Moment};
 use store::keys::Keys;
 use store::{LeaseId, Store};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::announce::{Announcing, announce};
 use crate::cluster::watch_cluster;
 use crate::config::Config;
+use crate::echo::{Echo, echo};
 use crate::facts::{ClusterView, Facts, Local, Names, Process};
 use crate::fencer::{Fencer, FencerCommand, FencerEvent, Watched};
 use crate::gather::{Pace, gather};
@@ -54,7 +55,7 @@ pub async fn wire(
     store: Arc<dyn Store>,
     prepared: Prepared,
 ) -> anyhow::Result<Wires> {
-    let Prepared { binaries, secrets, view, mut files, http } = prepared;
+    let Prepared { binaries, secrets, view, mut files, http, echo: echo_socket } = prepared;
     let (fencer, events, watched) =
         Fencer::attach(&FencerCommand::own(), &config.state_dir, &config.data_dir).await?;
     let known = files.load()?.context("member files were just written")?;
@@ -95,6 +96,9 @@ pub async fn wire(
     let (pace, pace_rx) = watch::channel(Pace::Eager);
     let (sql_tx, sql) = watch::channel(None);
     tasks.spawn(gather(worker.clone(), pace_rx, sql_tx, ended.clone()));
+    let socket = UdpSocket::from_std(echo_socket).context("take the echo's socket")?;
+    let echoing = Echo { worker: worker.clone(), socket, sql: sql.clone() };
+    tasks.spawn(echo(echoing, ended.clone()));
     let facts = facts(config, &worker, None);
     let first = present::first_view(&identity, &view.borrow(), &facts);
     let (http_tx, http_rx) = watch::channel(first);

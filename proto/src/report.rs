@@ -40,6 +40,9 @@ pub struct MemberReport {
     /// The last Cfg that the primary proved to be in force.
     pub confirmed: Option<Confirmed>,
     pub stream: Stream,
+    /// The epoch whose primary this member has not heard for `silent_after`, neither by echo nor by its stream.
+    #[serde(default)]
+    pub silence: Option<Epoch>,
     pub seal: Option<Seal>,
     pub rejoin: Option<Rejoin>,
     /// What an operator should know, sorted; empty when all is well.

@@ -104,6 +104,7 @@ fn report() -> MemberReport {
             voters: [name("c")].into(),
         }),
         stream: Stream::Live { epoch: Epoch(2), timeline: Timeline(2), voter: true },
+        silence: Some(Epoch(2)),
         seal: Some(Seal {
             sealing: Epoch(3),
             position: position(),

@@ -243,6 +243,7 @@ fn blank(name: &MemberName) -> MemberReport {
         stream: Stream::None,
         seal: None,
         rejoin: None,
+        silence: None,
         problems: BTreeSet::new(),
     }
 }
@@ -387,9 +388,29 @@ async fn lost_answers_and_broken_watches_delay_a_failover_and_change_nothing_els
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_state_is_left_alone() {
+    let newer = r#"{"format_version":2,"tomorrow":true}"#;
+    is_left_alone(newer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_was_damaged_by_hand_is_left_alone() {
+    let store = MemoryStore::new();
+    let (stop, task) = sentinel(&store, "s1", named());
+    let members = cluster_of_three(&store).await;
+    stop.cancel();
+    task.await.unwrap();
+    drop(members);
+    let mut state = state_where(&store, "a primary", |s| s.phase == Phase::Open).await;
+    let mut impossible = state.clone();
+    impossible.cfgs[0].k = 3;
+    is_left_alone(&encode(&impossible)).await;
+    state.primary = None;
+    is_left_alone(&encode(&state)).await;
+}
+
+async fn is_left_alone(newer: &str) {
     let store = MemoryStore::new();
     put(&store, keys().spec(), encode(&ClusterSpec::default()), None).await;
-    let newer = r#"{"format_version":2,"tomorrow":true}"#;
     put(&store, keys().state(), newer.into(), None).await;
     let mut watch = store.watch(&keys().leader(), 1).await.unwrap();
     let (stop, task) = sentinel(&store, "s1", named());
@@ -446,4 +467,47 @@ async fn get(address: &str, path: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_is_created_later_costs_nothing_before_and_is_led_at_once() {
+    let store = MemoryStore::new();
+    let (stop, task) = sentinel(&store, "s1", named());
+    let first = until(&store, "it leads", |s| {
+        let leads = s.entries.contains_key(&keys().leader());
+        (leads && s.entries.contains_key(&keys().sentinel("s1"))).then_some(s.revision)
+    })
+    .await;
+    let _member = Member::start(&store, "a").await;
+    until(&store, "a reports", |s| {
+        s.entries.contains_key(&keys().member(&"a".parse().unwrap())).then_some(())
+    })
+    .await;
+    let begun = store::clock::now();
+    put(&store, keys().spec(), encode(&ClusterSpec::default()), None).await;
+    let before = store.read(keys().prefix()).await.unwrap().entries[&keys().spec()].mod_revision;
+    assert_eq!(before, first + 2, "nobody wrote but the member and the operator");
+    state_where(&store, "a founds it", |_| true).await;
+    let took = store::clock::now().since(begun);
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_history_does_not_grow_for_ever() {
+    let store = MemoryStore::new();
+    for number in 1..=130 {
+        put(&store, keys().history(Epoch(0), number), "{}".into(), None).await;
+    }
+    let (stop, task) = sentinel(&store, "s1", named());
+    let _members = cluster_of_three(&store).await;
+    let snapshot = store.read(keys().prefix()).await.unwrap();
+    let records: Vec<&String> =
+        snapshot.entries.keys().filter(|k| k.contains("/history/")).collect();
+    assert_eq!(records.len(), 100);
+    assert_eq!(records[0], &keys().history(Epoch(0), 32), "the oldest went");
+    assert_eq!(records[99], &keys().history(Epoch(1), 0));
+    stop.cancel();
+    task.await.unwrap();
 }

@@ -71,6 +71,7 @@ fn report(member: &str, port: u16, server: Server, stream: Stream) -> MemberRepo
         stream,
         seal: None,
         rejoin: None,
+        silence: None,
         problems: Default::default(),
     }
 }
@@ -96,6 +97,7 @@ fn reports() -> BTreeMap<MemberName, MemberReport> {
     let d = MemberReport {
         complete: false,
         rejoin: Some(copying),
+        silence: None,
         problems: ["WAL disk is 91 % full".to_owned()].into(),
         ..report("d", 5435, Server::Stopped, Stream::None)
     };

@@ -30,6 +30,7 @@ fn report(server: Server) -> MemberReport {
         stream: Stream::None,
         seal: None,
         rejoin: None,
+        silence: None,
         problems: Default::default(),
     }
 }

@@ -1,7 +1,11 @@
 //! What the running server says of itself: one query, one round trip, one consistent answer.
 
+use std::time::Duration;
+
 use proto::{Lsn, Moment, Timeline};
 use serde::Deserialize;
+
+use tokio_postgres::Row;
 
 use super::session::{Session, SqlError};
 
@@ -26,6 +30,8 @@ pub struct SqlFacts {
 pub struct Receiver {
     pub streaming: bool,
     pub timeline: Timeline,
+    /// Since when it has heard nothing. An idle primary is heard when the receiver asks, every half of its time-out.
+    pub silent_for: Duration,
     /// The name under which it connected.
     pub name: Option<String>,
 }
@@ -51,6 +57,7 @@ SELECT r.in_recovery,
        current_setting('synchronous_standby_names'),
        w.status, w.received_tli,
        substring(w.conninfo from 'application_name=(\S+)'),
+       (extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time) * 1000)::bigint,
        (SELECT COALESCE(json_agg(json_build_object(
             'pid', pid, 'name', application_name, 'state', state, 'flush_lsn', flush_lsn::text,
             'replay_lsn', replay_lsn::text, 'sync_priority', sync_priority, 'sync_state', sync_state)), '[]')
@@ -77,6 +84,7 @@ pub async fn probe(session: &Session, asked: Moment) -> Result<SqlFacts, SqlErro
             streaming: status == "streaming",
             timeline: Timeline(timeline.unwrap_or(0) as u32),
             name: text(7)?,
+            silent_for: Duration::from_millis(silent_ms(&row)?),
         }),
         (None, _) => None,
     };
@@ -88,7 +96,15 @@ pub async fn probe(session: &Session, asked: Moment) -> Result<SqlFacts, SqlErro
         replay_lsn: lsn(3)?,
         standby_names: text(4)?.unwrap_or_default(),
         receiver,
-        walsenders: serde_json::from_str(&text(8)?.unwrap_or_default())
+        walsenders: serde_json::from_str(&text(9)?.unwrap_or_default())
             .map_err(|e| odd(e.to_string()))?,
     })
+}
+
+/// A wall clock that was set back makes the age negative; nothing is then known to be silent.
+fn silent_ms(row: &Row) -> Result<u64, SqlError> {
+    let age: Option<i64> = row
+        .try_get(8)
+        .map_err(|e| SqlError::Statement(format!("unexpected answer to the probe: {e}")))?;
+    Ok(u64::try_from(age.unwrap_or(0)).unwrap_or(0))
 }

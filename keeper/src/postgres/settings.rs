@@ -20,10 +20,6 @@ pub const SUPERUSER: &str = "pgdeputy";
 pub const REPLICATION_ROLE: &str = "pgdeputy_replication";
 pub const REWIND_ROLE: &str = "pgdeputy_rewind";
 
-/// Half a second more than `silent_after`'s default: a receiver asks at half of it, so an answered question is
-/// never older than this (PostgreSQL documentation, `wal_receiver_timeout`).
-const WAL_RECEIVER_TIMEOUT: &str = "1500ms";
-
 /// From whom a standby receives, and under which name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstream {
@@ -148,6 +144,9 @@ pub fn render_conf(place: &Place, spec: &ClusterSpec, settings: &Settings) -> St
     set("listen_addresses", &place.host);
     set("port", &place.port.to_string());
     set("unix_socket_directories", &place.socket_dir().to_string_lossy());
+    // A receiver asks at half of it, so that an answered question is never older than `silent_after`
+    // (PostgreSQL documentation, wal_receiver_timeout).
+    set("wal_receiver_timeout", &format!("{}ms", spec.silent_after.as_millis() * 3 / 2));
     set("wal_retrieve_retry_interval", if settings.eager { "20ms" } else { "100ms" });
     set("synchronous_standby_names", &settings.standby_names);
     set("primary_slot_name", &slot_name(&place.member));
@@ -190,7 +189,6 @@ const FIXED: &[(&str, &str)] = &[
     ("restore_command", ""),
     ("archive_cleanup_command", ""),
     ("wal_receiver_status_interval", "1s"),
-    ("wal_receiver_timeout", WAL_RECEIVER_TIMEOUT),
 ];
 
 fn quote(value: &str) -> String {

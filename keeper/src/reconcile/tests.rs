@@ -53,6 +53,7 @@ fn report(member: &str) -> MemberReport {
         stream: Stream::None,
         seal: None,
         rejoin: None,
+        silence: None,
         problems: Default::default(),
     }
 }
@@ -307,7 +308,12 @@ fn an_incomplete_member_becomes_complete_only_past_what_its_source_had_written()
     let stream = |facts: &mut Facts, flush: u64| {
         let sql = facts.sql.as_mut().unwrap();
         sql.flush_lsn = Some(Lsn(flush));
-        sql.receiver = Some(Receiver { streaming: true, timeline: Timeline(2), name: None });
+        sql.receiver = Some(Receiver {
+            streaming: true,
+            timeline: Timeline(2),
+            name: None,
+            silent_for: Duration::ZERO,
+        });
     };
     stream(&mut facts, 149);
     assert!(!matches!(decide(&view(), &facts), Action::MarkComplete { .. }));

@@ -21,6 +21,9 @@ use crate::record;
 /// The primary is lost: seal the next epoch if the others can take over, else start it again if
 /// that can help.
 pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
+    if let Some(pause) = pause(inputs) {
+        return pause;
+    }
     if inputs.others_can_replace() {
         return seal(inputs, loss);
     }
@@ -43,8 +46,29 @@ pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
                 number: inputs.restart_number(),
             }),
         },
-        (LossKind::Silent | LossKind::Isolated | LossKind::Vanished, _) => without_base(inputs),
+        (LossKind::Silent | LossKind::Unheard | LossKind::Isolated | LossKind::Vanished, _) => {
+            without_base(inputs)
+        }
     }
+}
+
+/// The longest pause between two promotions, when one after the other comes to nothing.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Where every member had its try and none opened, the next one waits, each time twice as long. Each try leaves an
+/// epoch, a timeline and a Cfg on record; what breaks every promotion (a bad setting, full disks) would else fill
+/// the state up to what etcd takes, within minutes.
+fn pause(inputs: &Inputs) -> Option<Step> {
+    let state = inputs.state;
+    if state.phase != Phase::Promoting {
+        return None;
+    }
+    let failed = state.epochs.iter().rev().take_while(|r| r.start_lsn.is_none()).count();
+    let beyond = u32::try_from(failed.checked_sub(state.members.len() + 1)?).unwrap_or(u32::MAX);
+    let patience = inputs.spec.promote_patience.saturating_mul(1 << beyond.min(16));
+    let ordered = Condition::Ordered { epoch: state.epoch, restart: inputs.restart_number() };
+    let until = inputs.patience_left(&ordered, patience.min(LONGEST_PAUSE))?;
+    Some(Step::wait_until(WaitingOn::PromotionPause { failed }, until))
 }
 
 /// Returns the condition of this file, if it holds.
@@ -178,6 +202,7 @@ fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Step {
     next.open_at_once = may_open_at_once(state, choice);
     next.last_cfg = cfg.id;
     next.cfgs.push(cfg);
+    forget_epochs(&mut next);
     next.epochs.push(EpochRecord {
         epoch,
         timeline,
@@ -194,6 +219,17 @@ fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Step {
         choice.member, choice.seal.position
     );
     Step::change(next, history, why)
+}
+
+/// How many epochs stay on record at least. A member that was away for longer comes back by a copy.
+const EPOCHS_KEPT: usize = 100;
+
+/// Drops the oldest epochs, but none to which a recorded Cfg may lead back.
+fn forget_epochs(state: &mut ClusterState) {
+    let oldest = state.cfgs.iter().map(|c| c.epoch).min().unwrap_or(state.epoch);
+    let surplus = state.epochs.len().saturating_sub(EPOCHS_KEPT);
+    let old = state.epochs.iter().take(surplus).take_while(|r| r.epoch < oldest).count();
+    state.epochs.drain(..old);
 }
 
 /// The first Cfg of a new primary: those who sealed, hold no more than it does and can follow at

@@ -42,6 +42,8 @@ pub enum LossKind {
     Stopped,
     /// Its right lapsed and everybody who counts hears nothing of it.
     Silent,
+    /// All live voters hear nothing of it, by echo and by stream; its right has not lapsed yet.
+    Unheard,
     /// Its right lapsed, and the grace for a primary that some still hear, or of which little is
     /// known, is over.
     Isolated,
@@ -58,6 +60,7 @@ impl LossKind {
             Self::Died { .. } => format!("PostgreSQL of primary {primary} died"),
             Self::Stopped => format!("PostgreSQL of primary {primary} does not run"),
             Self::Silent => format!("primary {primary} is silent and its right lapsed"),
+            Self::Unheard => format!("nobody hears primary {primary} any more"),
             Self::Isolated => {
                 format!("primary {primary} lost its right and did not take it back in time")
             }
@@ -131,6 +134,9 @@ fn unopened(inputs: &Inputs, report: &MemberReport) -> Condition {
 fn serving(inputs: &Inputs) -> Situation {
     let primary = inputs.primary();
     let epoch = inputs.state.epoch;
+    if let Some(loss) = unheard(inputs) {
+        return Situation::Lost(loss);
+    }
     let Some(report) = inputs.report(primary) else {
         return if inputs.right_is_held() { Situation::Steady } else { lapse(inputs, None) };
     };
@@ -161,6 +167,28 @@ fn serving(inputs: &Inputs) -> Situation {
         Server::Primary { .. } if inputs.right_is_held() => Situation::Steady,
         Server::Primary { .. } => lapse(inputs, Some(report)),
     }
+}
+
+/// The primary has not been heard for `silent_after`, by the word of all live voters, who together contain a seal set of
+/// every Cfg. A single observer's own link may be the one that is cut: with fewer than two the lease decides.
+fn unheard(inputs: &Inputs) -> Option<Loss> {
+    let epoch = inputs.state.epoch;
+    let others = inputs.complete_others();
+    let voters = &inputs.state.newest_cfg()?.voters;
+    let deaf = |report: &MemberReport| report.silence == Some(epoch);
+    let all_agree = others.iter().filter(|(name, _)| voters.contains(**name)).all(|(_, r)| deaf(r));
+    let silent: BTreeSet<MemberName> =
+        others.iter().filter(|(_, r)| deaf(r)).map(|(name, _)| (*name).clone()).collect();
+    if !all_agree || silent.len() < 2 || !inputs.seal_all_cfgs(&silent) {
+        return None;
+    }
+    let primary = inputs.primary();
+    let since =
+        WallTime(inputs.wall.0 - i64::try_from(inputs.spec.silent_after.as_millis()).unwrap_or(0));
+    let evidence = silent
+        .iter()
+        .map(|m| format!("{m} has heard neither echo nor stream of {primary} for silent_after"));
+    Some(Loss { kind: LossKind::Unheard, since, evidence: evidence.collect() })
 }
 
 /// The primary's right lapsed, in phase `Open`.

@@ -54,10 +54,29 @@ fn a_founder_that_vanishes_before_its_report_is_replaced() {
     let mut scene = Scene::empty(&["a", "b"]);
     scene.settle();
     scene.vanishes("a");
+    scene.pass(std::time::Duration::from_secs(9));
+    assert_eq!(scene.waits(), WaitingOn::FounderReport { founder: name("a") });
+    scene.pass(std::time::Duration::from_secs(1));
     scene.settle();
     assert_eq!(founder(&scene), Some("b"));
     scene.vanishes("b");
     assert_eq!(scene.waits(), WaitingOn::FounderReport { founder: name("b") });
+}
+
+#[test]
+fn a_founder_whose_lease_lapsed_in_a_stall_goes_on() {
+    let mut scene = Scene::empty(&["a", "b"]);
+    scene.settle();
+    // All leases are gone at the first look, and b is back before the founder, which has run initdb meanwhile.
+    scene.outage(std::time::Duration::from_secs(6));
+    scene.vanishes("a");
+    scene.settle();
+    scene.pass(std::time::Duration::from_secs(1));
+    scene.settle();
+    scene.returns("a");
+    scene.founds("a");
+    scene.settle();
+    assert_eq!((scene.primary(), scene.state().epoch), (name("a"), Epoch(1)));
 }
 
 #[test]

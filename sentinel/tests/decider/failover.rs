@@ -346,3 +346,58 @@ fn cascading_failovers_need_a_seal_set_of_every_recorded_cfg() {
     assert!(matches!(scene.waits(), WaitingOn::SealSet { .. }));
     assert_eq!(scene.sealing(), None);
 }
+
+#[test]
+fn promotions_that_all_come_to_nothing_are_tried_ever_more_slowly() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.dies("a");
+    for _ in 0..6000 {
+        scene.settle();
+        if scene.sealing().is_some() {
+            for member in ["a", "b", "c"] {
+                scene.seals_with_wal_of(member, "0/5000000", Epoch(1));
+            }
+            scene.settle();
+            let primary = scene.primary();
+            scene.dies(primary.as_str());
+        }
+        scene.pass(millis(100));
+    }
+    // Each member has its try at once; then 5, 10, 20 .. 300 s.
+    let epoch = scene.state().epoch;
+    assert!((Epoch(9)..=Epoch(12)).contains(&epoch), "{epoch} epochs in ten minutes");
+    assert!(matches!(scene.waits(), WaitingOn::PromotionPause { .. }));
+    let later = scene.decide().wake_at.expect("it goes on");
+    scene.pass(later.since(scene.now()));
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(epoch.next()));
+}
+
+#[test]
+fn the_record_of_epochs_does_not_grow_for_ever() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    for turn in 0..130_u64 {
+        let old = scene.primary();
+        scene.dies(old.as_str());
+        scene.settle();
+        let lsn = format!("0/{:X}", 0x500_0000 + turn * 0x1000);
+        for member in ["a", "b", "c"].into_iter().filter(|m| *m != old.as_str()) {
+            scene.seals(member, &lsn);
+        }
+        scene.settle();
+        let new = scene.primary();
+        scene.opens(new.as_str());
+        for member in ["a", "b", "c"].into_iter().filter(|m| *m != new.as_str()) {
+            scene.streams(member);
+        }
+        scene.settle();
+        scene.pass(Duration::from_secs(1));
+        scene.settle();
+        scene.confirms(&lsn);
+        scene.settle();
+    }
+    let state = scene.state();
+    assert_eq!((state.epoch, state.epochs.len()), (Epoch(131), 101));
+    assert_eq!(state.shared_until(Timeline(1)), None, "too long ago to tell");
+    assert!(state.shared_until(Timeline(40)).is_some());
+}

@@ -175,6 +175,13 @@ fn an_epoch_has_a_timeline_of_its_own_above_all_named_before() {
         check(Some(scene.state()), &again, &scene.seen).into_iter().map(|v| v.rule).collect();
     assert_eq!(rules, [Rule::Timelines, Rule::Timelines]);
 
+    let mut forgotten = next.clone();
+    forgotten.cfgs.remove(0);
+    forgotten.epochs.remove(0);
+    let rules: Vec<Rule> =
+        check(Some(scene.state()), &forgotten, &scene.seen).into_iter().map(|v| v.rule).collect();
+    assert!(rules.contains(&Rule::Timelines), "few epochs are on record: none is forgotten");
+
     let serving = Scene::serving("a", &["b"]);
     assert!(broken(&serving, |s| s.timeline = Timeline(2)).contains(&Rule::Timelines));
     assert!(broken(&serving, |s| s.highest_timeline = Timeline(0)).contains(&Rule::Timelines));

@@ -172,3 +172,45 @@ fn a_dead_primary_is_sealed_although_its_keeper_holds_the_right() {
     let record = &scene.history[&(Epoch(2), 0)];
     assert!(record.cause.contains("PostgreSQL of primary a died"), "{}", record.cause);
 }
+
+/// a serves and holds its right; the voters say what they hear.
+fn unheard_by(silent: &[&str]) -> Scene {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    for member in silent {
+        scene.silent(member);
+        scene.report(member).silence = Some(Epoch(1));
+    }
+    scene
+}
+
+#[test]
+fn a_primary_that_no_live_voter_hears_is_replaced_before_its_lease_lapses() {
+    let mut scene = unheard_by(&["b", "c"]);
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+    let record = &scene.history[&(Epoch(2), 0)];
+    assert_eq!(record.cause, "nobody hears primary a any more");
+}
+
+#[test]
+fn a_primary_that_one_live_voter_hears_stays() {
+    let mut scene = unheard_by(&["b"]);
+    scene.settle();
+    assert_eq!(scene.sealing(), None);
+}
+
+#[test]
+fn a_single_observer_waits_for_the_lease() {
+    let mut scene = unheard_by(&["b"]);
+    scene.vanishes("c");
+    scene.settle();
+    assert_eq!(scene.sealing(), None, "the link of b may be the one that is cut");
+}
+
+#[test]
+fn silence_about_another_epoch_is_nothing() {
+    let mut scene = unheard_by(&["b", "c"]);
+    scene.report("b").silence = Some(Epoch(7));
+    scene.settle();
+    assert_eq!(scene.sealing(), None);
+}

@@ -104,6 +104,10 @@ impl Scene {
         self.seen.members.get_mut(&name(member)).expect("the member reports")
     }
 
+    pub fn now(&self) -> Moment {
+        self.now
+    }
+
     pub fn wall(&self) -> WallTime {
         WallTime(1_790_000_000_000 + self.now.boot_time().as_millis() as i64)
     }
@@ -336,6 +340,7 @@ pub fn blank(member: &str) -> MemberReport {
         stream: Stream::None,
         seal: None,
         rejoin: None,
+        silence: None,
         problems: BTreeSet::new(),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proto::report::{Server, Stream};
 use proto::spec::{MemberSpec, Permission};
 use proto::state::Floor;
-use proto::{CfgId, ClusterSpec, Epoch, Lsn, Timeline};
+use proto::{CfgId, ClusterSpec, Epoch, Lsn, Phase, Timeline};
 use sentinel::plan::WaitingOn;
 
 use crate::scene::{Scene, millis, name, names};
@@ -179,4 +179,77 @@ fn promotable_are_the_live_voters_only_if_together_they_seal_every_cfg() {
     scene.settle();
     scene.confirms("0/4000000");
     assert_eq!(scene.settle().explanation.promotable, [name("b")]);
+}
+
+#[test]
+fn a_primary_that_waits_to_open_for_a_lost_voter_gets_one_that_streams() {
+    let mut scene = Scene::serving("a", &["b"]);
+    scene.returns("c");
+    scene.settle();
+    // b, the only voter, is lost for good. a dies and is started again, and c has caught up meanwhile.
+    scene.vanishes("b");
+    scene.dies("a");
+    scene.settle();
+    scene.report("a").server = Server::Primary { timeline: Timeline(1) };
+    scene.holds_right("a");
+    assert_eq!(scene.waits(), WaitingOn::VotersHold { primary: name("a") });
+    scene.streams("c");
+    let plan = scene.settle();
+    assert_eq!(scene.voters(), names(&["b"]), "b may be back in a moment");
+    assert!(plan.wake_at.is_some());
+    scene.pass(Duration::from_secs(1));
+    scene.settle();
+    let listed: Vec<String> = scene.state().cfgs.iter().map(|c| c.to_string()).collect();
+    assert_eq!(listed, ["#2 {a; b; 1}", "#3 {a; c; 1}"]);
+    scene.pass(Duration::from_secs(60));
+    assert_eq!(scene.waits(), WaitingOn::VotersHold { primary: name("a") });
+    scene.opens("a");
+    scene.confirms("0/5000000");
+    scene.settle();
+    assert_eq!((scene.state().phase.clone(), scene.voters()), (Phase::Open, names(&["c"])));
+    assert_eq!(scene.state().cfgs.len(), 1);
+}
+
+#[test]
+fn voters_that_come_in_time_are_not_replaced_while_a_primary_waits_to_open() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.vanishes("c");
+    scene.settle();
+    scene.confirms("0/4000000");
+    scene.settle();
+    scene.vanishes("b");
+    scene.dies("a");
+    scene.settle();
+    scene.report("a").server = Server::Primary { timeline: Timeline(1) };
+    scene.returns("c");
+    scene.streams("c");
+    scene.settle();
+    scene.pass(millis(900));
+    scene.returns("b");
+    scene.streams("b");
+    scene.pass(Duration::from_secs(60));
+    scene.settle();
+    assert_eq!((scene.voters(), scene.state().cfgs.len()), (names(&["b"]), 1));
+}
+
+#[test]
+fn a_member_that_flaps_does_not_keep_others_from_voting_while_commits_wait() {
+    let mut scene = Scene::serving("a", &["b"]);
+    for member in ["c", "d"] {
+        scene.returns(member);
+    }
+    scene.settle();
+    // The stream of the only voter hangs; its keeper lives.
+    scene.silent("b");
+    scene.streams("c");
+    for turn in 0..4 {
+        match turn % 2 {
+            0 => scene.streams("d"),
+            _ => scene.silent("d"),
+        }
+        scene.settle();
+        scene.pass(millis(400));
+    }
+    scene.settle();
+    assert!(scene.voters().contains(&name("c")), "{:?}", scene.voters());
 }

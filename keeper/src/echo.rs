@@ -1,0 +1,152 @@
+//! Keepers of standbys ask the primary's keeper ten times a second whether it is there. It answers only while its
+//! PostgreSQL does. Not heard for `silent_after`, and the stream silent too, is a word in the report, and no more: the
+//! leader acts when all live voters say it. It has no safety weight, so it may be eager.
+//!
+//! One small UDP packet each way, on the port number of `--http`: no connection that has to time out first.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proto::{ClusterName, Epoch, MemberName, Phase};
+use serde::{Deserialize, Serialize};
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::postgres::probe::SqlFacts;
+use crate::worker::Worker;
+
+/// Ten questions fit into the default `silent_after`: a lost packet or two are nothing.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// A primary whose PostgreSQL has not answered its own keeper for this long does not answer for it. Twice the steady
+/// pace of the probe, and below any `silent_after`.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// The longest packet: two names of 40 letters and a number.
+const LONGEST_PACKET: usize = 512;
+
+/// What goes over the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+enum Packet {
+    /// Are you there, and the primary of `epoch`?
+    Ask { cluster: ClusterName, epoch: Epoch },
+    /// `member` is, and its PostgreSQL answers.
+    Here { cluster: ClusterName, epoch: Epoch, member: MemberName },
+}
+
+/// What the echo works with.
+pub struct Echo {
+    pub worker: Arc<Worker>,
+    pub socket: UdpSocket,
+    pub sql: watch::Receiver<Option<SqlFacts>>,
+}
+
+/// Whom a standby asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target {
+    primary: MemberName,
+    epoch: Epoch,
+    address: String,
+}
+
+/// How often a target was asked without an answer since it was last heard. Counted, not timed: a keeper that was paused
+/// itself has asked nothing meanwhile.
+#[derive(Debug, Default)]
+struct Unanswered {
+    target: Option<Target>,
+    questions: u32,
+}
+
+/// Asks and answers until `stop`.
+pub async fn echo(echo: Echo, stop: CancellationToken) {
+    let mut ticks = interval(ASK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut unanswered = Unanswered::default();
+    let mut buffer = [0; LONGEST_PACKET];
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => echo.ask(&mut unanswered).await,
+            received = echo.socket.recv_from(&mut buffer) => {
+                // An error is the answer "nobody listens there" to an earlier question.
+                if let Ok((length, from)) = received {
+                    echo.take(&buffer[..length], from, &mut unanswered).await;
+                }
+            }
+        }
+    }
+}
+
+impl Echo {
+    async fn ask(&self, unanswered: &mut Unanswered) {
+        let target = self.target();
+        if unanswered.target != target {
+            *unanswered = Unanswered { target: target.clone(), questions: 0 };
+        }
+        let silent_after = self.worker.spec().silent_after;
+        let enough = silent_after.as_millis().div_ceil(ASK_EVERY.as_millis());
+        let silence = target.as_ref().map(|t| t.epoch).filter(|_| {
+            u128::from(unanswered.questions) >= enough && self.stream_is_silent(silent_after)
+        });
+        if self.worker.local().silence != silence {
+            tracing::info!(?silence, "what is heard of the primary changed");
+            self.worker.update(|local| local.silence = silence);
+        }
+        let Some(target) = target else { return };
+        let ask = Packet::Ask { cluster: self.worker.place.cluster.clone(), epoch: target.epoch };
+        unanswered.questions = unanswered.questions.saturating_add(1);
+        // What cannot be sent is as unanswered as what is lost.
+        let _ = self.socket.send_to(&encode(&ask), target.address.as_str()).await;
+    }
+
+    async fn take(&self, bytes: &[u8], from: SocketAddr, unanswered: &mut Unanswered) {
+        let Ok(packet) = serde_json::from_slice::<Packet>(bytes) else { return };
+        let own = &self.worker.place;
+        match packet {
+            Packet::Ask { cluster, epoch } if cluster == own.cluster && self.serves(epoch) => {
+                let here = Packet::Here { cluster, epoch, member: own.member.clone() };
+                let _ = self.socket.send_to(&encode(&here), from).await;
+            }
+            Packet::Here { cluster, epoch, member } if cluster == own.cluster => {
+                let asked = unanswered.target.as_ref();
+                if asked.is_some_and(|t| t.epoch == epoch && t.primary == member) {
+                    unanswered.questions = 0;
+                }
+            }
+            Packet::Ask { .. } | Packet::Here { .. } => {}
+        }
+    }
+
+    /// Returns whom to ask: the open primary of the state, unless it is this member itself.
+    fn target(&self) -> Option<Target> {
+        let view = self.worker.view.borrow();
+        let state =
+            view.state.as_ref().filter(|s| s.phase == Phase::Open && s.sealing.is_none())?;
+        let primary = state.primary.clone().filter(|p| *p != self.worker.place.member)?;
+        // A report that is gone leaves the address: with its lease lapsed a primary may still be heard.
+        let address = view.reports.get(&primary)?.http_address.clone();
+        Some(Target { primary, epoch: state.epoch, address })
+    }
+
+    /// Returns whether this member is the open primary of `epoch` and its PostgreSQL has answered just now.
+    fn serves(&self, epoch: Epoch) -> bool {
+        let opened = self.worker.local().opened.is_some_and(|o| o.epoch == epoch);
+        let now = store::clock::now();
+        opened && self.sql.borrow().as_ref().is_some_and(|sql| now.since(sql.asked) < FRESH)
+    }
+
+    fn stream_is_silent(&self, silent_after: Duration) -> bool {
+        let sql = self.sql.borrow();
+        // PostgreSQL that does not answer here says nothing of the primary's.
+        let Some(sql) = sql.as_ref().filter(|s| s.in_recovery) else { return false };
+        sql.receiver.as_ref().is_none_or(|r| !r.streaming || r.silent_for >= silent_after)
+    }
+}
+
+fn encode(packet: &Packet) -> Vec<u8> {
+    serde_json::to_vec(packet).expect("a packet has names and numbers only")
+}
