@@ -197,6 +197,13 @@ impl fmt::Display for Done {
                 writeln!(f, "passwords of the keepers' roles are there already, kept")?
             }
         }
+        if self.spec == Spec::Replaced {
+            writeln!(
+                f,
+                "members write PostgreSQL's settings and pg_hba anew at the next change of voters or primary, and \
+                 before each start"
+            )?;
+        }
         if self.spec == Spec::Written {
             writeln!(
                 f,

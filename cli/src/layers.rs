@@ -186,7 +186,15 @@ fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or(&text);
     let words: Vec<&str> = paragraph.split_whitespace().collect();
-    words.join(" ").trim_start_matches("error: ").to_owned()
+    let problem = words.join(" ").trim_start_matches("error: ").to_owned();
+    match error.kind() {
+        ErrorKind::UnknownArgument
+        | ErrorKind::InvalidSubcommand
+        | ErrorKind::MissingRequiredArgument => {
+            format!("{problem}; --help lists what there is")
+        }
+        _ => problem,
+    }
 }
 
 #[cfg(test)]

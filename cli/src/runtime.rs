@@ -22,7 +22,9 @@ where
         let mut int = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
         let told = stop.clone();
         tokio::spawn(async move {
-            tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+            let signal =
+                tokio::select! { _ = term.recv() => "SIGTERM", _ = int.recv() => "SIGINT" };
+            tracing::info!(signal, "asked to stop");
             told.cancel();
         });
         body(stop).await

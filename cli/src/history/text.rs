@@ -77,9 +77,14 @@ impl fmt::Display for Details {
             writeln!(f, "  not {}: {}", rejection.member, rejection.reason)?;
         }
         phases(f, &self.phases)?;
-        let back = change.total_ms.map_or("not yet".into(), milliseconds);
+        // A lost member is noticed when its lease has lapsed: clients have waited for longer than this says.
+        let since = |ms: Option<i64>| match ms {
+            Some(ms) => format!("{} after it was noticed", milliseconds(ms)),
+            None => "not yet".into(),
+        };
+        let back = since(change.total_ms);
         writeln!(f, "writes back: {back}")?;
-        let redundant = change.redundant_after_ms.map_or("not yet".into(), milliseconds);
+        let redundant = since(change.redundant_after_ms);
         writeln!(f, "redundant:   {redundant}")?;
         for rejoin in &self.rejoined {
             let took = milliseconds(rejoin.end.ms_since(rejoin.start));

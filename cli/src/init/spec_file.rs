@@ -13,12 +13,37 @@ use crate::layers::toml_problem;
 pub fn read(path: &Path) -> Result<ClusterSpec, Failure> {
     let about = |problem: String| Failure::usage(format!("--spec {}: {problem}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|e| about(e.to_string()))?;
-    let value = match path.extension().and_then(|e| e.to_str()) {
-        Some("toml") => toml::from_str(&text).map_err(|e| toml_problem(&text, &e)),
-        Some("json") => serde_json::from_str(&text).map_err(|e| e.to_string()),
+    let parsed = match path.extension().and_then(|e| e.to_str()) {
+        Some("toml") => toml_spec(&text),
+        Some("json") => json_spec(&text),
         Some(_) | None => Err("the name must end in .toml or .json".to_owned()),
     };
-    value.and_then(spec).map_err(about)
+    parsed.map_err(about)
+}
+
+/// Only the text itself knows its lines, so a spec without `format_version` is read straight from it.
+fn toml_spec(text: &str) -> Result<ClusterSpec, String> {
+    let about = |e: toml::de::Error| toml_problem(text, &e);
+    let value: serde_json::Value = toml::from_str(text).map_err(about)?;
+    match value.get("format_version") {
+        Some(_) => spec(value),
+        None => checked(toml::from_str(text).map_err(about)?),
+    }
+}
+
+fn json_spec(text: &str) -> Result<ClusterSpec, String> {
+    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    match value.get("format_version") {
+        None if value.is_object() => {
+            checked(serde_json::from_str(text).map_err(|e| e.to_string())?)
+        }
+        _ => spec(value),
+    }
+}
+
+fn checked(spec: ClusterSpec) -> Result<ClusterSpec, String> {
+    spec.check().map_err(|e| e.0)?;
+    Ok(spec)
 }
 
 /// Reads a document that may carry the `format_version` with which specs are stored.
@@ -35,9 +60,7 @@ fn spec(mut value: serde_json::Value) -> Result<ClusterSpec, String> {
             Some(0) | None => return Err(format!("format_version {found} is none")),
         }
     }
-    let spec: ClusterSpec = serde_json::from_value(value).map_err(|e| e.to_string())?;
-    spec.check().map_err(|e| e.0)?;
-    Ok(spec)
+    checked(serde_json::from_value(value).map_err(|e| e.to_string())?)
 }
 
 #[cfg(test)]
@@ -45,6 +68,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_named_with_its_line() {
+        let toml = "[postgres.parameters]\nwork_mem = \"8MB\"\nmax_connections = 200\n";
+        let problem = toml_spec(toml).unwrap_err();
+        assert!(problem.contains("line 3") && problem.contains("expected a string"), "{problem}");
+        let problem = json_spec("{\n\"lease_ttl\": 4}").unwrap_err();
+        assert!(problem.contains("line 2"), "{problem}");
+        assert_eq!(
+            toml_spec("format_version = 1\nlease_ttl = \"5s\"\n"),
+            toml_spec("lease_ttl = \"5s\"\n")
+        );
+    }
 
     #[test]
     fn what_is_wrong_with_a_spec_is_named() {
