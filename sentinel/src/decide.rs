@@ -60,6 +60,7 @@ pub fn conditions(
 ) -> BTreeSet<Condition> {
     let inputs = Inputs { spec, state, seen, now: Moment::default(), wall: WallTime(0) };
     let mut holding = health::conditions(&inputs);
+    holding.extend(bootstrap::conditions(&inputs));
     holding.extend(failover::conditions(&inputs));
     holding.extend(synchronous::conditions(&inputs));
     holding
@@ -74,10 +75,16 @@ fn steady(inputs: &Inputs) -> Step {
         .unwrap_or_else(|| synchronous::waiting(inputs))
 }
 
-/// The primary is on its way, or in doubt: nobody's voters change, but members may still be
-/// admitted.
+/// The primary is on its way, or in doubt: members may be admitted, and voters change only where it waits for some
+/// that do not come.
 fn meanwhile(inputs: &Inputs, waiting: WaitingOn, wake_at: Option<Moment>) -> Step {
-    membership::admit(inputs).unwrap_or(Step { verdict: Verdict::Wait(waiting), wake_at })
+    let waits_for_voters = matches!(waiting, WaitingOn::VotersHold { .. });
+    let relieve = || waits_for_voters.then(|| synchronous::relieve(inputs)).flatten();
+    let relief = || waits_for_voters.then(|| synchronous::relief(inputs)).flatten();
+    membership::admit(inputs).or_else(relieve).unwrap_or_else(|| Step {
+        verdict: Verdict::Wait(waiting.clone()),
+        wake_at: wake_at.or_else(relief),
+    })
 }
 
 /// A verdict on its way to become a plan.

@@ -340,9 +340,15 @@ fn timelines(step: &Step, found: &mut Found) {
             && (before.epoch, before.timeline, &before.primary)
                 == (after.epoch, after.timeline, &after.primary)
     };
-    let grown =
-        next.epochs.len() >= old.epochs.len() && old.epochs.iter().zip(&next.epochs).all(same);
+    let first = next.epochs.first().map(|r| r.epoch).unwrap_or_default();
+    let kept = old.epochs.iter().skip_while(|r| r.epoch < first);
+    let left = old.epochs.len() - kept.clone().count();
+    let grown = next.epochs.len() + left >= old.epochs.len() && kept.zip(&next.epochs).all(same);
     found.unless(grown, Rule::Timelines, || "the record of epochs is rewritten".into());
+    // A Cfg whose epoch is forgotten is found by the rule of its leader.
+    found.unless(left == 0 || next.epochs.len() > 100, Rule::Timelines, || {
+        format!("{left} epochs are forgotten though few are on record")
+    });
 }
 
 fn members(step: &Step, found: &mut Found) {

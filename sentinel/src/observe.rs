@@ -49,6 +49,8 @@ pub struct Observations {
 /// Something whose duration matters. It holds or does not hold in each snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
+    /// The founder does not report, and has not run initdb as far as is known.
+    FounderAway { founder: MemberName },
     /// The primary of this open epoch holds no right.
     Lapsed { epoch: Epoch },
     /// The primary's keeper lives and does not say that PostgreSQL serves.
@@ -65,6 +67,8 @@ pub enum Condition {
     Base { sealing: Epoch },
     /// These members could vote, and the newest Cfg is this one.
     Voters { newest: CfgId, voters: BTreeSet<MemberName> },
+    /// Enough members stream to acknowledge commits, and too few of them are voters of this Cfg.
+    Stalled { newest: CfgId },
 }
 
 /// The first moment, on this leader's own clock, since which each condition has held in every
@@ -110,6 +114,8 @@ pub struct World {
     pub state_revision: Option<i64>,
     /// The revision of the last change of the history record in `seen`.
     pub history_revision: Option<i64>,
+    /// The keys of all history records, oldest first.
+    pub records: Vec<String>,
     pub seen: Observations,
 }
 
@@ -148,8 +154,10 @@ pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
         seen.history = known(stored(snapshot, &key));
         history_revision = snapshot.entries.get(&key).map(|e| e.mod_revision);
     }
+    let history = format!("{}history/", keys.prefix());
     World {
         spec: stored(snapshot, &keys.spec()),
+        records: snapshot.entries.keys().filter(|k| k.starts_with(&history)).cloned().collect(),
         state_revision: snapshot.entries.get(&keys.state()).map(|e| e.mod_revision),
         state,
         history_revision,

@@ -56,7 +56,7 @@ pub enum WaitingOn {
     NamedFounder { founder: MemberName },
     /// The founder runs initdb.
     Initdb { founder: MemberName },
-    /// The founder's report is gone and no other empty member may take its place.
+    /// The founder's report is gone, and no other empty member may take its place or not yet.
     FounderReport { founder: MemberName },
     /// The primary's keeper lives and has yet to say that PostgreSQL serves.
     PrimaryReport { primary: MemberName },
@@ -79,6 +79,8 @@ pub enum WaitingOn {
     Promotion { primary: MemberName, epoch: Epoch },
     /// It died on the way, and without its member there is no base: the next try waits.
     NextPromotion { primary: MemberName },
+    /// This many promotions in a row came to nothing: the next one waits, longer each time.
+    PromotionPause { failed: usize },
     /// The primary's PostgreSQL is being started again.
     Restart { primary: MemberName, number: u64 },
     /// It died again; the next order waits, so that a crash loop does not spin.
@@ -119,7 +121,7 @@ impl fmt::Display for WaitingOn {
             Self::FounderReport { founder } => {
                 write!(
                     f,
-                    "waits for the report of founder {founder}: no other member may take its place"
+                    "waits for the report of founder {founder}, or for another empty member if it stays away"
                 )
             }
             Self::PrimaryReport { primary } => {
@@ -176,6 +178,11 @@ impl fmt::Display for WaitingOn {
                 f,
                 "the PostgreSQL of {primary} died on its way to open and the others form no base: \
                  waits promote_patience before it may be tried again"
+            ),
+            Self::PromotionPause { failed } => write!(
+                f,
+                "the last {failed} promotions came to nothing, see the logs of the members: waits before the next, \
+                 longer each time"
             ),
             Self::Restart { primary, number } => {
                 write!(f, "waits for the PostgreSQL of {primary} to open after restart {number}")

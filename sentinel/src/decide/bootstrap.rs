@@ -4,7 +4,7 @@
 //! The one rule: a founder that has reported its system identifier is never replaced, and a data
 //! directory that holds anything is never taken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::cfg::Cfg;
 use proto::report::DataDirectory;
@@ -13,7 +13,7 @@ use proto::state::{Admitted, EpochRecord, RestartOrder};
 use proto::{CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Phase, StateNumber, Timeline};
 
 use super::{Inputs, Step};
-use crate::observe::Observations;
+use crate::observe::{Condition, Observations};
 use crate::plan::WaitingOn;
 use crate::record;
 
@@ -108,10 +108,25 @@ pub(crate) fn found(inputs: &Inputs, founder: &MemberName) -> Step {
     Step::change(next, history, why)
 }
 
-/// The founder's lease lapsed before it reported a system identifier.
+/// Returns the condition of this file, if it holds.
+pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
+    let away = match &inputs.state.phase {
+        Phase::Founding { founder } if !inputs.seen.members.contains_key(founder) => Some(founder),
+        Phase::Founding { .. } | Phase::Promoting | Phase::Restarting | Phase::Open => None,
+    };
+    away.into_iter().map(|founder| Condition::FounderAway { founder: founder.clone() }).collect()
+}
+
+/// The founder's lease lapsed before it reported a system identifier. It may have run initdb all the same, and would
+/// be a stranger for ever once another has founded: in a stall of etcd all leases lapse together.
 fn replace(inputs: &Inputs, gone: &MemberName) -> Step {
+    let condition = Condition::FounderAway { founder: gone.clone() };
+    let grace = inputs.patience_left(&condition, inputs.spec.isolation_grace);
     match founder(inputs.spec, inputs.seen) {
         Ok(other) if other != *gone => {
+            if let Some(until) = grace {
+                return Step::wait_until(WaitingOn::FounderReport { founder: gone.clone() }, until);
+            }
             let mut next = inputs.next();
             let why = format!("{other} is to found the cluster: {gone} vanished before it did");
             next.phase = Phase::Founding { founder: other };

@@ -51,6 +51,41 @@ pub(crate) fn append(inputs: &Inputs) -> Option<Step> {
     Some(Step::change(next, Vec::new(), why))
 }
 
+/// Appends a Cfg of those who stream, where the primary waits in vain for the voters of its own before it may open:
+/// one may never come back, and nobody else would be asked.
+pub(crate) fn relieve(inputs: &Inputs) -> Option<Step> {
+    let newest = inputs.state.newest_cfg()?;
+    if !is_stalled(inputs, newest)
+        || inputs.patience_left(&stalled(newest), inputs.spec.settle).is_some()
+    {
+        return None;
+    }
+    let mut next = inputs.next();
+    let cfg = successor(&next, newest, desired(inputs), inputs.spec.synchronous.count);
+    let voters = list(&Vec::from_iter(&cfg.voters));
+    let why = format!("the voters become {voters}: {} waits to open", inputs.primary());
+    next.last_cfg = cfg.id;
+    next.cfgs.push(cfg);
+    Some(Step::change(next, Vec::new(), why))
+}
+
+fn stalled(newest: &Cfg) -> Condition {
+    Condition::Stalled { newest: newest.id }
+}
+
+/// Whether others could acknowledge commits for which too few voters stream.
+fn is_stalled(inputs: &Inputs, newest: &Cfg) -> bool {
+    let desired = desired(inputs);
+    desired.len() >= inputs.spec.synchronous.count
+        && desired.intersection(&newest.voters).count() < newest.k
+}
+
+/// Returns when `relieve` will do something, if so.
+pub(crate) fn relief(inputs: &Inputs) -> Option<Moment> {
+    let newest = inputs.state.newest_cfg().filter(|c| is_stalled(inputs, c))?;
+    inputs.patience_left(&stalled(newest), inputs.spec.settle)
+}
+
 /// Returns what is waited for when nothing has to be done.
 pub(crate) fn waiting(inputs: &Inputs) -> Step {
     let state = inputs.state;
@@ -112,11 +147,17 @@ pub(crate) fn is_redundant(inputs: &Inputs) -> bool {
 /// Returns the condition of this file, if it holds.
 pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
     let state = inputs.state;
-    if state.phase != Phase::Open || state.sealing.is_some() {
-        return BTreeSet::new();
+    let mut holding = BTreeSet::new();
+    let Some(newest) = state.newest_cfg().filter(|_| state.sealing.is_none()) else {
+        return holding;
+    };
+    if state.phase == Phase::Open {
+        holding.insert(Condition::Voters { newest: newest.id, voters: desired(inputs) });
     }
-    let newest = state.newest_cfg().into_iter();
-    newest.map(|c| Condition::Voters { newest: c.id, voters: desired(inputs) }).collect()
+    if is_stalled(inputs, newest) {
+        holding.insert(stalled(newest));
+    }
+    holding
 }
 
 /// Returns the members that may acknowledge commits now: complete, allowed, and connected as
@@ -148,7 +189,12 @@ impl Wish {
             return None;
         }
         let condition = Condition::Voters { newest: newest.id, voters: desired(inputs) };
-        inputs.patience_left(&condition, inputs.spec.settle)
+        let settled = inputs.patience_left(&condition, inputs.spec.settle)?;
+        // While commits wait, a member that flaps must not keep the others out.
+        match is_stalled(inputs, newest) {
+            true => Some(inputs.patience_left(&stalled(newest), inputs.spec.settle)?.min(settled)),
+            false => Some(settled),
+        }
     }
 }
 

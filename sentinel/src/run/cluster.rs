@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proto::document::encode;
 use proto::explanation::Explanation;
-use proto::{ClusterName, ClusterSpec, ClusterState, LeaderKey, Moment};
+use proto::{ClusterName, ClusterSpec, ClusterState, LeaderKey, Moment, Phase};
 use store::election::{Election, Leadership};
 use store::keys::Keys;
 use store::{Store, StoreError, Txn, TxnOutcome, clock};
@@ -83,6 +83,8 @@ enum Next {
     Again,
     /// The store did not do as asked.
     AfterPause,
+    /// The cluster has not been created.
+    NoSpec,
     Wait(Box<Plan>),
 }
 
@@ -150,6 +152,10 @@ impl Care {
         match self.step(leadership, memory).await? {
             Next::Again => {}
             Next::AfterPause => tokio::time::sleep(AFTER_TROUBLE).await,
+            // Leading on, because each election costs the store two revisions.
+            Next::NoSpec => {
+                memory.wake.woken(&self.keys, clock::now() + SAFETY_TICK).await;
+            }
             Next::Wait(plan) => self.wait(leadership, memory, *plan).await,
         }
         Ok(())
@@ -167,7 +173,9 @@ impl Care {
         };
         memory.wake.follow(&*self.store, &self.keys, &snapshot).await;
         let mut world = observe(&snapshot, &self.keys, &self.me.id);
-        let spec = self.spec(&world, memory)?;
+        let Some(spec) = self.spec(&world, memory)? else { return Ok(Next::NoSpec) };
+        // Before the timers too: they are read out of the state.
+        agreed(&world)?;
         let (now, wall) = (clock::now(), clock::wall());
         world.mark(&spec, &mut memory.timers, now);
         let state = agreed(&world)?;
@@ -185,11 +193,11 @@ impl Care {
     }
 
     /// A spec that cannot be read must not stop failovers: the last good one goes on.
-    fn spec(&self, world: &World, memory: &mut Memory) -> Result<ClusterSpec, End> {
+    fn spec(&self, world: &World, memory: &mut Memory) -> Result<Option<ClusterSpec>, End> {
         let problem = match &world.spec {
             Stored::Known(spec) => {
                 memory.spec = Some(spec.clone());
-                return Ok(spec.clone());
+                return Ok(Some(spec.clone()));
             }
             Stored::Absent => {
                 "there is no spec: create the cluster with `pgdeputy init`".to_owned()
@@ -199,7 +207,11 @@ impl Care {
         match memory.spec.clone() {
             Some(last) if !matches!(world.spec, Stored::Newer(_)) => {
                 memory.complain(&self.cluster, format!("{problem}; the last good spec goes on"));
-                Ok(last)
+                Ok(Some(last))
+            }
+            None if world.spec == Stored::Absent => {
+                memory.complain(&self.cluster, problem);
+                Ok(None)
             }
             Some(_) | None => Err(End::StandBy(problem)),
         }
@@ -229,13 +241,20 @@ impl Care {
         let now = clock::now();
         let tick = now + SAFETY_TICK;
         let until = plan.wake_at.map_or(tick, |at| at.min(tick));
-        if memory.explained.as_ref() != Some(&plan.explanation) {
+        if memory.explained.as_ref() == Some(&plan.explanation) {
+            memory.unexplained = None;
+        } else {
             let late = *memory.unexplained.get_or_insert(now) + EXPLAIN_WITHIN;
             let quiet = (now + QUIET).min(late).min(until);
-            if memory.wake.woken(&self.keys, quiet).await && clock::now() < late {
+            let woken = memory.wake.woken(&self.keys, quiet).await;
+            if woken && clock::now() < late {
                 return;
             }
             self.explain(leadership, memory, plan.explanation).await;
+            // What woke it is taken out of the watch: nothing else would wake it again.
+            if woken {
+                return;
+            }
         }
         memory.wake.woken(&self.keys, until).await;
     }
@@ -257,12 +276,25 @@ impl Care {
 /// A state that is damaged or newer is nothing to decide on, and never written over.
 fn agreed(world: &World) -> Result<Option<&ClusterState>, End> {
     match &world.state {
-        Stored::Known(state) => Ok(Some(state)),
+        Stored::Known(state) => match damage(state) {
+            Some(problem) => Err(End::StandBy(problem)),
+            None => Ok(Some(state)),
+        },
         Stored::Absent => Ok(None),
         Stored::Newer(problem) | Stored::Malformed(problem) => {
             Err(End::StandBy(problem.to_string()))
         }
     }
+}
+
+/// Returns what is wrong with a state that no sentinel has written so, such as one that was edited by hand.
+fn damage(state: &ClusterState) -> Option<String> {
+    let founding = matches!(state.phase, Phase::Founding { .. });
+    if state.primary.is_none() && !founding {
+        return Some(format!("state {} names no primary: it is damaged", state.number));
+    }
+    let cfg = state.cfgs.iter().find(|cfg| !cfg.is_well_formed())?;
+    Some(format!("state {} holds a Cfg that cannot be, {cfg}: it is damaged", state.number))
 }
 
 /// Returns why a plan must not be committed, if so.
@@ -271,4 +303,47 @@ fn refusal(state: Option<&ClusterState>, plan: &Plan, seen: &Observations) -> Op
     let broken = invariant::check(state, next, seen);
     let broken: Vec<String> = broken.iter().map(ToString::to_string).collect();
     (!broken.is_empty()).then(|| format!("refused to commit \"{why}\": {}", broken.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::WaitingOn;
+    use store::Operation;
+    use store::memory::MemoryStore;
+
+    /// What a leader waits with whose explanation has been overdue for long.
+    async fn overdue(care: &Care) -> (Leadership, Memory, Plan) {
+        let election =
+            Election::new(Arc::clone(&care.store), care.keys.leader(), Vec::new(), LEADER_TTL);
+        let leadership = election.campaign().await;
+        let mut memory = Memory { unexplained: Some(Moment::default()), ..Memory::default() };
+        let snapshot = care.store.read(care.keys.prefix()).await.expect("a snapshot");
+        memory.wake.follow(&*care.store, &care.keys, &snapshot).await;
+        let seen = Observations::default();
+        let mut plan = decide(&ClusterSpec::default(), None, &seen, clock::now(), clock::wall());
+        plan.verdict = Verdict::Wait(WaitingOn::EmptyMember);
+        (leadership, memory, plan)
+    }
+
+    #[tokio::test]
+    async fn a_report_that_comes_when_the_explanation_is_overdue_is_looked_at_at_once() {
+        let store = Arc::new(MemoryStore::new());
+        let me = LeaderKey {
+            id: "s1".into(),
+            host: "h".into(),
+            listen: None,
+            pgdeputy_version: "0".into(),
+        };
+        let cluster = "c1".parse().expect("a name");
+        let care = Care::new(store.clone(), cluster, me, Counters::default());
+        let (leadership, mut memory, plan) = overdue(&care).await;
+        let key = format!("{}members/a", care.keys.prefix());
+        let report = Operation::Put { key, value: Vec::new(), lease: None };
+        store.commit(Txn { when: vec![], then: vec![report] }).await.expect("the report is put");
+        let begun = clock::now();
+        care.wait(&leadership, &mut memory, plan).await;
+        assert!(clock::now().since(begun) < SAFETY_TICK / 2, "the report was not looked at");
+        assert!(memory.explained.is_some());
+    }
 }
