@@ -41,13 +41,19 @@ pub async fn renew(renewing: Renewing, kept: Option<LeaseId>, stop: Cancellation
     let ttl =
         || renewing.view.borrow().spec.as_ref().map_or(Duration::from_secs(4), |s| s.lease_ttl);
     let mut own = kept.map(|id| OwnLease::resume(id, ttl()));
+    let mut resumed = own.is_some();
     let mut fails = false;
     while !stop.is_cancelled() {
         let begun = store::clock::now();
         match once(&renewing, &mut own, ttl()).await {
             // The report and the right are put again under a new lease, at once.
             Err(StoreError::LeaseExpired) => {
-                tracing::warn!("the lease has expired");
+                // One that an earlier keeper left is expected to be gone after a stop or a long pause.
+                match resumed {
+                    true => tracing::info!("the lease of the keeper before has ended"),
+                    false => tracing::warn!("the lease has expired"),
+                }
+                resumed = false;
                 continue;
             }
             Err(error) => {
@@ -61,6 +67,7 @@ pub async fn renew(renewing: Renewing, kept: Option<LeaseId>, stop: Cancellation
                     tracing::info!("the lease is renewed again");
                 }
                 fails = false;
+                resumed = false;
             }
         }
         let pause = (ttl() / RENEWALS_PER_LEASE).saturating_sub(store::clock::now().since(begun));

@@ -27,6 +27,14 @@ const IDLE_TURN: Duration = Duration::from_secs(1);
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = Arc::new(store::etcd::EtcdStore::connect(&config.etcd).await?);
     let prepared = startup::prepare(&config, store.as_ref()).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        cluster = %config.cluster,
+        member = %config.member,
+        postgres = %prepared.binaries.version(),
+        data_dir = %config.data_dir.display(),
+        "keeper starts"
+    );
     let wires = wire(&config, store, prepared).await?;
     Shell::new(config, wires).turn(stop).await
 }

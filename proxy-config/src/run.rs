@@ -96,6 +96,12 @@ fn check(config: &Config) -> anyhow::Result<()> {
         let fits = path.is_absolute() && path.to_str().is_some_and(plain);
         ensure!(fits, "{flag} {path:?}: use an absolute path of letters, digits and / . _ -");
     }
+    let directory = config.haproxy_config.parent().unwrap_or(&config.haproxy_config);
+    ensure!(
+        directory.is_dir(),
+        "--haproxy-config {:?}: its directory does not exist: make it, writable for this user",
+        config.haproxy_config
+    );
     ensure!(
         config.haproxy_socket.as_os_str().len() <= 90,
         "--haproxy-socket {:?} is longer than the 90 characters that HAProxy can bind: use a shorter path",

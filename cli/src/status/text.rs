@@ -67,9 +67,9 @@ impl Status {
         lines.extend(self.verdict.iter().map(|v| format!("now: {v}")));
         lines.extend(self.last_change.iter().map(|change| {
             let took = change.total_ms.map_or("writes not back yet".into(), |ms| {
-                format!("writes back after {}", milliseconds(ms))
+                format!("writes back {} after that", milliseconds(ms))
             });
-            let when = change.start.map_or(String::new(), |s| format!(" at {s}"));
+            let when = change.start.map_or(String::new(), |s| format!(", noticed at {s}"));
             format!(
                 "last change: {} {}, {}{when}: {took} ({})",
                 change.kind_word(),
@@ -109,7 +109,7 @@ impl Status {
 
 fn acknowledged_by(cfg: &Cfg) -> String {
     match cfg.k {
-        0 => format!("held by {} alone", cfg.leader),
+        0 => format!("wait at {} until a standby has joined", cfg.leader),
         k => format!("held by {} and {k} of {}", cfg.leader, names(&cfg.voters)),
     }
 }
@@ -158,8 +158,11 @@ fn rejoin_line(member: &Member) -> Option<String> {
     Some(format!("{} is to {by} since {}, {how} ({})", member.name, rejoin.started, rejoin.reason))
 }
 
-/// The bound within which a primary that is cut off stops by itself.
+/// The bound within which a primary that is cut off stops by itself; one that does not run has nothing to stop.
 fn right_line(member: &Member) -> Option<String> {
+    if member.role != "primary" || !["running", "closed"].contains(&member.state) {
+        return None;
+    }
     let left = i64::try_from(member.serve_for_ms?).unwrap_or(i64::MAX);
     Some(format!("{} stops serving within {} if it is cut off", member.name, milliseconds(left)))
 }

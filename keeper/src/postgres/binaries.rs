@@ -199,18 +199,18 @@ fn choose(
     }
     let wanted = match data {
         Some((major, dir)) => {
-            format!("PostgreSQL {major}, which made the data in {}", dir.display())
+            format!("PostgreSQL {major}, which made the data in {},", dir.display())
         }
         None => "a supported PostgreSQL".to_owned(),
     };
     if candidates.is_empty() {
         bail!(
-            "{wanted}, was not found: install it or name its directory with --postgres-bin; {SUPPORTED}"
+            "{wanted} was not found: install it or name its directory with --postgres-bin; {SUPPORTED}"
         );
     }
     let found: Vec<String> = candidates.iter().map(ToString::to_string).collect();
     bail!(
-        "{wanted}, is needed; found {}; {SUPPORTED}: upgrade it, or name another directory with --postgres-bin",
+        "{wanted} is needed; found {}; {SUPPORTED}: upgrade it, or name another directory with --postgres-bin",
         found.join(", ")
     )
 }
