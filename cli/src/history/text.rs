@@ -77,9 +77,9 @@ impl fmt::Display for Details {
             writeln!(f, "  not {}: {}", rejection.member, rejection.reason)?;
         }
         phases(f, &self.phases)?;
-        // A lost member is noticed when its lease has lapsed: clients have waited for longer than this says.
+        // Where only the lapse of a lease shows a loss, that is the first sign, and clients have waited for longer.
         let since = |ms: Option<i64>| match ms {
-            Some(ms) => format!("{} after it was noticed", milliseconds(ms)),
+            Some(ms) => format!("{} after the first sign", milliseconds(ms)),
             None => "not yet".into(),
         };
         let back = since(change.total_ms);

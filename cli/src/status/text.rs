@@ -67,9 +67,9 @@ impl Status {
         lines.extend(self.verdict.iter().map(|v| format!("now: {v}")));
         lines.extend(self.last_change.iter().map(|change| {
             let took = change.total_ms.map_or("writes not back yet".into(), |ms| {
-                format!("writes back {} after that", milliseconds(ms))
+                format!("writes back after {}", milliseconds(ms))
             });
-            let when = change.start.map_or(String::new(), |s| format!(", noticed at {s}"));
+            let when = change.start.map_or(String::new(), |s| format!(" at {s}"));
             format!(
                 "last change: {} {}, {}{when}: {took} ({})",
                 change.kind_word(),
