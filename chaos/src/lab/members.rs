@@ -65,6 +65,18 @@ impl Lab {
         Ok(struck)
     }
 
+    /// Signals the keeper of `name`, and neither its fencer nor its PostgreSQL: SIGKILL, SIGSTOP or SIGCONT.
+    pub fn signal_keeper(&mut self, name: &MemberName, signal: Signal) -> anyhow::Result<Struck> {
+        let member = self.members.get_mut(name).with_context(|| format!("no member {name}"))?;
+        let pid = member.keeper.with_context(|| format!("the keeper of {name} does not run"))?;
+        if signal == Signal::SIGKILL {
+            member.keeper = None;
+        }
+        let struck = Struck::now();
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("signal the keeper of {name}"))?;
+        Ok(struck)
+    }
+
     /// Kills keeper, fencer and all PostgreSQL processes of `name` as close together as can be.
     pub fn kill_member(&mut self, name: &MemberName) -> anyhow::Result<Struck> {
         let found = self.processes_of(name);

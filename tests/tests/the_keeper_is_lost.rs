@@ -1,0 +1,70 @@
+//! The primary's keeper dies or freezes while its PostgreSQL is well. A keeper that comes back at once is not noticed by
+//! clients; one that does not is answered for by the fencer.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
+
+use std::time::Duration;
+
+use chaos::evidence::Watchers;
+use chaos::lab::cleanup::Found;
+use nix::sys::signal::Signal;
+use system_tests::{Scene, scene};
+
+const BOUND: Duration = Duration::from_secs(120);
+
+/// A redundant cluster and its primary.
+async fn redundant() -> (Scene, proto::MemberName) {
+    let scene = scene(|_| {}).await;
+    scene.lab.wait_redundant(BOUND).await.unwrap();
+    let (_, primary) = scene.lab.cluster().await.unwrap().service().unwrap();
+    (scene, primary)
+}
+
+#[tokio::test]
+async fn a_keeper_that_is_killed_and_started_again_takes_over_the_running_postgres() {
+    let (mut scene, primary) = redundant().await;
+    let lab = &mut scene.lab;
+    let watchers = Watchers::start(lab, 4).await.unwrap();
+    let postmaster = lab.postmaster(&primary).unwrap();
+    let before = lab.cluster().await.unwrap().service().unwrap();
+    watchers.load.acknowledged_count(200, BOUND).await.unwrap();
+    for _ in 0..3 {
+        let struck = lab.signal_keeper(&primary, Signal::SIGKILL).unwrap();
+        lab.start_member(&primary).unwrap();
+        // A lease_ttl later the right must have been renewed by the new keeper, or the fencer would have fenced.
+        watchers.load.acknowledged_after(struck.at + Duration::from_secs(5), BOUND).await.unwrap();
+        lab.wait_redundant(BOUND).await.unwrap();
+    }
+    assert_eq!(lab.postmaster(&primary).unwrap(), postmaster, "PostgreSQL was left alone");
+    assert_eq!(lab.cluster().await.unwrap().service().unwrap(), before, "no role changed");
+    assert_eq!(watchers.load.told().unknown, 0, "no session was cut");
+}
+
+#[tokio::test]
+async fn a_primary_whose_keeper_is_frozen_is_fenced_within_lease_ttl_and_replaced() {
+    let (mut scene, primary) = redundant().await;
+    let lab = &mut scene.lab;
+    let watchers = Watchers::start(lab, 4).await.unwrap();
+    watchers.load.acknowledged_count(1_000, BOUND).await.unwrap();
+    let steady_from = store::clock::now();
+    let (before, _) = lab.cluster().await.unwrap().service().unwrap();
+    let struck = lab.signal_keeper(&primary, Signal::SIGSTOP).unwrap();
+    let runs = |lab: &chaos::lab::Lab| lab.processes_of(&primary).iter().any(Found::is_postgres);
+    // lease_ttl is 4 s; what is above it is for a busy machine.
+    let deadline = struck.at + Duration::from_secs(6);
+    while runs(lab) {
+        assert!(store::clock::now() < deadline, "PostgreSQL of {primary} still runs");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    eprintln!("fenced {:?} after the freeze", store::clock::now().since(struck.at));
+    lab.wait_served_after(before, BOUND).await.unwrap();
+    watchers.load.acknowledged_after(store::clock::now(), BOUND).await.unwrap();
+    lab.signal_keeper(&primary, Signal::SIGCONT).unwrap();
+    lab.wait_redundant(BOUND).await.unwrap();
+    let (evidence, told) = watchers.finish(lab, (steady_from, struck.at)).await.unwrap();
+    let verdict = chaos::verdict::judge(&evidence);
+    assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");
+    let gap = told.longest_gap(struck.at, store::clock::now());
+    eprintln!("longest write gap {gap:?}");
+    assert!(gap < Duration::from_secs(8), "{gap:?}");
+}
