@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use proto::assignment::{Follow, Lead};
+use proto::spec::PostgresSpec;
 use proto::{Cfg, Epoch, MemberName, Timeline, WalPosition};
 
 use crate::postgres::settings::StreamName;
@@ -59,6 +60,8 @@ pub enum Action {
         cfg: Cfg,
         proof: Proof,
     },
+    /// Take PostgreSQL's settings over from a new spec, if PostgreSQL itself finds them possible.
+    TakeSettings(PostgresSpec),
     /// Bring the members' replication slots in order.
     KeepSlots {
         members: Vec<MemberName>,
@@ -144,6 +147,7 @@ pub enum ActionKind {
     Open,
     TakeRight,
     Confirm,
+    TakeSettings,
     KeepSlots,
     Rewind,
     Copy,
@@ -167,6 +171,7 @@ impl Action {
             Action::StartPrimary { .. } => ActionKind::StartPrimary,
             Action::Open(_) => ActionKind::Open,
             Action::Confirm { .. } => ActionKind::Confirm,
+            Action::TakeSettings(_) => ActionKind::TakeSettings,
             Action::KeepSlots { .. } => ActionKind::KeepSlots,
             Action::Rewind { .. } => ActionKind::Rewind,
             Action::Copy { .. } => ActionKind::Copy,

@@ -8,6 +8,7 @@ use proto::{
     WallTime,
 };
 
+use proto::spec::PostgresSpec;
 use store::LeaseId;
 
 use crate::action::ActionKind;
@@ -71,6 +72,10 @@ pub struct Local {
     pub process: Process,
     /// The settings on disk that the server has, or will read at its start.
     pub settings: Option<Settings>,
+    /// The part of the spec that PostgreSQL takes; a later one that it refuses is not put in its place.
+    pub accepted: Option<PostgresSpec>,
+    /// Whether the present PostgreSQL process has answered its keeper.
+    pub answered: bool,
     pub seal: Option<Seal>,
     /// Timelines beyond the sealed position's of which this member holds pieces: see `wal_files::unreached`.
     pub unreached: BTreeSet<Timeline>,

@@ -7,7 +7,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::facts::Process;
+use crate::action::ActionKind;
+use crate::facts::{Local, Process};
 use crate::postgres::probe::{SqlFacts, probe};
 use crate::postgres::session::Session;
 use crate::worker::Worker;
@@ -41,6 +42,9 @@ pub async fn gather(
     while !stop.is_cancelled() {
         let asked_of = worker.local().process;
         let answer = ask(&worker, &mut session).await;
+        if answer.is_some() && !worker.local().answered {
+            worker.update(|local| note_answer(local, asked_of));
+        }
         let streaming = answer.as_ref().and_then(|a| a.receiver.as_ref()).filter(|r| r.streaming);
         let timeline = streaming.map(|r| r.timeline);
         if timeline.is_some() && worker.local().streamed != timeline {
@@ -66,6 +70,15 @@ pub async fn gather(
             _ = pace.changed() => {}
             () = stop.cancelled() => {}
         }
+    }
+}
+
+/// The PostgreSQL that was asked has started: failures of its start are history.
+fn note_answer(local: &mut Local, asked_of: Process) {
+    if local.process == asked_of {
+        local.answered = true;
+        local.failures.remove(&ActionKind::StartStandby);
+        local.failures.remove(&ActionKind::StartPrimary);
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the keeper shows of its facts: the HTTP view, the problems in its report, and how a rejoin ended.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 use std::time::Duration;
 
 use proto::report::{DataDirectory, MemberReport, RejoinOutcome};
@@ -15,6 +17,9 @@ use crate::postgres::probe::{SqlFacts, Walsender};
 use crate::report::{Identity, report};
 use crate::view::{Serving, View};
 use crate::worker::Worker;
+
+/// Enough for the last start's lines.
+const LOG_TAIL: u64 = 32 << 10;
 
 /// An operator should know of an action that failed this often in a row; less is the ordinary course of a failover.
 const FAILURES_TO_TELL: u32 = 3;
@@ -103,6 +108,27 @@ fn standby(sender: &Walsender) -> StandbyPositions {
         sync_state: sender.sync_state.clone(),
         flush_lsn: sender.flush_lsn,
         replay_lsn: sender.replay_lsn,
+    }
+}
+
+/// Returns PostgreSQL's last complaint in its log.
+pub fn last_fatal(log: &Path) -> String {
+    let tail = || -> std::io::Result<String> {
+        let mut file = std::fs::File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let Ok(text) = tail() else { return format!("see {}", log.display()) };
+    let complaint = text
+        .lines()
+        .rev()
+        .find_map(|line| line.find("FATAL:").or(line.find("PANIC:")).map(|at| &line[at..]));
+    match complaint {
+        Some(said) => format!("it said {said:?}, see {}", log.display()),
+        None => format!("see {}", log.display()),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::facts::{ClusterView, Facts};
 
 /// Returns the next action. Calling it again with the same arguments gives the same answer.
 pub fn reconcile(view: &ClusterView, facts: &Facts, now: Moment) -> Action {
-    let wanted = choose(view, facts);
+    let wanted = take_settings_first(view, facts, choose(view, facts), now);
     match facts.local.failures.get(&wanted.kind()) {
         // A fence is never put off.
         Some(failure)
@@ -24,6 +24,26 @@ pub fn reconcile(view: &ClusterView, facts: &Facts, now: Moment) -> Action {
             Action::Hold(Hold::BackingOff(wanted.kind()))
         }
         _ => wanted,
+    }
+}
+
+/// A new spec's settings are taken over when nothing more urgent is to be done, or before PostgreSQL is started. Refused
+/// ones are tried again now and then, and what PostgreSQL took before stays in force meanwhile.
+fn take_settings_first(view: &ClusterView, facts: &Facts, wanted: Action, now: Moment) -> Action {
+    let fits = matches!(
+        wanted,
+        Action::Hold(Hold::Following | Hold::Leading)
+            | Action::StartStandby { .. }
+            | Action::StartPrimary { .. }
+            | Action::StartSealed { .. }
+    );
+    let refused = facts.local.failures.get(&ActionKind::TakeSettings);
+    let waits = refused.is_some_and(|failure| now < failure.at + backoff(failure.times));
+    match &view.spec {
+        Some(spec) if fits && !waits && facts.local.accepted.as_ref() != Some(&spec.postgres) => {
+            Action::TakeSettings(spec.postgres.clone())
+        }
+        Some(_) | None => wanted,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::facts::{ClusterView, Facts, Failure, Local, Process};
 use crate::fencer::FencerEvent;
 use crate::gather::Pace;
+use crate::member_files::Role;
 use crate::reconcile::reconcile;
 use crate::wiring::{Wires, facts, wire};
 use crate::{present, startup, worker};
@@ -163,6 +164,7 @@ impl Shell {
         match event {
             FencerEvent::Exited { pid, status, clean, at } => {
                 tracing::warn!(pid, status, clean, "PostgreSQL has ended");
+                self.note_failed_start(&status);
                 self.process_ended(at, false);
             }
             FencerEvent::Fenced { why, took } => {
@@ -184,6 +186,22 @@ impl Shell {
         Ok(())
     }
 
+    /// A server that ended before it answered did not start, and starting it again at once would not help.
+    fn note_failed_start(&self, status: &str) {
+        let worker = &self.wires.worker;
+        if worker.local().answered {
+            return;
+        }
+        let kind = match worker.files().role {
+            Role::Primary => ActionKind::StartPrimary,
+            Role::Standby | Role::None => ActionKind::StartStandby,
+        };
+        let said = present::last_fatal(&worker.place.state_dir.join("postgresql.log"));
+        let problem = format!("PostgreSQL {status} before it answered; {said}");
+        let now = store::clock::now();
+        worker.update(|local| note_outcome(local, kind, Some(problem), now));
+    }
+
     fn process_ended(&mut self, noticed: WallTime, gone: bool) {
         self.wires.worker.update(|local| {
             local.process = Process::Exited { noticed, gone };
@@ -201,7 +219,7 @@ impl Shell {
         let is_mine = state.primary.as_ref() == Some(&self.config.member)
             && state.epoch == files.epoch
             && state.sealing.is_none()
-            && files.role == crate::member_files::Role::Primary;
+            && files.role == Role::Primary;
         // What held for an earlier epoch of this member says nothing of the next one.
         self.serve_until =
             is_mine.then(|| worker::serve_until(renewal.expires, &self.wires.worker.spec()));
@@ -252,6 +270,8 @@ impl Shell {
 
 fn note_outcome(local: &mut Local, kind: ActionKind, problem: Option<String>, at: Moment) {
     match problem {
+        // A start has succeeded when the server answers, not when it was forked.
+        None if matches!(kind, ActionKind::StartStandby | ActionKind::StartPrimary) => {}
         None => {
             local.failures.remove(&kind);
         }

@@ -86,7 +86,8 @@ pub async fn wire(
         lease: lease.clone(),
     };
     tasks.spawn(announce(announcing, ended.clone()));
-    let local = first_local(settings::installed(&place), &watched);
+    let mut local = first_local(settings::installed(&place), &watched);
+    local.accepted = settings::accepted(&place);
     settle(&fencer, &watched).await;
     let parts = Parts { place, binaries, keys, store, secrets, fencer, view: view.clone(), lease };
     let worker = Arc::new(Worker::new(parts, local, files));

@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use proto::right::Secrets;
+use proto::spec::PostgresSpec;
 use proto::{ClusterSpec, ClusterState, Epoch, Moment};
 use store::keys::Keys;
 use store::{LeaseId, Store};
@@ -119,6 +120,7 @@ impl Worker {
     pub async fn perform(&self, action: &Action) -> anyhow::Result<()> {
         match action {
             Action::Hold(_) => Ok(()),
+            Action::TakeSettings(wanted) => self.take_settings(wanted).await,
             Action::Fence(reason) => self.fence(&reason.to_string()).await,
             Action::Found => found::found(self).await,
             Action::Seal { sealing } => seal::seal(self, *sealing).await,
@@ -198,9 +200,25 @@ impl Worker {
         self.view.borrow().state.clone().context("no agreed state is known")
     }
 
-    /// Returns the spec as last read.
+    /// Returns the spec as last read, with PostgreSQL's settings as PostgreSQL last took them.
     pub fn spec(&self) -> ClusterSpec {
-        self.view.borrow().spec.clone().unwrap_or_default()
+        let mut spec = self.view.borrow().spec.clone().unwrap_or_default();
+        spec.postgres = self.lock_local().accepted.clone().unwrap_or_default();
+        spec
+    }
+
+    /// Takes PostgreSQL's settings over from the spec, if PostgreSQL takes them.
+    async fn take_settings(&self, wanted: &PostgresSpec) -> anyhow::Result<()> {
+        let mut spec = self.spec();
+        spec.postgres = wanted.clone();
+        settings::check(&self.binaries, &self.place, &spec, &self.settings()).await?;
+        settings::keep_accepted(&self.place, wanted)?;
+        self.update(|local| local.accepted = Some(wanted.clone()));
+        if self.is_running() {
+            self.reload(self.settings()).await?;
+        }
+        tracing::info!("took the spec's PostgreSQL settings over");
+        Ok(())
     }
 
     /// Returns the directory of the WAL.

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -28,6 +28,9 @@ use super::{FencerArgs, lock_path, log_path, shelter, socket_path};
 
 /// The first line on standard output once the socket answers.
 pub const READY: &str = "ready";
+
+/// A fencer that nobody can reach any more ends by itself; nothing depends on how soon.
+const FORSAKEN_LOOKS_EVERY_MS: u16 = 5_000;
 
 /// Exit status when another fencer holds the lock.
 pub const LOCKED: i32 = 75;
@@ -92,6 +95,8 @@ struct Server {
     keeper: Option<Connection>,
     /// The last one accepted that has not said hello.
     newcomer: Option<Connection>,
+    /// Where keepers find this fencer.
+    socket: PathBuf,
     leaving: bool,
 }
 
@@ -123,7 +128,8 @@ impl Server {
         say(READY, 0);
         leave_standard_streams(&stderr).context("leave the standard streams")?;
         let (keeper, newcomer) = (None, None);
-        Ok(Self { listener, signals, timer, log, ward, keeper, newcomer, leaving: false })
+        let socket = socket_path(&args.state_dir);
+        Ok(Self { listener, signals, timer, log, ward, keeper, newcomer, socket, leaving: false })
     }
 
     /// Runs until nothing is in care and it is to leave. It has no other bound: it is there for PostgreSQL's life.
@@ -138,6 +144,10 @@ impl Server {
             said.into_iter().for_each(|said| self.tell(said));
             self.newcomer.take_if(|c| c.ended);
             self.keeper.take_if(|c| c.ended);
+            if self.is_forsaken() && !self.socket.exists() {
+                self.log.note("the state directory is gone, and nothing is left to guard");
+                self.leaving = true;
+            }
             if self.ward.is_calm() {
                 self.log.write();
             }
@@ -158,10 +168,19 @@ impl Server {
             .chain(connections)
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
             .collect();
-        match poll(&mut polled, PollTimeout::NONE) {
+        let patience = match self.is_forsaken() {
+            true => PollTimeout::from(FORSAKEN_LOOKS_EVERY_MS),
+            false => PollTimeout::NONE,
+        };
+        match poll(&mut polled, patience) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Returns whether nobody is there to command it, and nothing to guard.
+    fn is_forsaken(&self) -> bool {
+        self.keeper.is_none() && self.newcomer.is_none() && self.ward.is_idle()
     }
 
     fn take_signals(&mut self) {

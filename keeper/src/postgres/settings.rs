@@ -6,14 +6,20 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use proto::cfg::{joining_name, unsatisfiable_names, wire_name};
-use proto::spec::OWNED_SETTINGS;
+use proto::spec::{OWNED_SETTINGS, PostgresSpec};
 use proto::{ClusterName, ClusterSpec, Epoch, MemberName};
 use serde::{Deserialize, Serialize};
 
+use super::binaries::PostgresBinaries;
+use super::program;
 use crate::durable::{replace, write_atomic};
+
+/// Reading a configuration file takes milliseconds.
+const CHECK_AT_MOST: Duration = Duration::from_secs(10);
 
 /// The roles that keepers use.
 pub const SUPERUSER: &str = "pgdeputy";
@@ -254,6 +260,41 @@ pub fn scrub_auto_conf(text: &str) -> Option<String> {
 pub fn installed(place: &Place) -> Option<Settings> {
     let text = std::fs::read(place.state_dir.join("settings.json")).ok()?;
     serde_json::from_slice(&text).ok()
+}
+
+/// Returns the part of the spec that PostgreSQL last took without complaint, as an earlier keeper kept it.
+pub fn accepted(place: &Place) -> Option<PostgresSpec> {
+    let text = std::fs::read(place.state_dir.join("accepted.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Keeps the part of the spec that PostgreSQL takes.
+pub fn keep_accepted(place: &Place, wanted: &PostgresSpec) -> anyhow::Result<()> {
+    let text = serde_json::to_vec(wanted).context("write the settings as JSON")?;
+    write_atomic(&place.state_dir.join("accepted.json"), &text, 0o600)
+        .context("write accepted.json")
+}
+
+/// Asks PostgreSQL itself whether it would start with these settings. A typo in the spec must not keep a primary from
+/// starting again: PostgreSQL refuses a whole file for one unknown name.
+pub async fn check(
+    binaries: &PostgresBinaries,
+    place: &Place,
+    spec: &ClusterSpec,
+    settings: &Settings,
+) -> anyhow::Result<()> {
+    let path = place.state_dir.join("postgresql.conf.check");
+    replace(&path, render_conf(place, spec, settings).as_bytes(), 0o600)
+        .context("write a file to check")?;
+    let mut command = program::command(&binaries.postgres(), binaries.user());
+    command.arg("-D").arg(&place.data_dir).args(["-C", "data_directory", "-c"]);
+    command.arg(format!("config_file={}", path.display()));
+    let finished = program::run(command, |_| CHECK_AT_MOST).await?;
+    std::fs::remove_file(&path).context("remove the file that was checked")?;
+    if !finished.status.success() {
+        bail!("postgres.parameters of the spec: {}", finished.last_words());
+    }
+    Ok(())
 }
 
 /// Writes all files for `settings`, in the order that is safe if it is cut: who may connect first, then the rest.

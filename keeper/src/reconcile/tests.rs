@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proto::report::{DataDirectory, MemberReport, Opened, Seal, Server, Stream};
+use proto::spec::PostgresSpec;
 use proto::state::{Admitted, EpochRecord, RestartOrder};
 use proto::*;
 
@@ -133,7 +134,7 @@ fn facts(member: &str, epoch: u64, role: Role) -> Facts {
         },
         data: DataDirectory::Present,
         sql: None,
-        local: Local::default(),
+        local: Local { accepted: Some(PostgresSpec::default()), ..Local::default() },
         lease: None,
     }
 }
@@ -368,6 +369,26 @@ fn a_store_that_was_set_back_freezes_the_member() {
     facts.files.state_number = StateNumber(1);
     facts.files.etcd_cluster_id = Some("other".into());
     assert!(matches!(decide(&view(), &facts), Action::Hold(Hold::Frozen(_))));
+}
+
+#[test]
+fn a_new_specs_settings_are_taken_over_and_refused_ones_stop_no_start() {
+    let mut view = view();
+    let spec = view.spec.as_mut().unwrap();
+    spec.postgres.parameters.insert("wrok_mem".into(), "8MB".into());
+    let wanted = spec.postgres.clone();
+    let mut facts = facts("a", 1, Role::Primary);
+    facts.local.end_of_wal = Some(at(1, 100));
+    assert_eq!(decide(&view, &facts), Action::TakeSettings(wanted.clone()));
+    let refused = Failure { problem: "unrecognized".into(), times: 1, at: NOW };
+    facts.local.failures.insert(ActionKind::TakeSettings, refused);
+    assert!(matches!(decide(&view, &facts), Action::StartStandby { .. }), "by the settings before");
+    facts.local.failures.clear();
+    facts.local.accepted = Some(wanted);
+    assert!(matches!(decide(&view, &facts), Action::StartStandby { .. }));
+    view.state.as_mut().unwrap().sealing = Some(Epoch(3));
+    facts.local.accepted = None;
+    assert_eq!(decide(&view, &facts), Action::Seal { sealing: Epoch(3) }, "nothing waits for it");
 }
 
 #[test]

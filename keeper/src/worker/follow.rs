@@ -150,6 +150,7 @@ impl Worker {
             local.process = Process::Running { pid: 0 };
             local.end_of_wal = None;
             local.promoted = None;
+            local.answered = false;
             local.started_sealed = None;
             local.streamed = None;
             local.slots_for = None;
