@@ -194,6 +194,10 @@ impl Action {
             // It may wait for voters that never come; the next Cfg is the way out.
             (Action::Confirm { cfg, .. }, Action::Confirm { cfg: newer, .. }) => cfg.id != newer.id,
             (Action::Confirm { .. }, Action::KeepSlots { .. }) => true,
+            // So may an opening that waits for the voters of a Cfg that has a successor.
+            (Action::Open(lead), Action::Open(newer)) => {
+                lead.cfgs.last().map(|c| c.id) != newer.cfgs.last().map(|c| c.id)
+            }
             _ => takes_the_power_away,
         }
     }

@@ -25,6 +25,7 @@ pub struct Announcing {
 /// Puts each new report, and the last one again under each new lease, until `stop`.
 pub async fn announce(mut announcing: Announcing, stop: CancellationToken) {
     let mut put: Option<(MemberReport, LeaseId)> = None;
+    let mut last: Option<i64> = None;
     let mut fails = false;
     loop {
         let report = announcing.report.borrow_and_update().clone();
@@ -32,9 +33,10 @@ pub async fn announce(mut announcing: Announcing, stop: CancellationToken) {
         if let (Some(report), Some(lease)) = (report, lease)
             && put.as_ref() != Some(&(report.clone(), lease.id))
         {
-            match announcing.put(&report, lease.id).await {
-                Ok(()) => {
+            match announcing.put(&report, lease.id, last.take()).await {
+                Ok(revision) => {
                     fails = false;
+                    last = Some(revision);
                     put = Some((report, lease.id));
                 }
                 Err(error) => {
@@ -58,19 +60,26 @@ pub async fn announce(mut announcing: Announcing, stop: CancellationToken) {
 }
 
 impl Announcing {
-    /// Puts `report`, unless another incarnation's keeper holds the name.
-    async fn put(&self, report: &MemberReport, lease: LeaseId) -> anyhow::Result<()> {
+    /// Puts `report`, unless another incarnation's keeper holds the name. Returns the revision of the put.
+    ///
+    /// The guard is the revision of our own last put: one whose outcome is unknown, and which is still on its way, then
+    /// cannot land on top of a newer one.
+    async fn put(
+        &self,
+        report: &MemberReport,
+        lease: LeaseId,
+        last: Option<i64>,
+    ) -> anyhow::Result<i64> {
         let key = self.keys.member(&self.member);
-        let operation = Operation::Put {
-            key: key.clone(),
-            value: encode(report).into_bytes(),
-            lease: Some(lease),
-        };
-        // The usual case in one round trip: the key is ours already.
-        let held =
-            Txn { when: vec![Guard::Lease(key.clone(), lease)], then: vec![operation.clone()] };
-        if let TxnOutcome::Committed { .. } = self.store.commit(held).await? {
-            return Ok(());
+        let value = encode(report).into_bytes();
+        let operation = Operation::Put { key: key.clone(), value, lease: Some(lease) };
+        if let Some(revision) = last {
+            // The usual case in one round trip.
+            let when = vec![Guard::ModRevision(key.clone(), revision)];
+            let held = Txn { when, then: vec![operation.clone()] };
+            if let TxnOutcome::Committed { revision } = self.store.commit(held).await? {
+                return Ok(revision);
+            }
         }
         let snapshot = self.store.read(&key).await?;
         let guard = match snapshot.entries.get(&key) {
@@ -87,7 +96,7 @@ impl Announcing {
             }
         };
         match self.store.commit(Txn { when: vec![guard], then: vec![operation] }).await? {
-            TxnOutcome::Committed { .. } => Ok(()),
+            TxnOutcome::Committed { revision } => Ok(revision),
             TxnOutcome::Conflict => {
                 Err(StoreError::Unavailable("the report changed meanwhile".into()).into())
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::report::{Confirmed, DataDirectory, MemberReport, Opened, Rejoin, Seal};
+use proto::report::{Confirmed, DataDirectory, MemberReport, Opened, Rejoin, Seal, Server};
 use proto::{
     CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Moment, PrimaryKey, Timeline, WalPosition,
     WallTime,
@@ -39,6 +39,9 @@ pub struct Facts {
     pub data: DataDirectory,
     /// The running server's answers; `None` while it gives none.
     pub sql: Option<SqlFacts>,
+    /// What the server was when it last answered, if that is no longer ago than `UNRESPONSIVE_AFTER`: overload is not
+    /// death.
+    pub known: Option<Server>,
     pub local: Local,
     pub lease: Option<LeaseId>,
 }
@@ -74,8 +77,9 @@ pub struct Local {
     pub settings: Option<Settings>,
     /// The part of the spec that PostgreSQL takes; a later one that it refuses is not put in its place.
     pub accepted: Option<PostgresSpec>,
-    /// Whether the present PostgreSQL process has answered its keeper.
+    /// Whether the present PostgreSQL process has answered its keeper, and what it was and when.
     pub answered: bool,
+    pub last_answer: Option<(Server, Moment)>,
     pub seal: Option<Seal>,
     /// Timelines beyond the sealed position's of which this member holds pieces: see `wal_files::unreached`.
     pub unreached: BTreeSet<Timeline>,

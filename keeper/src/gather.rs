@@ -11,6 +11,7 @@ use crate::action::ActionKind;
 use crate::facts::{Local, Process};
 use crate::postgres::probe::{SqlFacts, probe};
 use crate::postgres::session::Session;
+use crate::report::kind;
 use crate::worker::Worker;
 
 /// How eagerly to ask.
@@ -44,6 +45,13 @@ pub async fn gather(
         let answer = ask(&worker, &mut session).await;
         if answer.is_some() && !worker.local().answered {
             worker.update(|local| note_answer(local, asked_of));
+        }
+        if let Some(answer) = &answer {
+            worker.note_quietly(|local| {
+                if local.process == asked_of {
+                    local.last_answer = Some((kind(answer), answer.asked));
+                }
+            });
         }
         let streaming = answer.as_ref().and_then(|a| a.receiver.as_ref()).filter(|r| r.streaming);
         let timeline = streaming.map(|r| r.timeline);

@@ -8,6 +8,7 @@ use proto::{ClusterState, Epoch, WallTime};
 
 use crate::facts::{ClusterView, Facts, Process};
 use crate::member_files::Role;
+use crate::postgres::probe::SqlFacts;
 
 /// What does not change while a keeper runs.
 #[derive(Debug, Clone)]
@@ -58,17 +59,24 @@ pub fn report(
 fn server(identity: &Identity, state: Option<&ClusterState>, facts: &Facts) -> Server {
     match (facts.local.process, &facts.sql) {
         (Process::Exited { noticed, gone }, _) => Server::Dead { noticed, gone },
-        (Process::Running { .. }, None) => Server::Starting,
-        (Process::Running { .. }, Some(sql)) if sql.in_recovery => match facts.local.promoted {
+        (Process::Running { .. }, None) => facts.known.unwrap_or(Server::Starting),
+        (Process::Running { .. }, Some(sql)) => match facts.local.promoted {
             Some(timeline) => Server::Primary { timeline },
-            None => Server::Standby { timeline: sql.timeline },
+            None => kind(sql),
         },
-        (Process::Running { .. }, Some(sql)) => Server::Primary { timeline: sql.timeline },
         // Found down at the keeper's start: to the leader the same as a death just noticed.
         (Process::None, _) if leads(state, facts) => {
             Server::Dead { noticed: identity.started, gone: true }
         }
         (Process::None, _) => Server::Stopped,
+    }
+}
+
+/// Returns what a server that answers is.
+pub fn kind(sql: &SqlFacts) -> Server {
+    match sql.in_recovery {
+        true => Server::Standby { timeline: sql.timeline },
+        false => Server::Primary { timeline: sql.timeline },
     }
 }
 

@@ -1,6 +1,7 @@
 //! Starts the tasks around the loop and connects them: each one has one job, and watch channels lie between them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::signal::Signal;
@@ -121,15 +122,23 @@ pub async fn wire(
     })
 }
 
+/// A server that has not answered for this long is not known to be anything: five probes that each wait two seconds.
+const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(10);
+
 /// Puts together what is known of this member.
 pub fn facts(config: &Config, worker: &Worker, sql: Option<SqlFacts>) -> Facts {
     let local = worker.local();
     let is_running = matches!(local.process, Process::Running { .. });
+    let now = store::clock::now();
     Facts {
         member: config.member.clone(),
         files: worker.files(),
         data: present::data(config),
         sql: sql.filter(|_| is_running),
+        known: local
+            .last_answer
+            .filter(|(_, at)| now.since(*at) < UNRESPONSIVE_AFTER)
+            .map(|(s, _)| s),
         local,
         lease: worker.lease.borrow().map(|lease| lease.id),
     }

@@ -153,6 +153,11 @@ impl Worker {
         self.changed.notify_one();
     }
 
+    /// Changes it in a way that calls for no decision.
+    pub fn note_quietly(&self, change: impl FnOnce(&mut Local)) {
+        change(&mut self.lock_local());
+    }
+
     fn lock_local(&self) -> MutexGuard<'_, Local> {
         self.local.lock().expect("no thread panics while it holds this lock")
     }

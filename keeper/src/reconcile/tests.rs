@@ -134,6 +134,7 @@ fn facts(member: &str, epoch: u64, role: Role) -> Facts {
         },
         data: DataDirectory::Present,
         sql: None,
+        known: None,
         local: Local { accepted: Some(PostgresSpec::default()), ..Local::default() },
         lease: None,
     }

@@ -151,6 +151,7 @@ impl Worker {
             local.end_of_wal = None;
             local.promoted = None;
             local.answered = false;
+            local.last_answer = None;
             local.started_sealed = None;
             local.streamed = None;
             local.slots_for = None;
