@@ -200,8 +200,7 @@ impl fmt::Display for Done {
         if self.spec == Spec::Replaced {
             writeln!(
                 f,
-                "members write PostgreSQL's settings and pg_hba anew at the next change of voters or primary, and \
-                 before each start"
+                "members take PostgreSQL's settings over within seconds; what PostgreSQL refuses is a problem in status"
             )?;
         }
         if self.spec == Spec::Written {
