@@ -224,7 +224,7 @@ fn bind(address: &HostPort, flag: &str) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind((address.host.trim_matches(['[', ']']), address.port))
         .map_err(|error| {
             let remedy = match error.kind() {
-                ErrorKind::AddrInUse => "stop what uses that port, or choose another",
+                ErrorKind::AddrInUse => "another process has that port: stop it, or choose another",
                 ErrorKind::AddrNotAvailable => "name an address of this host",
                 ErrorKind::PermissionDenied => "choose a port from 1024 on",
                 _ => "name an address of this host and a free port",
