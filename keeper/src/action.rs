@@ -122,7 +122,6 @@ pub enum Hold {
     WaitingForServer,
     WaitingForRestartOrder,
     WaitingForReplacement,
-    WaitingForConfirmation,
     PromotionWasCut,
     Following,
     Leading,
@@ -232,7 +231,6 @@ impl fmt::Display for Hold {
             Hold::WaitingForReplacement => {
                 write!(f, "waiting until no Cfg of an older epoch is recorded")
             }
-            Hold::WaitingForConfirmation => write!(f, "waiting for voters to confirm the Cfg"),
             Hold::PromotionWasCut => {
                 write!(f, "the promotion was cut short, waiting for the next epoch")
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proto::document::{DecodeError, decode};
 use proto::{ClusterState, Document, MemberName};
 use store::keys::Keys;
-use store::{Entry, Store, StoreError, WatchEvent};
+use store::{Entry, Snapshot, Store, StoreError, WatchEvent};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -60,11 +60,17 @@ async fn follow(
 /// Reads the whole cluster once.
 pub async fn read(store: &dyn Store, keys: &Keys) -> Result<(ClusterView, i64), StoreError> {
     let snapshot = store.read(keys.prefix()).await?;
-    let mut view = ClusterView { etcd_cluster_id: snapshot.cluster_id, ..ClusterView::default() };
+    Ok((view_of(keys, &snapshot), snapshot.revision))
+}
+
+/// Returns the cluster that a snapshot shows.
+pub fn view_of(keys: &Keys, snapshot: &Snapshot) -> ClusterView {
+    let etcd_cluster_id = snapshot.cluster_id.clone();
+    let mut view = ClusterView { etcd_cluster_id, ..ClusterView::default() };
     for (key, entry) in &snapshot.entries {
         apply(&mut view, keys, key, Some(entry));
     }
-    Ok((view, snapshot.revision))
+    view
 }
 
 /// Puts the whole cluster into `view` and returns its revision. A renewal may read a newer state meanwhile, and the view

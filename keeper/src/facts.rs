@@ -77,8 +77,7 @@ pub struct Local {
     pub settings: Option<Settings>,
     /// The part of the spec that PostgreSQL takes; a later one that it refuses is not put in its place.
     pub accepted: Option<PostgresSpec>,
-    /// Whether the present PostgreSQL process has answered its keeper, and what it was and when.
-    pub answered: bool,
+    /// What the present PostgreSQL process was when it last answered its keeper, and when that was asked.
     pub last_answer: Option<(Server, Moment)>,
     pub seal: Option<Seal>,
     /// Timelines beyond the sealed position's of which this member holds pieces: see `wal_files::unreached`.

@@ -43,15 +43,8 @@ pub async fn gather(
     while !stop.is_cancelled() {
         let asked_of = worker.local().process;
         let answer = ask(&worker, &mut session).await;
-        if answer.is_some() && !worker.local().answered {
-            worker.update(|local| note_answer(local, asked_of));
-        }
         if let Some(answer) = &answer {
-            worker.note_quietly(|local| {
-                if local.process == asked_of {
-                    local.last_answer = Some((kind(answer), answer.asked));
-                }
-            });
+            worker.note_quietly(|local| note_answer(local, asked_of, answer));
         }
         let streaming = answer.as_ref().and_then(|a| a.receiver.as_ref()).filter(|r| r.streaming);
         let timeline = streaming.map(|r| r.timeline);
@@ -82,11 +75,13 @@ pub async fn gather(
 }
 
 /// The PostgreSQL that was asked has started: failures of its start are history.
-fn note_answer(local: &mut Local, asked_of: Process) {
+fn note_answer(local: &mut Local, asked_of: Process, answer: &SqlFacts) {
     if local.process == asked_of {
-        local.answered = true;
-        local.failures.remove(&ActionKind::StartStandby);
-        local.failures.remove(&ActionKind::StartPrimary);
+        if local.last_answer.is_none() {
+            local.failures.remove(&ActionKind::StartStandby);
+            local.failures.remove(&ActionKind::StartPrimary);
+        }
+        local.last_answer = Some((kind(answer), answer.asked));
     }
 }
 

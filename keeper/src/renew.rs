@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::ClusterState;
 use proto::document::decode;
-use proto::{ClusterState, Moment};
 use store::keys::Keys;
 use store::lease::OwnLease;
 use store::{LeaseId, Store, StoreError};
@@ -19,13 +19,6 @@ use crate::worker::LeaseView;
 /// Renewals per `lease_ttl`: two may be lost, and what is left after the fence still holds the third.
 const RENEWALS_PER_LEASE: u32 = 5;
 
-/// One renewal: until when the lease lives, by the clock before it was sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Renewal {
-    pub lease: LeaseId,
-    pub expires: Moment,
-}
-
 /// What the renewing task works with.
 pub struct Renewing {
     pub store: Arc<dyn Store>,
@@ -33,7 +26,7 @@ pub struct Renewing {
     pub view: watch::Sender<Arc<ClusterView>>,
     pub lease: watch::Sender<Option<LeaseView>>,
     /// Sent after each full renewal.
-    pub renewed: watch::Sender<Option<Renewal>>,
+    pub renewed: watch::Sender<Option<LeaseView>>,
 }
 
 /// Renews until `stop`, beginning with `kept` if an earlier keeper of this member left a lease.
@@ -108,6 +101,6 @@ async fn once(
     {
         put_state(&renewing.view, state, entry.mod_revision);
     }
-    renewing.renewed.send_replace(Some(Renewal { lease: view.id, expires: view.expires }));
+    renewing.renewed.send_replace(Some(view));
     Ok(())
 }

@@ -189,7 +189,7 @@ impl Shell {
     /// A server that ended before it answered did not start, and starting it again at once would not help.
     fn note_failed_start(&self, status: &str) {
         let worker = &self.wires.worker;
-        if worker.local().answered {
+        if worker.local().last_answer.is_some() {
             return;
         }
         let kind = match worker.files().role {

@@ -13,8 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::renew::Renewal;
-use crate::worker::{Worker, own_record, serve_until, wait_for_voters};
+use crate::worker::{LeaseView, Worker, own_record, serve_until, wait_for_voters};
 
 /// Signs per `lease_ttl`, as often as renewals: two may be lost.
 const SIGNS_PER_LEASE: u32 = 5;
@@ -22,7 +21,7 @@ const SIGNS_PER_LEASE: u32 = 5;
 /// What the signing task works with.
 pub struct Signing {
     pub worker: Arc<Worker>,
-    pub renewed: watch::Receiver<Option<Renewal>>,
+    pub renewed: watch::Receiver<Option<LeaseView>>,
     /// Until when the last sign lets this primary serve.
     pub signed: watch::Sender<Option<Moment>>,
 }

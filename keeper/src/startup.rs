@@ -71,7 +71,7 @@ async fn check(config: &Config, store: &dyn Store) -> anyhow::Result<Checked> {
     let keys = Keys::of(&config.cluster);
     let snapshot = store.read(keys.prefix()).await.context("read the cluster from etcd")?;
     refuse_newer_formats(&keys, &snapshot)?;
-    let (view, _) = cluster::read(store, &keys).await.context("read the cluster from etcd")?;
+    let view = cluster::view_of(&keys, &snapshot);
     let known = peek(&config.state_dir)?;
     check_name(config, &view, known.as_ref())?;
     check_data(config, &view, known.as_ref())?;

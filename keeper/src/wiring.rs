@@ -22,12 +22,12 @@ use crate::fencer::{Fencer, FencerCommand, FencerEvent, Watched};
 use crate::gather::{Pace, gather};
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::{self, Place, Settings};
-use crate::renew::{Renewal, Renewing, renew};
+use crate::renew::{Renewing, renew};
 use crate::report::Identity;
 use crate::sign::{Signing, sign};
 use crate::startup::Prepared;
 use crate::view::View;
-use crate::worker::{Parts, Worker};
+use crate::worker::{LeaseView, Parts, Worker};
 use crate::{http, present};
 
 /// A keeper's tasks, running, and the loop's ends of the channels to them.
@@ -38,7 +38,7 @@ pub struct Wires {
     pub sql: watch::Receiver<Option<SqlFacts>>,
     pub http: watch::Sender<View>,
     pub report: watch::Sender<Option<MemberReport>>,
-    pub renewed: watch::Receiver<Option<Renewal>>,
+    pub renewed: watch::Receiver<Option<LeaseView>>,
     /// Until when the voters' last sign lets a primary serve whose renewals fail.
     pub signed: watch::Receiver<Option<Moment>>,
     pub pace: watch::Sender<Pace>,

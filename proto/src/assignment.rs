@@ -30,6 +30,13 @@ pub struct Lead {
     pub phase: Phase,
 }
 
+impl Lead {
+    /// Returns the Cfg whose names this primary has to enforce: the newest of its own epoch.
+    pub fn own_cfg(&self) -> Option<&Cfg> {
+        self.cfgs.iter().rev().find(|cfg| cfg.epoch == self.epoch)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Follow {
     pub epoch: Epoch,

@@ -48,7 +48,18 @@ pub struct Walsender {
     pub sync_state: String,
 }
 
-const QUERY: &str = r"
+/// The walsenders as one JSON text: a whole query, and a part of the probe's.
+macro_rules! walsenders_query {
+    () => {
+        "SELECT COALESCE(json_agg(json_build_object(
+            'pid', pid, 'name', application_name, 'state', state, 'flush_lsn', flush_lsn::text,
+            'replay_lsn', replay_lsn::text, 'sync_priority', sync_priority, 'sync_state', sync_state)), '[]')::text
+          FROM pg_stat_replication"
+    };
+}
+
+const QUERY: &str = concat!(
+    r"
 SELECT r.in_recovery,
        CASE WHEN r.in_recovery THEN COALESCE(w.received_tli, c.min_recovery_end_timeline)
             ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END,
@@ -58,13 +69,13 @@ SELECT r.in_recovery,
        w.status, w.received_tli,
        substring(w.conninfo from 'application_name=(\S+)'),
        (extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time) * 1000)::bigint,
-       (SELECT COALESCE(json_agg(json_build_object(
-            'pid', pid, 'name', application_name, 'state', state, 'flush_lsn', flush_lsn::text,
-            'replay_lsn', replay_lsn::text, 'sync_priority', sync_priority, 'sync_state', sync_state)), '[]')
-          FROM pg_stat_replication)::text
+       (",
+    walsenders_query!(),
+    r")
   FROM (SELECT pg_is_in_recovery() AS in_recovery) r
   CROSS JOIN pg_control_recovery() c
-  LEFT JOIN pg_stat_wal_receiver w ON true";
+  LEFT JOIN pg_stat_wal_receiver w ON true"
+);
 
 /// Asks the server. `asked` is the moment before the question.
 pub async fn probe(session: &Session, asked: Moment) -> Result<SqlFacts, SqlError> {
@@ -96,8 +107,7 @@ pub async fn probe(session: &Session, asked: Moment) -> Result<SqlFacts, SqlErro
         replay_lsn: lsn(3)?,
         standby_names: text(4)?.unwrap_or_default(),
         receiver,
-        walsenders: serde_json::from_str(&text(9)?.unwrap_or_default())
-            .map_err(|e| odd(e.to_string()))?,
+        walsenders: parse_walsenders(&text(9)?.unwrap_or_default())?,
     })
 }
 
@@ -107,4 +117,14 @@ fn silent_ms(row: &Row) -> Result<u64, SqlError> {
         .try_get(8)
         .map_err(|e| SqlError::Statement(format!("unexpected answer to the probe: {e}")))?;
     Ok(u64::try_from(age.unwrap_or(0)).unwrap_or(0))
+}
+
+/// Asks a primary for its walsenders only.
+pub async fn walsenders(session: &Session) -> Result<Vec<Walsender>, SqlError> {
+    parse_walsenders(&session.value::<String>(walsenders_query!()).await?)
+}
+
+fn parse_walsenders(text: &str) -> Result<Vec<Walsender>, SqlError> {
+    serde_json::from_str(text)
+        .map_err(|e| SqlError::Statement(format!("unexpected answer about walsenders: {e}")))
 }

@@ -104,13 +104,7 @@ fn rewind(
     follow: Follow,
     reason: String,
 ) -> Action {
-    if !may_discard(state, &facts.member) {
-        return Action::Hold(Hold::WaitingForReplacement);
-    }
-    if !primary_is_open(view, &follow) {
-        return Action::Hold(Hold::WaitingForPrimary);
-    }
-    Action::Rewind { follow, reason }
+    not_yet(view, state, facts, &follow).map_or(Action::Rewind { follow, reason }, Action::Hold)
 }
 
 /// Returns the action that copies the primary, once that is allowed and the primary serves.
@@ -121,13 +115,20 @@ pub fn copy(
     follow: Follow,
     reason: String,
 ) -> Action {
+    not_yet(view, state, facts, &follow).map_or(Action::Copy { follow, reason }, Action::Hold)
+}
+
+/// Returns what data waits for before it may be overwritten or replaced.
+fn not_yet(
+    view: &ClusterView,
+    state: &ClusterState,
+    facts: &Facts,
+    follow: &Follow,
+) -> Option<Hold> {
     if facts.data == DataDirectory::Present && !may_discard(state, &facts.member) {
-        return Action::Hold(Hold::WaitingForReplacement);
+        return Some(Hold::WaitingForReplacement);
     }
-    if !primary_is_open(view, &follow) {
-        return Action::Hold(Hold::WaitingForPrimary);
-    }
-    Action::Copy { follow, reason }
+    (!primary_is_open(view, follow)).then_some(Hold::WaitingForPrimary)
 }
 
 /// Returns whether this member's WAL is needed no more: it stands in no Cfg, or the present primary alone is a seal

@@ -150,7 +150,6 @@ impl Worker {
             local.process = Process::Running { pid: 0 };
             local.end_of_wal = None;
             local.promoted = None;
-            local.answered = false;
             local.last_answer = None;
             local.started_sealed = None;
             local.streamed = None;

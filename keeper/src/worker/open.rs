@@ -77,8 +77,7 @@ pub async fn open(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
 /// Waits until k voters of the Cfg in force have flushed all that was recovered; meanwhile shows that backends wait.
 async fn wait_until_safe(worker: &Worker, session: &Session, lead: &Lead) -> anyhow::Result<()> {
     let recovered = prove::own_record(session, "open").await?;
-    let newest = lead.cfgs.iter().rev().find(|c| c.epoch == lead.epoch);
-    let cfg = newest.context("the state holds no Cfg of this epoch")?;
+    let cfg = lead.own_cfg().context("the state holds no Cfg of this epoch")?;
     if cfg.k == 0 {
         return prove::canary_waits(worker).await;
     }

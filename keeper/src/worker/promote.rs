@@ -24,7 +24,7 @@ const CHECKPOINT_AT_THE_LATEST: Duration = Duration::from_millis(300);
 
 /// Promotes the running standby and lets clients in.
 pub async fn promote(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
-    let cfg = own_cfg(lead)?;
+    let cfg = lead.own_cfg().cloned().context("the state holds no Cfg of this epoch")?;
     let session = worker.admin().await.context("open a session to promote")?;
     // From here on this member is a primary of the epoch and of no other, also after a crash.
     worker.save(|files| {
@@ -56,15 +56,6 @@ pub async fn promote(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
     worker.update(|local| local.opened = Some(opened));
     worker.checkpoint_soon();
     Ok(())
-}
-
-fn own_cfg(lead: &Lead) -> anyhow::Result<Cfg> {
-    lead.cfgs
-        .iter()
-        .rev()
-        .find(|c| c.epoch == lead.epoch)
-        .cloned()
-        .context("the state holds no Cfg of this epoch")
 }
 
 /// Returns the switch point of the new timeline.

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use super::{Patience, Worker};
 use crate::action::Proof;
 use crate::facts::Names;
-use crate::postgres::probe::Walsender;
+use crate::postgres::probe::{Walsender, walsenders};
 use crate::postgres::session::Session;
 
 /// While `FIRST k` is in force a frozen first voter stalls commits, so the step is bounded; not proven within it,
@@ -215,18 +215,6 @@ async fn end_those_ahead(session: &Session, senders: &[Walsender], own: Lsn) -> 
         session.row("SELECT pg_terminate_backend($1)", &[&sender.pid]).await?;
     }
     Ok(())
-}
-
-pub async fn walsenders(session: &Session) -> anyhow::Result<Vec<Walsender>> {
-    let text: String = session
-        .value(
-            "SELECT COALESCE(json_agg(json_build_object(
-                    'pid', pid, 'name', application_name, 'state', state, 'flush_lsn', flush_lsn::text,
-                    'replay_lsn', replay_lsn::text, 'sync_priority', sync_priority, 'sync_state', sync_state)), '[]')::text
-               FROM pg_stat_replication",
-        )
-        .await?;
-    serde_json::from_str(&text).context("read pg_stat_replication")
 }
 
 #[cfg(test)]
