@@ -22,6 +22,10 @@ const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// Killed processes are gone within milliseconds, unless the disk hangs.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How often a process that is between two programs is looked at again, 5 ms apart: it takes microseconds, and
+/// milliseconds where the processors are busy.
+const EXEC_LOOKS: usize = 100;
+
 /// A process that belongs to a lab.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -50,12 +54,26 @@ fn inspect(pid: i32, root: &Path) -> Option<Found> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     // A zombie has no working directory: it is dead, and only its parent can remove it.
     let directory = std::fs::read_link(proc.join("cwd")).ok()?;
+    settle(&proc);
     let stat = std::fs::read_to_string(proc.join("stat")).ok()?;
     let (head, tail) = stat.rsplit_once(')')?;
     let program = head.split_once('(')?.1.to_owned();
     let parent = tail.split_whitespace().nth(1)?.parse().ok()?;
     let found = Found { pid, parent, program, directory };
     belongs(&found, &proc, root).then_some(found)
+}
+
+/// Waits while the process is between two programs: its parent already goes on, but `execve` has yet to write the
+/// arguments and the environment (both read as empty). A kernel thread has neither, and no program either.
+fn settle(proc: &Path) {
+    let is_empty = |file: &str| std::fs::read(proc.join(file)).is_ok_and(|text| text.is_empty());
+    for _ in 0..EXEC_LOOKS {
+        let between = is_empty("cmdline") && std::fs::read_link(proc.join("exe")).is_ok();
+        if !between {
+            return;
+        }
+        pause();
+    }
 }
 
 /// A shell or a pager that somebody runs inside the lab's directory is not the lab's.
@@ -234,5 +252,20 @@ mod tests {
         assert_eq!(processes(one.path()).len(), 1);
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// `spawn` returns before the new program's environment can be read: nine times of ten on busy processors.
+    #[test]
+    fn a_process_is_found_from_its_first_instant() {
+        let directory = lab_directory();
+        for _ in 0..50 {
+            let mut command = Command::new("sleep");
+            command.arg("60").env(MARK, directory.path()).stdin(Stdio::null());
+            let mut child = command.spawn().unwrap();
+            let found = processes(directory.path()).len();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(found, 1);
+        }
     }
 }
