@@ -113,7 +113,8 @@ pub fn put_state(view: &watch::Sender<Arc<ClusterView>>, state: ClusterState, re
     });
 }
 
-fn apply(view: &mut ClusterView, keys: &Keys, key: &str, entry: Option<&Entry>) {
+/// Puts one change of the store into the view.
+pub fn apply(view: &mut ClusterView, keys: &Keys, key: &str, entry: Option<&Entry>) {
     let Some(name) = keys.strip(key) else { return };
     match name {
         "spec" => view.spec = take(entry, &mut view.newer_format),

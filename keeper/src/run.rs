@@ -268,7 +268,8 @@ impl Shell {
     }
 }
 
-fn note_outcome(local: &mut Local, kind: ActionKind, problem: Option<String>, at: Moment) {
+/// Notes how an action ended; `problem` is none where it succeeded.
+pub fn note_outcome(local: &mut Local, kind: ActionKind, problem: Option<String>, at: Moment) {
     match problem {
         // A start has succeeded when the server answers, not when it was forked.
         None if matches!(kind, ActionKind::StartStandby | ActionKind::StartPrimary) => {}

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use proto::{Cfg, Moment};
+use proto::{Cfg, ClusterState, Moment};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::member_files::MemberFiles;
 use crate::worker::{LeaseView, Worker, own_record, serve_until, wait_for_voters};
 
 /// Signs per `lease_ttl`, as often as renewals: two may be lost.
@@ -57,7 +58,7 @@ pub async fn sign(signing: Signing, stop: CancellationToken) {
 
 /// Returns the moment of which the voters gave a sign.
 async fn give(worker: &Worker, patience: Duration) -> anyhow::Result<Moment> {
-    let cfg = whose_signs_count(worker)?;
+    let cfg = whose_signs_count(&worker.files(), worker.state()?)?;
     let at = store::clock::now();
     if cfg.k == 0 {
         // Nobody can be promoted over this primary, so there is nobody to ask.
@@ -74,12 +75,10 @@ async fn give(worker: &Worker, patience: Duration) -> anyhow::Result<Moment> {
 
 /// The Cfg that was last reported as confirmed in this epoch, else the epoch's first: that one cannot leave the record
 /// without such a report.
-fn whose_signs_count(worker: &Worker) -> anyhow::Result<Cfg> {
-    let files = worker.files();
-    if let Some(cfg) = files.confirmed.filter(|c| c.epoch == files.epoch) {
+pub fn whose_signs_count(files: &MemberFiles, state: ClusterState) -> anyhow::Result<Cfg> {
+    if let Some(cfg) = files.confirmed.clone().filter(|c| c.epoch == files.epoch) {
         return Ok(cfg);
     }
-    let state = worker.state()?;
     let first = state.cfgs.into_iter().find(|c| c.epoch == files.epoch);
     first.context("no Cfg of this epoch is known")
 }

@@ -123,7 +123,7 @@ pub async fn wire(
 }
 
 /// A server that has not answered for this long is not known to be anything: five probes that each wait two seconds.
-const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(10);
+pub const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(10);
 
 /// Puts together what is known of this member.
 pub fn facts(config: &Config, worker: &Worker, sql: Option<SqlFacts>) -> Facts {
@@ -167,7 +167,7 @@ fn identity(config: &Config, postgres_version: u32) -> Identity {
 }
 
 /// What an earlier keeper has left: a PostgreSQL that runs under the fencer, and its settings.
-fn first_local(settings: Option<Settings>, watched: &Watched) -> Local {
+pub fn first_local(settings: Option<Settings>, watched: &Watched) -> Local {
     let process = match &watched.postmaster {
         Some(postmaster) => Process::Running { pid: postmaster.pid },
         // Children outlive their postmaster, and a PostgreSQL its fencer, for a moment in which they still serve.

@@ -4,7 +4,7 @@ mod follow;
 mod found;
 mod open;
 mod promote;
-mod prove;
+pub mod prove;
 mod rejoin;
 mod right;
 mod seal;

@@ -11,7 +11,7 @@ pub mod plan;
 mod record;
 mod run;
 
-pub use run::{run, run_on};
+pub use run::{run, run_on, write};
 
 use proto::ClusterName;
 

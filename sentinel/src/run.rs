@@ -7,7 +7,7 @@ mod cluster;
 mod listen;
 mod presence;
 mod wake;
-mod write;
+pub mod write;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

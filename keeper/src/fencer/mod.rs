@@ -13,7 +13,7 @@ mod client;
 mod connection;
 mod fence;
 mod launch;
-mod limit;
+pub mod limit;
 mod log;
 mod processes;
 mod protocol;

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{Patience, Worker};
 use crate::action::Proof;
-use crate::facts::Names;
+use crate::facts::{ClusterView, Names};
 use crate::postgres::probe::{Walsender, walsenders};
 use crate::postgres::session::Session;
 
@@ -76,7 +76,7 @@ async fn all_show_their_places(cfg: &Cfg, session: &Session) -> anyhow::Result<(
 }
 
 /// Returns whether every walsender shows what the proving list gives it: voters their place, all others none.
-fn places_are_right(cfg: &Cfg, senders: &[Walsender]) -> bool {
+pub fn places_are_right(cfg: &Cfg, senders: &[Walsender]) -> bool {
     let place = |name: &str| {
         cfg.voters.iter().position(|v| cfg.wire_name(v) == name).map_or(0, |i| i as i32 + 2)
     };
@@ -166,7 +166,7 @@ pub async fn wait_for_voters(
         let own: Lsn =
             session.value::<String>("SELECT pg_current_wal_flush_lsn()::text").await?.parse()?;
         end_those_ahead(&session, &senders, own).await?;
-        let holders = counted(worker, cfg, &senders, lsn, own);
+        let holders = counted(&worker.view.borrow(), cfg, &senders, lsn, own);
         if holders.len() >= cfg.k {
             return Ok(holders);
         }
@@ -182,14 +182,13 @@ pub async fn wait_for_voters(
 /// Returns the voters that hold everything before `lsn`. The walsender's word is not enough: a receiver's first reply
 /// gives its replay position as flushed, also past the fork. So the voter itself must say that it receives on the
 /// primary's timeline, and its position must not be past the primary's own.
-fn counted(
-    worker: &Worker,
+pub fn counted(
+    view: &ClusterView,
     cfg: &Cfg,
     senders: &[Walsender],
     lsn: Lsn,
     own: Lsn,
 ) -> BTreeSet<MemberName> {
-    let view = worker.view.borrow();
     let Some(state) = &view.state else { return BTreeSet::new() };
     let says_so = |voter: &MemberName| {
         view.reports.get(voter).is_some_and(|report| {

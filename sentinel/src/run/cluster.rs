@@ -186,7 +186,7 @@ impl Care {
             plan.explanation.warnings.push(problem);
             return Ok(Next::Wait(Box::new(plan)));
         }
-        match write::decided(&self.keys, leadership, &world, &plan.verdict) {
+        match write::decided(&self.keys, &leadership.guard, &world, &plan.verdict) {
             Some(txn) => Ok(self.commit(txn, memory, &plan).await),
             None => Ok(Next::Wait(Box::new(plan))),
         }
@@ -261,7 +261,8 @@ impl Care {
 
     async fn explain(&self, leadership: &Leadership, memory: &mut Memory, reason: Explanation) {
         let cluster = &self.cluster;
-        match self.store.commit(write::explanation(&self.keys, leadership, &reason)).await {
+        let held = (&leadership.guard, leadership.lease);
+        match self.store.commit(write::explanation(&self.keys, held, &reason)).await {
             Ok(TxnOutcome::Committed { .. }) => {
                 info!(%cluster, verdict = %reason.verdict, "waiting");
                 memory.explained = Some(reason);

@@ -5,9 +5,8 @@
 
 use proto::document::encode;
 use proto::explanation::Explanation;
-use store::election::Leadership;
 use store::keys::Keys;
-use store::{Guard, Operation, Txn};
+use store::{Guard, LeaseId, Operation, Txn};
 
 use crate::observe::World;
 use crate::plan::{HistoryWrite, Verdict};
@@ -18,14 +17,9 @@ const RECORDS_KEPT: usize = 100;
 const RECORDS_DROPPED_AT_ONCE: usize = 50;
 
 /// Returns the transaction that does what was decided on `world`; `None` where that is to wait.
-pub(super) fn decided(
-    keys: &Keys,
-    leadership: &Leadership,
-    world: &World,
-    verdict: &Verdict,
-) -> Option<Txn> {
+pub fn decided(keys: &Keys, leadership: &Guard, world: &World, verdict: &Verdict) -> Option<Txn> {
     let state = keys.state();
-    let mut when = vec![leadership.guard.clone(), unchanged(&state, world.state_revision)];
+    let mut when = vec![leadership.clone(), unchanged(&state, world.state_revision)];
     let mut then = Vec::new();
     match verdict {
         Verdict::Wait(_) => return None,
@@ -49,13 +43,17 @@ pub(super) fn decided(
 }
 
 /// Returns the transaction that puts the leader's reason down; it goes with the leader's lease.
-pub(super) fn explanation(keys: &Keys, leadership: &Leadership, explanation: &Explanation) -> Txn {
+pub(super) fn explanation(
+    keys: &Keys,
+    (leadership, lease): (&Guard, LeaseId),
+    explanation: &Explanation,
+) -> Txn {
     let put = Operation::Put {
         key: keys.explanation(),
         value: encode(explanation).into_bytes(),
-        lease: Some(leadership.lease),
+        lease: Some(lease),
     };
-    Txn { when: vec![leadership.guard.clone()], then: vec![put] }
+    Txn { when: vec![leadership.clone()], then: vec![put] }
 }
 
 /// Returns which of `records`, oldest first, go when those of `written` are put. Nothing goes unless one is begun.
