@@ -1,6 +1,7 @@
 //! The command lines of everything that a lab starts.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -22,6 +23,7 @@ pub struct Addresses {
 
 #[derive(Debug, Clone, Copy)]
 pub struct EtcdAddress {
+    pub host: Ipv4Addr,
     pub client: u16,
     pub peer: u16,
 }
@@ -29,6 +31,7 @@ pub struct EtcdAddress {
 /// The addresses of one member.
 #[derive(Debug, Clone, Copy)]
 pub struct MemberAddress {
+    pub host: Ipv4Addr,
     pub postgres: u16,
     pub http: u16,
 }
@@ -36,7 +39,7 @@ pub struct MemberAddress {
 impl Addresses {
     /// The endpoints as they are given to `--etcd`.
     pub fn etcd_urls(&self) -> Vec<String> {
-        self.etcd.iter().map(|e| format!("http://127.0.0.1:{}", e.client)).collect()
+        self.etcd.iter().map(|e| format!("http://{}:{}", e.host, e.client)).collect()
     }
 }
 
@@ -68,13 +71,13 @@ pub fn prepare(
 /// One etcd of the lab.
 pub fn etcd(layout: &Layout, addresses: &Addresses, index: usize) -> anyhow::Result<Command> {
     let name = |i: usize| format!("etcd{}", i + 1);
-    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let url = |host: Ipv4Addr, port: u16| format!("http://{host}:{port}");
     let own = addresses.etcd[index];
     let peers: Vec<String> = addresses
         .etcd
         .iter()
         .enumerate()
-        .map(|(i, e)| format!("{}={}", name(i), url(e.peer)))
+        .map(|(i, e)| format!("{}={}", name(i), url(e.host, e.peer)))
         .collect();
     let mut command =
         prepare(layout, &name(index), Path::new("etcd"), &layout.process(&name(index)))?;
@@ -82,15 +85,15 @@ pub fn etcd(layout: &Layout, addresses: &Addresses, index: usize) -> anyhow::Res
         .args(["--name", &name(index), "--data-dir", "data"])
         .args([
             "--listen-client-urls",
-            &url(own.client),
+            &url(own.host, own.client),
             "--advertise-client-urls",
-            &url(own.client),
+            &url(own.host, own.client),
         ])
         .args([
             "--listen-peer-urls",
-            &url(own.peer),
+            &url(own.host, own.peer),
             "--initial-advertise-peer-urls",
-            &url(own.peer),
+            &url(own.host, own.peer),
         ])
         .args(["--initial-cluster", &peers.join(","), "--initial-cluster-token", "pgdeputy-lab"])
         .args(["--logger", "zap", "--log-level", "warn", "--log-outputs", "stderr"]);
@@ -131,9 +134,9 @@ pub fn keeper(
         ])
         .args([
             "--listen",
-            &format!("127.0.0.1:{}", at.postgres),
+            &format!("{}:{}", at.host, at.postgres),
             "--http",
-            &format!("127.0.0.1:{}", at.http),
+            &format!("{}:{}", at.host, at.http),
         ])
         .arg("--data-dir")
         .arg(layout.data(member));

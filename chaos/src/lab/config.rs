@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use proto::{ClusterSpec, MemberName};
 
+use super::network::Placement;
+
 /// The name of the cluster in every lab.
 pub const CLUSTER: &str = "demo";
 
@@ -31,6 +33,7 @@ pub struct LabConfig {
     /// Whom the keepers become when the lab is started as root.
     pub postgres_user: String,
     pub lifetime: Lifetime,
+    pub placement: Placement,
     pub narrate: Narrate,
 }
 
@@ -56,15 +59,16 @@ impl LabConfig {
             postgres_bin: None,
             postgres_user: "postgres".into(),
             lifetime: Lifetime::Tied,
+            placement: Placement::Loopback,
             narrate: Arc::new(|line| tracing::info!("{line}")),
         }
     }
 }
 
-/// Returns the default spec with logins over loopback.
+/// Returns the default spec with logins from the networks in which the lab is.
 pub fn demo_spec() -> ClusterSpec {
     let mut spec = ClusterSpec::default();
-    spec.postgres.pg_hba = vec!["host all all 127.0.0.1/32 scram-sha-256".into()];
+    spec.postgres.pg_hba = vec!["host all all samenet scram-sha-256".into()];
     spec
 }
 

@@ -1,6 +1,7 @@
 //! The lab's own sessions with PostgreSQL: the application's role and tables, and what a member holds.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -22,17 +23,18 @@ const TABLES: &str = "CREATE TABLE IF NOT EXISTS load (id bigint PRIMARY KEY);
      TRUNCATE load, beacon;";
 
 impl Lab {
-    /// How the application connects to `port` of this machine.
-    pub fn application(&self, port: u16) -> Config {
+    /// How the application connects to what listens there.
+    pub fn application(&self, host: Ipv4Addr, port: u16) -> Config {
         let mut config = Config::new();
-        config.host("127.0.0.1").port(port).user(APPLICATION).dbname(APPLICATION);
+        config.host(host.to_string()).port(port).user(APPLICATION).dbname(APPLICATION);
         config.password(&self.application_password).connect_timeout(DEADLINE);
         config
     }
 
     /// How the application connects to a member directly, past the proxy.
     pub fn application_at(&self, member: &MemberName) -> anyhow::Result<Config> {
-        Ok(self.application(self.address(member)?.postgres))
+        let at = self.address(member)?;
+        Ok(self.application(at.host, at.postgres))
     }
 
     /// How the superuser connects to a member, by its Unix socket.

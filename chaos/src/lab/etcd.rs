@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use store::clock;
 
+use super::network::Site;
 use super::{Lab, Struck, commands};
 
 /// A killed process is reaped within milliseconds; one that starts again elects a leader within two seconds.
@@ -36,7 +37,7 @@ impl Lab {
         self.others.retain(|(name, _)| !is_etcd(name));
         for index in (0..self.addresses.etcd.len()).rev() {
             let command = commands::etcd(&self.home.layout, &self.addresses, index)?;
-            let pid = self.home.spawner.start(command)?;
+            let pid = self.start_at(&Site::Etcd(index), command)?;
             // First in the list, because it is ended last.
             self.others.insert(0, (format!("etcd{}", index + 1), pid));
         }

@@ -1,16 +1,19 @@
 //! The directory of one lab, who starts its processes, and what ends them whatever happens.
 
 use std::io::Write;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use anyhow::{Context, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::cleanup;
 use super::commands;
 use super::config::{DIRECTORY_PREFIX, LabConfig, Layout, Lifetime};
+use super::network::{self, Claim, KEPT, Placement};
 use super::spawner::Spawner;
 
 /// How much of each log a failed run shows.
@@ -21,6 +24,8 @@ pub struct Home {
     pub layout: Layout,
     pub spawner: Spawner,
     guard: Child,
+    /// Of a lab whose members have networks of their own.
+    claim: Option<Claim>,
     lifetime: Lifetime,
     user: Option<nix::unistd::User>,
     kept: bool,
@@ -46,10 +51,22 @@ impl Home {
         std::fs::create_dir(layout.logs()).context("make the directory of the logs")?;
         std::fs::write(Layout::marker(&layout.root), "").context("mark the lab's directory")?;
         let spawner = Spawner::new(config.lifetime)?;
-        let guard = start_guard(config, &layout)?;
+        let claim = match config.placement {
+            Placement::Loopback => None,
+            Placement::Namespaces => Some(Claim::take(&layout.root)?),
+        };
+        if let Some(claim) = &claim {
+            network::note(&layout.root, claim.number)?;
+        }
+        let guard = start_guard(config, &layout, claim.as_ref())?;
         // From here on the directory is removed by this value and by the guard.
         let _ = directory.keep();
-        Ok(Self { layout, spawner, guard, lifetime: config.lifetime, user, kept: false })
+        Ok(Self { layout, spawner, guard, claim, lifetime: config.lifetime, user, kept: false })
+    }
+
+    /// The number of this lab's network, if it is to have one.
+    pub fn network_number(&self) -> Option<u8> {
+        self.claim.as_ref().map(|claim| claim.number)
     }
 
     /// Makes a directory that belongs to the keepers' user.
@@ -79,6 +96,7 @@ impl Home {
             self.lifetime == Lifetime::MayBeKept,
             "this lab was started to end with its process"
         );
+        std::fs::write(self.layout.root.join(KEPT), "").context("note that the lab is kept")?;
         let pipe = self.guard.stdin.as_mut().context("the guard's pipe is gone")?;
         pipe.write_all(b"keep\n").context("dismiss the guard")?;
         self.kept = true;
@@ -155,10 +173,25 @@ fn temporary_directory() -> PathBuf {
     if open(&own) { own } else { PathBuf::from("/tmp") }
 }
 
-fn start_guard(config: &LabConfig, layout: &Layout) -> anyhow::Result<Child> {
+fn start_guard(
+    config: &LabConfig,
+    layout: &Layout,
+    claim: Option<&Claim>,
+) -> anyhow::Result<Child> {
     let mut command = commands::guard(&config.pgdeputy);
-    // SAFETY: setsid is async-signal-safe, and nothing else runs between fork and exec.
-    unsafe { command.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
+    // The lock on the network's number stays with the guard, which removes the network.
+    let lock = claim.map(Claim::descriptor);
+    let prepare = move || {
+        nix::unistd::setsid()?;
+        if let Some(lock) = lock {
+            // SAFETY: the lock is open: the claim lives in the caller until the child was made.
+            let lock = unsafe { BorrowedFd::borrow_raw(lock) };
+            fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
+        Ok(())
+    };
+    // SAFETY: setsid and fcntl are async-signal-safe, and nothing else runs between fork and exec.
+    unsafe { command.pre_exec(prepare) };
     let mut guard = spawn(&mut command)?;
     let pipe = guard.stdin.as_mut().context("the guard's pipe is missing")?;
     writeln!(pipe, "{}", layout.root.display()).context("tell the guard its lab")?;

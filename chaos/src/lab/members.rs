@@ -10,6 +10,7 @@ use store::clock;
 
 use super::cleanup::{self, Found};
 use super::commands::{self, MemberAddress};
+use super::network::{Site, host};
 use super::{Lab, Member};
 
 /// Killed processes are gone within some 20 ms, on a busy machine within 0.2 s.
@@ -33,7 +34,9 @@ impl Lab {
     /// Adds a member with an empty directory and starts its keeper.
     pub fn add_member(&mut self, name: MemberName) -> anyhow::Result<()> {
         ensure!(!self.members.contains_key(&name), "the lab has a member {name} already");
-        let address = MemberAddress { postgres: self.ports.next()?, http: self.ports.next()? };
+        let host = host(self.network.as_mut(), &Site::Member(name.clone()))?;
+        let (postgres, http) = (self.ports.next()?, self.ports.next()?);
+        let address = MemberAddress { host, postgres, http };
         self.home.make_private(&self.home.layout.member(&name))?;
         self.members.insert(name.clone(), Member { address, keeper: None });
         self.start_member(&name)
@@ -44,7 +47,7 @@ impl Lab {
         let at = self.address(name)?;
         let command =
             commands::keeper(&self.config, &self.home.layout, &self.addresses, (name, at))?;
-        let pid = self.home.spawner.start(command)?;
+        let pid = self.start_at(&Site::Member(name.clone()), command)?;
         let member = self.members.get_mut(name).context("its address was just found")?;
         member.keeper = Some(pid);
         Ok(())

@@ -1,5 +1,5 @@
-//! A real cluster on loopback: etcd, keepers with PostgreSQL, sentinels, HAProxy. Started, broken, stopped here
-//! and nowhere else.
+//! A real cluster, on loopback or each member in a network of its own: etcd, keepers with PostgreSQL, sentinels,
+//! HAProxy. Started, broken, stopped here and nowhere else.
 //!
 //! The one rule: whatever happens to this process, nothing of the lab outlives it, unless `keep` was called.
 //! Three things see to it: the end of a `Lab`, the kernel for its direct children, and a guard at the other end
@@ -13,6 +13,7 @@ mod etcd;
 mod home;
 pub mod http;
 mod members;
+pub mod network;
 mod ports;
 mod spawner;
 mod start;
@@ -20,7 +21,9 @@ pub mod view;
 mod wait;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -35,6 +38,7 @@ pub use config::{CLUSTER, LabConfig, Layout, Lifetime, Narrate, demo_spec, membe
 pub use database::APPLICATION;
 use home::Home;
 pub use members::Struck;
+use network::{Network, Site};
 use ports::Ports;
 pub use view::{Cluster, Service};
 pub use wait::{LabStatus, await_cluster};
@@ -45,6 +49,8 @@ pub struct Lab {
     home: Home,
     config: LabConfig,
     addresses: Addresses,
+    /// Where members have networks of their own.
+    network: Option<Network>,
     ports: Ports,
     members: BTreeMap<MemberName, Member>,
     /// Processes that are no member's, in the order of their start.
@@ -89,7 +95,7 @@ impl Lab {
 
     /// The load's target and log.
     pub fn load_config(&self, writers: usize) -> LoadConfig {
-        let target = self.application(self.addresses.write_port);
+        let target = self.application(Ipv4Addr::LOCALHOST, self.addresses.write_port);
         LoadConfig { target, writers, log: self.home.layout.log("acknowledged") }
     }
 
@@ -114,17 +120,19 @@ impl Lab {
     /// What a person would type to connect, by what it reaches. The passwords are in files of the lab.
     pub fn connection_strings(&self) -> Vec<(String, String)> {
         let password = &self.application_password;
-        let dsn = |port: u16| {
-            format!("postgresql://{APPLICATION}:{password}@127.0.0.1:{port}/{APPLICATION}")
+        let dsn = |host: Ipv4Addr, port: u16| {
+            format!("postgresql://{APPLICATION}:{password}@{host}:{port}/{APPLICATION}")
         };
+        let here = Ipv4Addr::LOCALHOST;
         let mut all = vec![
-            ("writes, by HAProxy".to_owned(), dsn(self.addresses.write_port)),
-            ("reads, by HAProxy".to_owned(), dsn(self.addresses.read_port)),
+            ("writes, by HAProxy".to_owned(), dsn(here, self.addresses.write_port)),
+            ("reads, by HAProxy".to_owned(), dsn(here, self.addresses.read_port)),
         ];
         all.extend(
             self.members
                 .iter()
-                .map(|(name, m)| (format!("member {name} itself"), dsn(m.address.postgres))),
+                .map(|(name, m)| (name, m.address))
+                .map(|(name, at)| (format!("member {name} itself"), dsn(at.host, at.postgres))),
         );
         all
     }
@@ -147,6 +155,11 @@ impl Lab {
         self.ports.next()
     }
 
+    /// Starts `command` where `site` is, and returns its process id.
+    fn start_at(&self, site: &Site, command: Command) -> anyhow::Result<i32> {
+        start_at(&self.home, self.network.as_ref(), site, command)
+    }
+
     /// Leaves everything running when this value and this process are gone. Returns the lab's directory.
     pub fn keep(mut self) -> anyhow::Result<PathBuf> {
         self.home.keep()
@@ -156,4 +169,16 @@ impl Lab {
     pub fn log_tails(&self) -> String {
         self.home.log_tails()
     }
+}
+
+fn start_at(
+    home: &Home,
+    network: Option<&Network>,
+    site: &Site,
+    mut command: Command,
+) -> anyhow::Result<i32> {
+    if let Some(network) = network {
+        network.place(site)?.enter(&mut command);
+    }
+    home.spawner.start(command)
 }

@@ -11,11 +11,12 @@ use store::clock;
 use store::etcd::EtcdStore;
 use store::keys::Keys;
 
-use super::Lab;
 use super::commands::{self, Addresses, EtcdAddress, HaproxyFiles, PASSWORDS};
 use super::config::{CLUSTER, LabConfig, member_name};
 use super::home::Home;
+use super::network::{Network, Site, host};
 use super::ports::Ports;
+use super::{Lab, start_at};
 
 /// etcd and the lab's small processes are up within a second; this is for a machine under load.
 const START_BOUND: Duration = Duration::from_secs(30);
@@ -29,9 +30,11 @@ impl Lab {
         config.spec.check()?;
         let home = Home::make(&config)?;
         let mut ports = Ports::claim()?;
+        let mut network = home.network_number().map(Network::make).transpose()?;
         let mut etcd = Vec::new();
-        for _ in 0..config.etcd_members {
-            etcd.push(EtcdAddress { client: ports.next()?, peer: ports.next()? });
+        for index in 0..config.etcd_members {
+            let host = host(network.as_mut(), &Site::Etcd(index))?;
+            etcd.push(EtcdAddress { host, client: ports.next()?, peer: ports.next()? });
         }
         let addresses = Addresses { etcd, write_port: ports.next()?, read_port: ports.next()? };
         let mut others = Vec::new();
@@ -40,10 +43,9 @@ impl Lab {
             let directory = home.layout.process(&name);
             std::fs::create_dir(&directory)
                 .with_context(|| format!("make {}", directory.display()))?;
-            others.push((
-                name,
-                home.spawner.start(commands::etcd(&home.layout, &addresses, index)?)?,
-            ));
+            let command = commands::etcd(&home.layout, &addresses, index)?;
+            let pid = start_at(&home, network.as_ref(), &Site::Etcd(index), command)?;
+            others.push((name, pid));
         }
         let store = connect(&addresses).await.inspect_err(|_| eprintln!("{}", home.log_tails()))?;
         (config.narrate)(&format!(
@@ -55,6 +57,7 @@ impl Lab {
             home,
             config,
             addresses,
+            network,
             ports,
             members: std::collections::BTreeMap::new(),
             others,
@@ -72,7 +75,10 @@ impl Lab {
         for index in 0..self.config.sentinels {
             let command =
                 commands::sentinel(&self.config, &self.home.layout, &self.addresses, index)?;
-            self.start_other(&format!("sentinel{}", index + 1), command)?;
+            let site = Site::Sentinel(index);
+            host(self.network.as_mut(), &site)?;
+            let pid = self.start_at(&site, command)?;
+            self.others.push((format!("sentinel{}", index + 1), pid));
         }
         for index in 0..self.config.members {
             self.add_member(member_name(index))?;

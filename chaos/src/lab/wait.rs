@@ -38,7 +38,8 @@ impl Lab {
         let cluster = self.cluster().await?;
         let mut status = LabStatus { cluster, keepers: BTreeMap::new(), silent: BTreeMap::new() };
         for (name, member) in &self.members {
-            match http::get(&format!("127.0.0.1:{}", member.address.http), "/status").await {
+            let at = member.address;
+            match http::get(&format!("{}:{}", at.host, at.http), "/status").await {
                 Ok((200, body)) => {
                     let answer = serde_json::from_str(&body)
                         .with_context(|| format!("read the status of {name}"))?;
@@ -55,8 +56,8 @@ impl Lab {
 
     /// Returns the HTTP status of a keeper's endpoint, such as `/primary`.
     pub async fn endpoint(&self, member: &MemberName, path: &str) -> anyhow::Result<u16> {
-        let address = format!("127.0.0.1:{}", self.address(member)?.http);
-        Ok(http::get(&address, path).await?.0)
+        let at = self.address(member)?;
+        Ok(http::get(&format!("{}:{}", at.host, at.http), path).await?.0)
     }
 
     /// Returns the primary to which clients may write.

@@ -1,0 +1,264 @@
+//! Cuts between the lab's hosts: who loses whom, in which direction, and whether packets vanish or are refused.
+//!
+//! The one rule: a cut that was not seen to bite proves nothing, so datagrams are sent both ways before it counts, and
+//! again when it is undone.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use proto::MemberName;
+
+use super::{Network, Site, namespace, probe, run, switch};
+use crate::lab::{Lab, Struck};
+
+/// One host, and what it is cut from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    pub site: Site,
+    pub from: Others,
+    pub way: Way,
+    pub how: How,
+}
+
+/// Which other hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Others {
+    /// All, clients and proxies too.
+    Everybody,
+    /// Members, etcd and sentinels. Clients still reach it: whoever serves wrongly is seen to.
+    Cluster,
+    Etcd,
+    Members,
+    Sentinels,
+    One(Site),
+}
+
+/// Which packets are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Both,
+    /// What the host sends does not arrive; it still receives.
+    Out,
+    /// What is sent to the host does not arrive; it still sends.
+    In,
+}
+
+/// What becomes of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// They vanish, as with a host that is off or a link that is down: everything has to time out.
+    BlackHole,
+    /// TCP is reset and datagrams are dropped, as by a firewall that rejects.
+    Reset,
+}
+
+impl Cut {
+    /// A member that loses members, etcd and sentinels, silently and in both directions.
+    pub fn isolated(member: &MemberName) -> Self {
+        Self::between(member, Others::Cluster)
+    }
+
+    /// A member that loses some others, silently and in both directions.
+    pub fn between(member: &MemberName, from: Others) -> Self {
+        let site = Site::Member(member.clone());
+        Self { site, from, way: Way::Both, how: How::BlackHole }
+    }
+
+    /// The same in one direction only.
+    #[must_use]
+    pub fn way(self, way: Way) -> Self {
+        Self { way, ..self }
+    }
+
+    /// The same by resets.
+    #[must_use]
+    pub fn reset(self) -> Self {
+        Self { how: How::Reset, ..self }
+    }
+
+    fn covers(&self, other: &Site) -> bool {
+        if *other == self.site {
+            return false;
+        }
+        match &self.from {
+            Others::Everybody => true,
+            Others::Cluster => *other != Site::Clients,
+            Others::Etcd => matches!(other, Site::Etcd(_)),
+            Others::Members => matches!(other, Site::Member(_)),
+            Others::Sentinels => matches!(other, Site::Sentinel(_)),
+            Others::One(site) => other == site,
+        }
+    }
+}
+
+/// Packets of the first host to the second.
+type Pair = (Site, Site);
+
+impl Network {
+    fn lost_by(&self, cut: &Cut) -> BTreeSet<Pair> {
+        let mut pairs = BTreeSet::new();
+        for other in self.places.keys().filter(|other| cut.covers(other)) {
+            if cut.way != Way::In {
+                pairs.insert((cut.site.clone(), other.clone()));
+            }
+            if cut.way != Way::Out {
+                pairs.insert((other.clone(), cut.site.clone()));
+            }
+        }
+        pairs
+    }
+
+    fn lost(&self) -> BTreeSet<Pair> {
+        self.cuts.iter().flat_map(|cut| self.lost_by(cut)).collect()
+    }
+
+    /// Adds a cut to those in force.
+    pub(super) fn cut(&mut self, cut: &Cut) -> anyhow::Result<()> {
+        self.place(&cut.site)?;
+        ensure!(!self.lost_by(cut).is_empty(), "{cut:?} cuts nobody off from anybody");
+        ensure!(
+            cut.how == How::BlackHole || cut.site != Site::Clients,
+            "the machine's own network rejects nothing: cut the other host"
+        );
+        self.cuts.push(cut.clone());
+        self.enforce()
+    }
+
+    /// Undoes every cut.
+    pub(super) fn mend(&mut self) -> anyhow::Result<()> {
+        let rejecting = self.rejecting();
+        self.cuts.clear();
+        self.enforce()?;
+        for site in rejecting {
+            self.load(&namespace(self.number, &site), &table("inet", ""))?;
+        }
+        Ok(())
+    }
+
+    fn rejecting(&self) -> BTreeSet<Site> {
+        self.cuts.iter().filter(|c| c.how == How::Reset).map(|c| c.site.clone()).collect()
+    }
+
+    /// Packets vanish in the switch, where their sender does not notice; they are refused at the host itself.
+    fn enforce(&self) -> anyhow::Result<()> {
+        let mut rules = String::new();
+        for cut in self.cuts.iter().filter(|c| c.how == How::BlackHole) {
+            for (from, to) in self.lost_by(cut) {
+                let (from, to) = (self.place(&from)?.address, self.place(&to)?.address);
+                let _ = writeln!(rules, "ip saddr {from} ip daddr {to} drop");
+            }
+        }
+        let chain = format!("chain cut {{ type filter hook prerouting priority 0;\n{rules} }}");
+        self.load(&switch(self.number), &table("bridge", &chain))?;
+        for site in self.rejecting() {
+            let chains = self.refusals(&site)?;
+            self.load(&namespace(self.number, &site), &table("inet", &chains))?;
+        }
+        Ok(())
+    }
+
+    fn refusals(&self, site: &Site) -> anyhow::Result<String> {
+        // The refusals themselves go through these rules too.
+        let refusals = "ip protocol tcp tcp flags & rst == rst accept\n";
+        let (mut incoming, mut outgoing) = (refusals.to_owned(), refusals.to_owned());
+        for cut in self.cuts.iter().filter(|c| c.how == How::Reset && c.site == *site) {
+            for (from, to) in self.lost_by(cut) {
+                let (rules, end, other) = match from == *site {
+                    true => (&mut outgoing, "daddr", to),
+                    false => (&mut incoming, "saddr", from),
+                };
+                let address = self.place(&other)?.address;
+                let _ = writeln!(rules, "ip {end} {address} ip protocol tcp reject with tcp reset");
+                let _ = writeln!(rules, "ip {end} {address} drop");
+            }
+        }
+        Ok(format!(
+            "chain in {{ type filter hook input priority 0;\n{incoming} }}
+             chain out {{ type filter hook output priority 0;\n{outgoing} }}"
+        ))
+    }
+
+    /// All rules of a table are replaced at one instant.
+    fn load(&self, namespace: &str, rules: &str) -> anyhow::Result<()> {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace, "nft", "-f", "-"]);
+        run(&mut command, rules).context("change the rules of the lab's network")
+    }
+
+    /// Sends datagrams between all hosts that `cuts` concern; demands that just those arrive that may.
+    async fn prove(&self, cuts: &[Cut]) -> anyhow::Result<()> {
+        let lost = self.lost();
+        let mut looks = Vec::new();
+        for cut in cuts {
+            for other in self.places.keys().filter(|site| **site != cut.site) {
+                for (from, to) in [(&cut.site, other), (other, &cut.site)] {
+                    let places = (self.place(from)?.clone(), self.place(to)?.clone());
+                    let may_pass = !lost.contains(&(from.clone(), to.clone()));
+                    let look =
+                        tokio::task::spawn_blocking(move || probe::passes(&places.0, &places.1));
+                    looks.push((from.clone(), to.clone(), may_pass, look));
+                }
+            }
+        }
+        for (from, to, may_pass, look) in looks {
+            let passed = look.await?.with_context(|| format!("probe from {from} to {to}"))?;
+            ensure!(
+                passed == may_pass,
+                "a datagram from {from} to {to} {}",
+                if passed {
+                    "passed though they are cut"
+                } else {
+                    "was lost though nothing cuts them"
+                }
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A table that takes the place of the one before.
+fn table(family: &str, chains: &str) -> String {
+    format!("table {family} lab\ndelete table {family} lab\ntable {family} lab {{\n{chains}\n}}\n")
+}
+
+impl Lab {
+    /// Cuts a host off, besides what is cut already, and proves by datagrams that it is. Returns when.
+    pub async fn partition(&mut self, cut: &Cut) -> anyhow::Result<Struck> {
+        let struck = self.cut(cut)?;
+        self.prove_cut(cut).await?;
+        Ok(struck)
+    }
+
+    /// Cuts a host off and returns when. `prove_cut` has to follow before anything is concluded from it.
+    pub fn cut(&mut self, cut: &Cut) -> anyhow::Result<Struck> {
+        let network = self.network.as_mut().context(NO_NETWORK)?;
+        let struck = Struck::now();
+        network.cut(cut)?;
+        Ok(struck)
+    }
+
+    /// Proves by datagrams that a host is cut off as it should be.
+    pub async fn prove_cut(&self, cut: &Cut) -> anyhow::Result<()> {
+        self.network.as_ref().context(NO_NETWORK)?.prove(std::slice::from_ref(cut)).await
+    }
+
+    /// Undoes every cut, and proves that everybody reaches everybody again. Returns when.
+    pub async fn heal(&mut self) -> anyhow::Result<Struck> {
+        let network = self.network.as_mut().context(NO_NETWORK)?;
+        let cuts = network.cuts.clone();
+        let struck = Struck::now();
+        network.mend()?;
+        network.prove(&cuts).await?;
+        Ok(struck)
+    }
+
+    /// Returns whether anything is cut now.
+    pub fn is_cut(&self) -> bool {
+        self.network.as_ref().is_some_and(|network| !network.cuts.is_empty())
+    }
+}
+
+const NO_NETWORK: &str =
+    "this lab's members share the loopback: start it with Placement::Namespaces to cut them off";

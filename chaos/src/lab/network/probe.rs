@@ -1,0 +1,39 @@
+//! Whether a datagram of one host reaches another. Each direction is seen by itself, which no TCP connection shows.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sched::{CloneFlags, setns};
+
+use super::Place;
+
+/// A datagram takes microseconds; this is for a machine under load.
+const WAIT: Duration = Duration::from_millis(250);
+
+/// One that is lost by chance must not be taken for a cut.
+const DATAGRAMS: usize = 3;
+
+/// Returns whether a datagram passes. Blocks for up to `WAIT`.
+pub fn passes(from: &Place, to: &Place) -> anyhow::Result<bool> {
+    let places = (from.clone(), to.clone());
+    // The namespace is the thread's own: this one is used for nothing else, and ends with the probe.
+    let probe = std::thread::spawn(move || -> anyhow::Result<bool> {
+        let (from, to) = places;
+        let receiver = socket(&to)?;
+        receiver.set_read_timeout(Some(WAIT))?;
+        let sender = socket(&from)?;
+        for _ in 0..DATAGRAMS {
+            // Refused at its own host: it does not pass.
+            let _ = sender.send_to(b"probe", receiver.local_addr()?);
+        }
+        Ok(receiver.recv(&mut [0; 8]).is_ok())
+    });
+    probe.join().map_err(|_| anyhow::anyhow!("the probe panicked"))?
+}
+
+/// A socket stays in the namespace in which it was made.
+fn socket(place: &Place) -> anyhow::Result<UdpSocket> {
+    setns(place.namespace.as_ref(), CloneFlags::CLONE_NEWNET).context("enter a host's network")?;
+    UdpSocket::bind((place.address, 0)).context("open a socket there")
+}

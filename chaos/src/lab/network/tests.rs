@@ -1,0 +1,139 @@
+//! On real namespaces, without a cluster: they need root, as the labs do whose members are cut off.
+
+use std::process::Child;
+
+use super::cut::{How, Others, Way};
+use super::*;
+use crate::lab::config::{DIRECTORY_PREFIX, Layout};
+
+/// A network with hosts a and b and one etcd.
+struct Scene {
+    network: Network,
+    root: tempfile::TempDir,
+    _claim: Claim,
+}
+
+fn lab_directory() -> tempfile::TempDir {
+    let root = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir().unwrap();
+    std::fs::write(Layout::marker(root.path()), "").unwrap();
+    root
+}
+
+fn member(name: &str) -> Site {
+    Site::Member(name.parse().unwrap())
+}
+
+fn scene() -> Scene {
+    let root = lab_directory();
+    let claim = Claim::take(root.path()).unwrap();
+    note(root.path(), claim.number).unwrap();
+    let mut network = Network::make(claim.number).unwrap();
+    for site in [Site::Etcd(0), member("a"), member("b")] {
+        network.add(&site).unwrap();
+    }
+    Scene { network, root, _claim: claim }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        remove_of(self.root.path()).unwrap();
+    }
+}
+
+impl Scene {
+    fn passes(&self, from: &Site, to: &Site) -> bool {
+        let place = |site| self.network.place(site).unwrap();
+        probe::passes(place(from), place(to)).unwrap()
+    }
+
+    fn cut(&mut self, from: Others, way: Way, how: How) {
+        self.network.cut(&Cut { site: member("a"), from, way, how }).unwrap();
+    }
+}
+
+fn names(number: u8) -> usize {
+    let prefix = format!("{}-", prefix(number));
+    let entries = std::fs::read_dir(NAMES).into_iter().flatten().flatten();
+    entries.filter(|e| e.file_name().to_string_lossy().starts_with(&prefix)).count()
+}
+
+#[test]
+fn a_cut_bites_where_it_should_and_nowhere_else_and_its_undo_leaves_nothing() {
+    let mut scene = scene();
+    let (a, b, etcd, clients) = (member("a"), member("b"), Site::Etcd(0), Site::Clients);
+    let all = [(&a, &b), (&b, &a), (&a, &etcd), (&etcd, &a), (&a, &clients), (&clients, &a)];
+    let passing = |scene: &Scene| all.map(|(from, to)| scene.passes(from, to));
+    assert_eq!(passing(&scene), [true; 6]);
+    for how in [How::BlackHole, How::Reset] {
+        for (from, way, left) in [
+            (Others::Everybody, Way::Both, [false; 6]),
+            (Others::Cluster, Way::Both, [false, false, false, false, true, true]),
+            (Others::Etcd, Way::Both, [true, true, false, false, true, true]),
+            (Others::Members, Way::Out, [false, true, true, true, true, true]),
+            (Others::Members, Way::In, [true, false, true, true, true, true]),
+        ] {
+            scene.cut(from.clone(), way, how);
+            assert_eq!(passing(&scene), left, "{from:?} {way:?} {how:?}");
+            assert!(scene.passes(&b, &etcd) && scene.passes(&etcd, &b), "bystanders are not cut");
+            scene.network.mend().unwrap();
+            assert_eq!(passing(&scene), [true; 6], "undo of {from:?} {way:?} {how:?}");
+        }
+    }
+}
+
+#[test]
+fn a_reset_answers_at_once_and_a_black_hole_does_not() {
+    let mut scene = scene();
+    let b = scene.network.place(&member("b")).unwrap().clone();
+    let connect = |scene: &Scene| {
+        let mut command = Command::new("bash");
+        // Nobody listens: the kernel refuses, unless the question does not arrive.
+        command.args(["-c", &format!("echo > /dev/tcp/{}/9", b.address)]);
+        scene.network.place(&member("a")).unwrap().enter(&mut command);
+        let mut child: Child = command.stderr(Stdio::null()).spawn().unwrap();
+        let deadline = store::clock::now() + std::time::Duration::from_millis(700);
+        while store::clock::now() < deadline {
+            if child.try_wait().unwrap().is_some() {
+                return true;
+            }
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        false
+    };
+    scene.cut(Others::Members, Way::Both, How::Reset);
+    assert!(connect(&scene));
+    scene.network.mend().unwrap();
+    scene.cut(Others::Members, Way::Both, How::BlackHole);
+    assert!(!connect(&scene));
+}
+
+#[test]
+fn a_dead_labs_network_is_found_and_removed_and_a_kept_one_is_left_alone() {
+    let dead = lab_directory();
+    let kept = lab_directory();
+    std::fs::write(kept.path().join(KEPT), "").unwrap();
+    let made = [&dead, &kept].map(|root| {
+        let claim = Claim::take(root.path()).unwrap();
+        note(root.path(), claim.number).unwrap();
+        (Network::make(claim.number).unwrap().number, claim)
+    });
+    let numbers = made.each_ref().map(|(number, _)| *number);
+    assert_eq!(numbers.map(names), [1, 1], "each has a switch");
+    // Their processes and guards are gone.
+    drop(made);
+    let next = lab_directory();
+    let deadline = store::clock::now() + std::time::Duration::from_secs(10);
+    let mut claim = Claim::take(next.path()).unwrap();
+    while dead.path().exists() {
+        // Another lab that starts just now may have found it first.
+        assert!(store::clock::now() < deadline, "the dead lab is still there");
+        drop(claim);
+        claim = Claim::take(next.path()).unwrap();
+    }
+    assert_eq!(names(numbers[1]), 1, "the kept one was left alone");
+    assert_ne!(claim.number, numbers[1]);
+    remove_of(kept.path()).unwrap();
+    assert_eq!(names(numbers[1]), 0);
+}
