@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 RELEASE := $(CARGO_TARGET_DIR)/release/pgdeputy
 DEBUG := $(CARGO_TARGET_DIR)/debug/pgdeputy
 
-# The fault that `make demo` shows: member, crash, crash-twice, standby or etcd.
+# The fault that `make demo` shows; `pgdeputy demo --help` lists them.
 FAULT ?= member
 # More arguments for demo and bench, such as ARGS="--json".
 ARGS ?=

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use proto::MemberName;
 use serde::Serialize;
 
-use crate::lab::{Lab, Struck};
+use crate::lab::{Lab, Part, Struck};
 
 /// A fault of the demo and of the bench.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -14,54 +14,105 @@ use crate::lab::{Lab, Struck};
 pub enum Fault {
     /// Keeper, fencer and PostgreSQL of the primary are killed at once, and started again later.
     Member,
+    /// The same are frozen where they stand, and thawed later.
+    Freeze,
     /// The primary's postmaster is killed.
     Crash,
     /// The primary's postmaster is killed, and that of whoever is primary as soon as writes are back.
     CrashTwice,
+    /// The primary's keeper is killed, and nothing else.
+    Keeper,
+    /// The leading sentinel is killed together with all that belongs to the primary.
+    SentinelAndMember,
     /// Keeper, fencer and PostgreSQL of a standby are killed at once, and started again later.
     Standby,
+    /// Those of a standby are frozen, and thawed later.
+    StandbyFreeze,
     /// Every etcd member is killed, and started again later.
     Etcd,
 }
 
 /// All faults, in the order of the help text.
-pub const ALL: [Fault; 5] =
-    [Fault::Member, Fault::Crash, Fault::CrashTwice, Fault::Standby, Fault::Etcd];
+pub const ALL: [Fault; 9] = [
+    Fault::Member,
+    Fault::Freeze,
+    Fault::Crash,
+    Fault::CrashTwice,
+    Fault::Keeper,
+    Fault::SentinelAndMember,
+    Fault::Standby,
+    Fault::StandbyFreeze,
+    Fault::Etcd,
+];
 
 impl Fault {
     /// The fault's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Fault::Member => "member",
+            Fault::Freeze => "freeze",
             Fault::Crash => "crash",
             Fault::CrashTwice => "crash-twice",
+            Fault::Keeper => "keeper",
+            Fault::SentinelAndMember => "sentinel-and-member",
             Fault::Standby => "standby",
+            Fault::StandbyFreeze => "standby-freeze",
             Fault::Etcd => "etcd",
         }
     }
 
-    /// Returns whether the whole member goes and has to be started again.
-    pub fn takes_the_member(self) -> bool {
+    /// Returns whose part it is that breaks.
+    pub fn hits(self) -> Hits {
         match self {
-            Fault::Member | Fault::Standby => true,
-            Fault::Crash | Fault::CrashTwice | Fault::Etcd => false,
+            Fault::Member
+            | Fault::Freeze
+            | Fault::Crash
+            | Fault::CrashTwice
+            | Fault::SentinelAndMember => Hits::Primary,
+            Fault::Keeper => Hits::PrimaryUnseen,
+            Fault::Standby | Fault::StandbyFreeze => Hits::Standby,
+            Fault::Etcd => Hits::Store,
         }
     }
 
-    /// Returns whether the primary is hit.
-    pub fn hits_the_primary(self) -> bool {
-        match self {
-            Fault::Member | Fault::Crash | Fault::CrashTwice => true,
-            Fault::Standby | Fault::Etcd => false,
-        }
-    }
-
-    /// Breaks `victim`; returns when.
-    pub fn strike(self, lab: &mut Lab, victim: &MemberName) -> anyhow::Result<Struck> {
+    /// Breaks `victim`, and proves that it is broken; returns when it was.
+    pub async fn strike(self, lab: &mut Lab, victim: &MemberName) -> anyhow::Result<Struck> {
         match self {
             Fault::Member | Fault::Standby => lab.kill_member(victim),
+            Fault::Freeze | Fault::StandbyFreeze => lab.freeze(victim, Part::Member).await,
             Fault::Crash | Fault::CrashTwice => lab.kill_postgres(victim),
+            Fault::Keeper => lab.kill_keeper(victim).await,
+            Fault::SentinelAndMember => lab.kill_leader_with(victim).await,
             Fault::Etcd => lab.kill_etcd(),
+        }
+    }
+
+    /// Returns what an operator or a machine that starts again would do about it, if anything is to be done.
+    pub fn remedy(self, victim: &MemberName) -> Option<String> {
+        match self {
+            Fault::Member | Fault::Standby => Some(format!("{victim} is started again")),
+            Fault::Freeze | Fault::StandbyFreeze => Some(format!("{victim} is thawed")),
+            Fault::Crash | Fault::CrashTwice => None,
+            Fault::Keeper => Some(format!("the keeper of {victim} is to run again")),
+            Fault::SentinelAndMember => {
+                Some(format!("the sentinel and {victim} are started again"))
+            }
+            Fault::Etcd => Some("etcd is started again".into()),
+        }
+    }
+
+    /// Does what `remedy` says.
+    pub async fn mend(self, lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {
+        match self {
+            Fault::Member | Fault::Standby => start_again(lab, victim).await,
+            Fault::Freeze | Fault::StandbyFreeze => lab.thaw(victim).map(drop),
+            Fault::Crash | Fault::CrashTwice => Ok(()),
+            Fault::Keeper => lab.keeper_back(victim).await,
+            Fault::SentinelAndMember => {
+                lab.start_sentinels()?;
+                start_again(lab, victim).await
+            }
+            Fault::Etcd => lab.start_etcd().await,
         }
     }
 
@@ -71,15 +122,50 @@ impl Fault {
             Fault::Member => {
                 format!("kill -9 keeper, fencer and PostgreSQL of the primary {victim}")
             }
+            Fault::Freeze => {
+                format!("kill -STOP keeper, fencer and PostgreSQL of the primary {victim}")
+            }
             Fault::Crash | Fault::CrashTwice => {
                 format!("kill -9 the postmaster of the primary {victim}")
             }
+            Fault::Keeper => format!("kill -9 the keeper of the primary {victim}"),
+            Fault::SentinelAndMember => format!(
+                "kill -9 the leading sentinel, and keeper, fencer and PostgreSQL of the primary {victim}"
+            ),
             Fault::Standby => {
                 format!("kill -9 keeper, fencer and PostgreSQL of the standby {victim}")
+            }
+            Fault::StandbyFreeze => {
+                format!("kill -STOP keeper, fencer and PostgreSQL of the standby {victim}")
             }
             Fault::Etcd => "kill -9 every etcd member".to_owned(),
         }
     }
+}
+
+/// Whose part breaks, and so what is expected of the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hits {
+    /// The primary is gone: somebody else serves, or it serves again.
+    Primary,
+    /// Something of the primary, and clients must not notice.
+    PrimaryUnseen,
+    /// One of the standbys, and clients must not notice as long as another one votes.
+    Standby,
+    /// etcd, and clients must not notice.
+    Store,
+}
+
+impl Hits {
+    /// Returns whether writes are expected to come back by another service than before.
+    pub fn changes_the_service(self) -> bool {
+        self == Hits::Primary
+    }
+}
+
+async fn start_again(lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {
+    lab.member_gone(victim).await?;
+    lab.start_member(victim)
 }
 
 impl fmt::Display for Fault {
@@ -110,7 +196,7 @@ mod tests {
             "cut"
                 .parse::<Fault>()
                 .unwrap_err()
-                .contains("use member, crash, crash-twice, standby, etcd")
+                .contains("use member, freeze, crash, crash-twice, keeper,")
         );
     }
 }

@@ -14,8 +14,8 @@ use crate::runtime;
 
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// What is broken: member, crash, crash-twice, standby or etcd
-    #[arg(long, value_name = "FAULT", default_value = "member", value_parser = fault)]
+    /// What is broken
+    #[arg(long, value_name = "FAULT", default_value = "member", value_parser = fault, long_help = fault_help())]
     fault: Fault,
     /// Number of members
     #[arg(long, value_name = "N", default_value_t = 3)]
@@ -26,7 +26,7 @@ pub struct DemoArgs {
     /// Leave the cluster running, and print how to use and how to stop it
     #[arg(long)]
     keep: bool,
-    /// How long a killed member stays down after writes are back
+    /// How long what was broken stays so after writes are back
     #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = humantime::parse_duration)]
     down_for: Duration,
     /// The cluster's lease_ttl
@@ -49,6 +49,9 @@ pub struct BenchArgs {
     /// How often each fault is tried
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
+    /// Measure these rows only, by the names that the last lines of the output have
+    #[arg(long, value_name = "ROW", value_delimiter = ',')]
+    only: Vec<String>,
     #[command(flatten)]
     postgres: PostgresArgs,
 }
@@ -93,12 +96,24 @@ pub fn bench(args: BenchArgs) -> Result<u8, Failure> {
     if args.runs == 0 {
         return Err(Failure::usage("--runs is 0: measure at least once"));
     }
+    benches::chosen(&args.only).map_err(Failure::usage)?;
     let config = benches::Config {
         runs: args.runs,
+        only: args.only,
         postgres_bin: args.postgres.postgres_bin,
         postgres_user: args.postgres.postgres_user,
     };
     Ok(runtime::run(|stop| benches::run(config, stop))?)
+}
+
+/// Each fault by its name, with what is done to the cluster.
+fn fault_help() -> String {
+    let victim = "x".parse().expect("a letter is a name");
+    let mut help = "What is broken, where x is the member that it hits:".to_owned();
+    for fault in fault::ALL {
+        help.push_str(&format!("\n  {:<20} {}", fault.name(), fault.describe(&victim)));
+    }
+    help
 }
 
 fn fault(given: &str) -> Result<Fault, String> {

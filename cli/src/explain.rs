@@ -131,6 +131,7 @@ warning: c has been away for long
             id: "s1".into(),
             host: "h".into(),
             listen: None,
+            echo: Some("10.0.0.4:40123".into()),
             pgdeputy_version: "0".into(),
         };
         documents.leader = Some(key);

@@ -20,6 +20,9 @@ pub struct LeaderKey {
     pub id: String,
     pub host: String,
     pub listen: Option<String>,
+    /// Where candidates ask over UDP whether it is there, `address:port`.
+    #[serde(default)]
+    pub echo: Option<String>,
     pub pgdeputy_version: String,
 }
 

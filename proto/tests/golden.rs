@@ -200,6 +200,7 @@ fn every_document_is_written_as_its_golden_file_says_and_every_released_format_d
         id: "sentinel-1".into(),
         host: "north-1".into(),
         listen: None,
+        echo: Some("10.0.0.4:40123".into()),
         pgdeputy_version: "0.1.0".into(),
     };
     check("leader", &leader);

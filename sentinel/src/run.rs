@@ -4,6 +4,7 @@
 //! is committed as it is, guarded by the leadership and by the state that it was decided on.
 
 mod cluster;
+mod hearing;
 mod listen;
 mod presence;
 mod wake;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::cluster::Care;
+use self::hearing::Hearing;
 use self::listen::Counters;
 use crate::{Clusters, Config};
 
@@ -46,10 +48,13 @@ pub async fn run_on(
     if let Some(address) = &config.listen {
         tasks.spawn(listen::serve(address, counters.clone(), stop.clone()).await?);
     }
+    let hearing = Hearing::open(config.id.clone(), &config.etcd).await?;
+    tasks.spawn(Arc::clone(&hearing).run(stop.clone()));
     let me = LeaderKey {
         id: config.id.clone(),
         host: host(),
         listen: config.listen.clone(),
+        echo: hearing.address(),
         pgdeputy_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let (sender, mut clusters) = mpsc::channel(16);
@@ -70,7 +75,8 @@ pub async fn run_on(
         () = stop.cancelled() => None,
     } {
         info!(%cluster, id = %me.id, "caring for cluster");
-        let care = Care::new(Arc::clone(&store), cluster, me.clone(), counters.clone());
+        let about_us = (me.clone(), counters.clone(), Arc::clone(&hearing));
+        let care = Care::new(Arc::clone(&store), cluster, about_us);
         tasks.spawn(care.run(stop.clone()));
     }
     stop.cancelled().await;

@@ -3,23 +3,26 @@
 //! The one rule: a number counts only if the recovery was of the kind that its row is about, and the whole
 //! bench only if nothing was lost on the way.
 
+mod cases;
 mod table;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use proto::spec::Permission;
-use proto::{MemberName, Moment};
+use anyhow::{Context, ensure};
+use proto::MemberName;
 use store::clock;
 use tokio_util::sync::CancellationToken;
 
 use crate::evidence::Watchers;
-use crate::fault::Fault;
+use crate::fault::{Fault, Hits};
 use crate::lab::{Lab, LabConfig, Service, demo_spec};
 use crate::verdict::judge;
+use cases::{Case, Expected};
 use table::Row;
+
+pub use cases::chosen;
 
 /// Forming the cluster, and coming back from any fault of the bench, with room for a machine under load.
 const BOUND: Duration = Duration::from_secs(120);
@@ -40,6 +43,8 @@ const INTERRUPTED: u8 = 130;
 pub struct Config {
     /// How often each fault is tried.
     pub runs: usize,
+    /// The rows that are measured, by their names; all where it is empty.
+    pub only: Vec<String>,
     /// Where PostgreSQL's programs are, if not in the usual places.
     pub postgres_bin: Option<PathBuf>,
     /// Whom the keepers become when the bench is started as root.
@@ -48,32 +53,22 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { runs: 5, postgres_bin: None, postgres_user: "postgres".into() }
+        Self { runs: 5, only: Vec::new(), postgres_bin: None, postgres_user: "postgres".into() }
     }
 }
-
-/// What a row of the table is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Case {
-    Crash,
-    RestartInPlace,
-    Member,
-    Standby,
-}
-
-const CASES: [Case; 4] = [Case::Crash, Case::RestartInPlace, Case::Member, Case::Standby];
 
 /// Runs the bench; returns the process's exit status. When `stop` is cancelled everything is ended and removed.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<u8> {
     ensure!((1..=1000).contains(&config.runs), "--runs is {}: use 1 to 1000", config.runs);
+    let cases = chosen(&config.only).map_err(anyhow::Error::msg)?;
     let pgdeputy = std::env::current_exe().context("find the pgdeputy program")?;
     tokio::select! {
         () = stop.cancelled() => Ok(INTERRUPTED),
-        done = measure_all(&config, pgdeputy) => done,
+        done = measure_all(&config, &cases, pgdeputy) => done,
     }
 }
 
-async fn measure_all(config: &Config, pgdeputy: PathBuf) -> anyhow::Result<u8> {
+async fn measure_all(config: &Config, cases: &[Case], pgdeputy: PathBuf) -> anyhow::Result<u8> {
     let mut lab = Lab::start(LabConfig {
         postgres_bin: config.postgres_bin.clone(),
         postgres_user: config.postgres_user.clone(),
@@ -81,12 +76,13 @@ async fn measure_all(config: &Config, pgdeputy: PathBuf) -> anyhow::Result<u8> {
         ..LabConfig::new(pgdeputy)
     })
     .await?;
-    let status =
-        measure_on(config, &mut lab).await.inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
+    let status = measure_on(config.runs, cases, &mut lab)
+        .await
+        .inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
     lab.stop().await.map(|()| status)
 }
 
-async fn measure_on(config: &Config, lab: &mut Lab) -> anyhow::Result<u8> {
+async fn measure_on(runs: usize, cases: &[Case], lab: &mut Lab) -> anyhow::Result<u8> {
     lab.wait_redundant(BOUND).await.context("form the cluster")?;
     let watchers = Watchers::start(lab, WRITERS).await?;
     watchers.load.acknowledged_count(1, BOUND).await?;
@@ -94,18 +90,13 @@ async fn measure_on(config: &Config, lab: &mut Lab) -> anyhow::Result<u8> {
     tokio::time::sleep(STEADY).await;
     let steady = (steady_from, clock::now());
     let mut rows = Vec::new();
-    for case in CASES {
-        let mut row = Row::new(case.name(), case.expectation(), case.patroni_seconds());
+    for case in cases {
+        let mut row = Row::new(case);
         case.before(lab).await?;
-        for number in 1..=config.runs {
+        for number in 1..=runs {
             let gap = one_run(case, lab, &watchers).await;
-            let gap = gap.with_context(|| format!("{}, run {number}", case.name()))?;
-            eprintln!(
-                "{}: run {number} of {}: {:.0} ms",
-                case.name(),
-                config.runs,
-                gap.as_secs_f64() * 1e3
-            );
+            let gap = gap.with_context(|| format!("{}, run {number}", case.name))?;
+            eprintln!("{}: run {number} of {runs}: {:.0} ms", case.name, gap.as_secs_f64() * 1e3);
             row.gaps.push(gap);
         }
         case.after(lab).await?;
@@ -128,98 +119,51 @@ async fn measure_on(config: &Config, lab: &mut Lab) -> anyhow::Result<u8> {
 }
 
 /// Returns the longest time without an acknowledgement from the fault until redundancy was back.
-async fn one_run(case: Case, lab: &mut Lab, watchers: &Watchers) -> anyhow::Result<Duration> {
+async fn one_run(case: &Case, lab: &mut Lab, watchers: &Watchers) -> anyhow::Result<Duration> {
     tokio::time::sleep(SETTLE).await;
     let cluster = lab.cluster().await?;
     let (before, primary) = cluster.service().context("no primary takes writes")?;
-    let victim = match case {
-        Case::Standby => cluster.reports.keys().find(|name| **name != primary).cloned(),
-        Case::Crash | Case::RestartInPlace | Case::Member => Some(primary.clone()),
+    let victim = match case.fault.hits() {
+        Hits::Standby => cluster.reports.keys().find(|name| **name != primary).cloned(),
+        Hits::Primary | Hits::PrimaryUnseen | Hits::Store => Some(primary.clone()),
     };
     let victim = victim.context("there is no standby")?;
-    let struck = case.fault().strike(lab, &victim)?;
-    let served = served_after(case, lab, (before, &primary)).await?;
-    watchers.load.acknowledged_after(served, BOUND).await?;
-    if case.fault().takes_the_member() {
-        lab.member_gone(&victim).await?;
-        lab.start_member(&victim)?;
+    let struck = case.fault.strike(lab, &victim).await?;
+    if case.fault.hits().changes_the_service() {
+        let (after, by) = lab.wait_served_after(before, BOUND).await?;
+        watchers.load.acknowledged_after(clock::now(), BOUND).await?;
+        check_kind(case, (before, &primary), (after, &by))?;
+    }
+    tokio::time::sleep(case.stays).await;
+    case.fault.mend(lab, &victim).await?;
+    if case.fault == Fault::Keeper {
+        // Had nobody renewed its right, the fencer would stop PostgreSQL within lease_ttl.
+        tokio::time::sleep(demo_spec().lease_ttl).await;
     }
     lab.wait_redundant(BOUND).await?;
+    if case.expected == Expected::Nothing {
+        let (after, by) = lab.cluster().await?.service().context("no primary takes writes")?;
+        check_kind(case, (before, &primary), (after, &by))?;
+    }
+    watchers.load.acknowledged_after(clock::now(), BOUND).await?;
     Ok(watchers.load.told().longest_gap(struck.at, clock::now()))
 }
 
-/// Waits until writes are served, in the way that the row is about; returns a moment at which they were.
-async fn served_after(
-    case: Case,
-    lab: &Lab,
-    (before, primary): (Service, &MemberName),
-) -> anyhow::Result<Moment> {
-    if case == Case::Standby {
-        // Long enough for every time-out after which a dead standby could hold up commits.
-        tokio::time::sleep(demo_spec().lease_ttl + Duration::from_secs(1)).await;
-        return Ok(clock::now());
-    }
-    let (after, by) = lab.wait_served_after(before, BOUND).await?;
-    let moved = by != *primary;
-    if moved == (case == Case::RestartInPlace) {
-        bail!(
-            "the recovery was not of this row's kind: {before:?} by {primary}, then {after:?} by {by}"
-        );
-    }
-    Ok(clock::now())
-}
-
-impl Case {
-    fn name(self) -> &'static str {
-        match self {
-            Case::Crash => "crash, failed over",
-            Case::RestartInPlace => "crash, restarted in place",
-            Case::Member => "member lost",
-            Case::Standby => "one of two standbys killed",
-        }
-    }
-
-    fn expectation(self) -> &'static str {
-        match self {
-            Case::Crash => "below 250 ms",
-            Case::RestartInPlace => "below 250 ms and redo",
-            Case::Member => "below 4500 ms",
-            Case::Standby => "none",
-        }
-    }
-
-    /// Medians with default and with the smallest allowed timings, in seconds.
-    fn patroni_seconds(self) -> Option<(f64, f64)> {
-        match self {
-            Case::Crash => Some((5.5, 4.2)),
-            Case::RestartInPlace => None,
-            Case::Member => Some((29.9, 20.3)),
-            Case::Standby => Some((6.4, 0.7)),
-        }
-    }
-
-    fn fault(self) -> Fault {
-        match self {
-            Case::Crash | Case::RestartInPlace => Fault::Crash,
-            Case::Member => Fault::Member,
-            Case::Standby => Fault::Standby,
-        }
-    }
-
-    /// A restart in place is what is left when nobody else may be promoted.
-    async fn before(self, lab: &Lab) -> anyhow::Result<()> {
-        if self != Case::RestartInPlace {
-            return Ok(());
-        }
-        let primary = lab.primary().await?;
-        let mut spec = demo_spec();
-        for member in lab.members().into_iter().filter(|m| *m != primary) {
-            spec.members.entry(member).or_default().promote = Permission::Never;
-        }
-        lab.put_spec(&spec).await
-    }
-
-    async fn after(self, lab: &Lab) -> anyhow::Result<()> {
-        if self == Case::RestartInPlace { lab.put_spec(&demo_spec()).await } else { Ok(()) }
-    }
+/// Refuses a run that the cluster answered in another way than the row is about.
+fn check_kind(
+    case: &Case,
+    before: (Service, &MemberName),
+    after: (Service, &MemberName),
+) -> anyhow::Result<()> {
+    let happened = match (before.0 == after.0, before.1 == after.1) {
+        (true, _) => Expected::Nothing,
+        (false, true) => Expected::RestartInPlace,
+        (false, false) => Expected::Failover,
+    };
+    ensure!(
+        happened == case.expected,
+        "this row is about {:?}: {before:?}, then {after:?}",
+        case.expected
+    );
+    Ok(())
 }

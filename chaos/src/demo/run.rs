@@ -14,7 +14,7 @@ use super::follow;
 use super::report::{RecoveredBy, Recovery, Report, violations};
 use super::timeline::Timeline;
 use crate::evidence::Watchers;
-use crate::fault::Fault;
+use crate::fault::{Fault, Hits};
 use crate::lab::{Cluster, Lab, LabConfig, Lifetime, Service, Struck, await_cluster, demo_spec};
 use crate::load::Told;
 use crate::verdict::{Evidence, LEAST_ACKNOWLEDGED, judge};
@@ -93,7 +93,7 @@ pub async fn play(config: &Config, lab: &mut Lab, timeline: &Timeline) -> anyhow
     let rate = watchers.load.told().per_second(steady_from, clock::now());
     let fault = config.fault.describe(&victim);
     timeline.say(&format!("fault: {fault} ({rate:.0} commits a second)"));
-    let Struck { at, wall } = config.fault.strike(lab, &victim)?;
+    let Struck { at, wall } = config.fault.strike(lab, &victim).await?;
     timeline.fault_at(at);
     let served_again = recover(config, lab, (&watchers, timeline), (at, &served, &victim)).await?;
     let redundant = lab.wait_redundant(REDUNDANT_BOUND).await?;
@@ -117,7 +117,7 @@ async fn recover(
     (struck, before, victim): (Moment, &(Service, MemberName), &MemberName),
 ) -> anyhow::Result<Service> {
     let mut served = before.0;
-    if config.fault.hits_the_primary() {
+    if config.fault.hits().changes_the_service() {
         served = writes_back(lab, (watchers, timeline), (struck, served)).await?;
     }
     if config.fault == Fault::CrashTwice {
@@ -128,16 +128,10 @@ async fn recover(
         served = writes_back(lab, (watchers, timeline), (struck, service)).await?;
     }
     watchers.load.acknowledged_after(struck, WRITES_BOUND).await?;
-    if config.fault == Fault::Etcd {
+    if let Some(remedy) = config.fault.remedy(victim) {
         tokio::time::sleep(config.down_for).await;
-        timeline.say("etcd is started again");
-        lab.start_etcd().await?;
-    }
-    if config.fault.takes_the_member() {
-        lab.member_gone(victim).await?;
-        tokio::time::sleep(config.down_for).await;
-        timeline.say(&format!("{victim} is started again"));
-        lab.start_member(victim)?;
+        timeline.say(&remedy);
+        config.fault.mend(lab, victim).await?;
     }
     Ok(served)
 }
@@ -176,12 +170,11 @@ fn watch(lab: &Lab, timeline: &Timeline) -> JoinSet<()> {
 }
 
 fn victim(fault: Fault, cluster: &Cluster, primary: &MemberName) -> anyhow::Result<MemberName> {
-    // With etcd away it is the primary that has to go on.
-    if fault.hits_the_primary() || fault == Fault::Etcd {
+    if fault.hits() != Hits::Standby {
         return Ok(primary.clone());
     }
     let standby = cluster.reports.keys().find(|name| *name != primary);
-    standby.cloned().context("there is no standby to kill")
+    standby.cloned().context("there is no standby to break")
 }
 
 fn report(
@@ -196,6 +189,9 @@ fn report(
     let mut inconclusive = verdict.inconclusive.clone();
     if recovery.fault == Fault::CrashTwice && recovered_by != RecoveredBy::Failover {
         inconclusive.push("a second crash must end in a failover and did not".into());
+    }
+    if !recovery.fault.hits().changes_the_service() && recovered_by != RecoveredBy::None {
+        inconclusive.push("the primary was to serve on, and did not".into());
     }
     Report {
         fault: recovery.fault,

@@ -16,6 +16,9 @@ use super::{Lab, Member};
 /// Killed processes are gone within some 20 ms, on a busy machine within 0.2 s.
 const GONE_BOUND: Duration = Duration::from_secs(10);
 
+/// How long a killed keeper is given to be started again by others.
+const KEEPER_BACK: Duration = Duration::from_secs(1);
+
 /// When something was killed: taken after its processes were looked up, just before the first signal.
 #[derive(Debug, Clone, Copy)]
 pub struct Struck {
@@ -78,6 +81,39 @@ impl Lab {
         let struck = Struck::now();
         kill(Pid::from_raw(pid), signal).with_context(|| format!("signal the keeper of {name}"))?;
         Ok(struck)
+    }
+
+    /// Kills the keeper of `name`, and proves that it is gone.
+    pub async fn kill_keeper(&mut self, name: &MemberName) -> anyhow::Result<Struck> {
+        let pid = self.members.get(name).and_then(|member| member.keeper);
+        let pid = pid.with_context(|| format!("the keeper of {name} does not run"))?;
+        let struck = self.signal_keeper(name, Signal::SIGKILL)?;
+        while self.home.spawner.ended(pid).is_none() {
+            ensure!(clock::now() < struck.at + GONE_BOUND, "the keeper of {name} does not end");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(struck)
+    }
+
+    /// Starts the keeper of `name` where nobody has: its fencer does, or a service manager, whose part the lab has.
+    pub async fn keeper_back(&mut self, name: &MemberName) -> anyhow::Result<()> {
+        let deadline = clock::now() + KEEPER_BACK;
+        while clock::now() < deadline {
+            if self.keeper_process(name).is_some() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.start_member(name)
+    }
+
+    /// Returns the process that runs as keeper of `name`, whoever has started it.
+    pub fn keeper_process(&self, name: &MemberName) -> Option<i32> {
+        let is_keeper = |pid: i32| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            words.split(|b| *b == 0).nth(1) == Some(b"keeper")
+        };
+        self.processes_of(name).into_iter().map(|p| p.pid).find(|pid| is_keeper(*pid))
     }
 
     /// Kills keeper, fencer and all PostgreSQL processes of `name` as close together as can be.

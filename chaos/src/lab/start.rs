@@ -139,7 +139,11 @@ impl Lab {
         Ok(())
     }
 
-    fn start_other(&mut self, name: &str, command: std::process::Command) -> anyhow::Result<i32> {
+    pub(super) fn start_other(
+        &mut self,
+        name: &str,
+        command: std::process::Command,
+    ) -> anyhow::Result<i32> {
         let pid = self.home.spawner.start(command)?;
         self.others.push((name.to_owned(), pid));
         Ok(pid)

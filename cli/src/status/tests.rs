@@ -120,6 +120,7 @@ fn documents() -> Documents {
         id: "s1".into(),
         host: "h".into(),
         listen: None,
+        echo: Some("10.0.0.4:40123".into()),
         pgdeputy_version: "0.1.0".into(),
     };
     Documents {

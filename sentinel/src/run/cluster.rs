@@ -14,6 +14,7 @@ use store::{Store, StoreError, Txn, TxnOutcome, clock};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::hearing::{self, Hearing};
 use super::listen::Counters;
 use super::wake::Wake;
 use super::{presence, write};
@@ -22,8 +23,8 @@ use crate::invariant;
 use crate::observe::{Observations, Stored, Timers, World, observe};
 use crate::plan::{Plan, Verdict};
 
-/// A leader that dies costs this long only if the primary dies with it; nothing of safety rests on
-/// it.
+/// A leader that is never heard by the others (see `hearing`) costs this long if the primary dies with it; nothing of
+/// safety rests on it.
 const LEADER_TTL: Duration = Duration::from_secs(3);
 /// Read at least this often: a watch can be deaf without being broken.
 const SAFETY_TICK: Duration = Duration::from_secs(2);
@@ -44,6 +45,7 @@ pub(super) struct Care {
     keys: Keys,
     me: LeaderKey,
     counters: Counters,
+    hearing: Arc<Hearing>,
 }
 
 /// Why leading ended.
@@ -92,11 +94,10 @@ impl Care {
     pub(super) fn new(
         store: Arc<dyn Store>,
         cluster: ClusterName,
-        me: LeaderKey,
-        counters: Counters,
+        (me, counters, hearing): (LeaderKey, Counters, Arc<Hearing>),
     ) -> Self {
         let keys = Keys::of(&cluster);
-        Self { store, cluster, keys, me, counters }
+        Self { store, cluster, keys, me, counters, hearing }
     }
 
     pub(super) async fn run(self, stop: CancellationToken) {
@@ -114,6 +115,7 @@ impl Care {
         while !stop.is_cancelled() {
             let leadership = tokio::select! {
                 leadership = election.campaign() => leadership,
+                () = hearing::depose(&self.hearing, &*self.store, &self.keys) => continue,
                 () = stop.cancelled() => return,
             };
             self.counters.update(cluster, |c| c.leading = true);
@@ -334,10 +336,12 @@ mod tests {
             id: "s1".into(),
             host: "h".into(),
             listen: None,
+            echo: None,
             pgdeputy_version: "0".into(),
         };
         let cluster = "c1".parse().expect("a name");
-        let care = Care::new(store.clone(), cluster, me, Counters::default());
+        let hearing = Hearing::open("s1".into(), &[]).await.expect("a UDP socket");
+        let care = Care::new(store.clone(), cluster, (me, Counters::default(), hearing));
         let (leadership, mut memory, plan) = overdue(&care).await;
         let key = format!("{}members/a", care.keys.prefix());
         let report = Operation::Put { key, value: Vec::new(), lease: None };
