@@ -6,6 +6,7 @@ use std::str::FromStr;
 use proto::MemberName;
 use serde::Serialize;
 
+use crate::lab::network::cut::Cut;
 use crate::lab::{Lab, Part, Struck};
 
 /// A fault of the demo and of the bench.
@@ -16,6 +17,8 @@ pub enum Fault {
     Member,
     /// The same are frozen where they stand, and thawed later.
     Freeze,
+    /// The primary's member is cut off from all other members, etcd and sentinels, and clients still reach it.
+    Partition,
     /// The primary's postmaster is killed.
     Crash,
     /// The primary's postmaster is killed, and that of whoever is primary as soon as writes are back.
@@ -33,9 +36,10 @@ pub enum Fault {
 }
 
 /// All faults, in the order of the help text.
-pub const ALL: [Fault; 9] = [
+pub const ALL: [Fault; 10] = [
     Fault::Member,
     Fault::Freeze,
+    Fault::Partition,
     Fault::Crash,
     Fault::CrashTwice,
     Fault::Keeper,
@@ -51,6 +55,7 @@ impl Fault {
         match self {
             Fault::Member => "member",
             Fault::Freeze => "freeze",
+            Fault::Partition => "partition",
             Fault::Crash => "crash",
             Fault::CrashTwice => "crash-twice",
             Fault::Keeper => "keeper",
@@ -66,6 +71,7 @@ impl Fault {
         match self {
             Fault::Member
             | Fault::Freeze
+            | Fault::Partition
             | Fault::Crash
             | Fault::CrashTwice
             | Fault::SentinelAndMember => Hits::Primary,
@@ -75,11 +81,17 @@ impl Fault {
         }
     }
 
+    /// Returns whether the lab's hosts must have networks of their own.
+    pub fn needs_network(self) -> bool {
+        self == Fault::Partition
+    }
+
     /// Breaks `victim`, and proves that it is broken; returns when it was.
     pub async fn strike(self, lab: &mut Lab, victim: &MemberName) -> anyhow::Result<Struck> {
         match self {
             Fault::Member | Fault::Standby => lab.kill_member(victim),
             Fault::Freeze | Fault::StandbyFreeze => lab.freeze(victim, Part::Member).await,
+            Fault::Partition => lab.partition(&Cut::isolated(victim)).await,
             Fault::Crash | Fault::CrashTwice => lab.kill_postgres(victim),
             Fault::Keeper => lab.kill_keeper(victim).await,
             Fault::SentinelAndMember => lab.kill_leader_with(victim).await,
@@ -92,6 +104,7 @@ impl Fault {
         match self {
             Fault::Member | Fault::Standby => Some(format!("{victim} is started again")),
             Fault::Freeze | Fault::StandbyFreeze => Some(format!("{victim} is thawed")),
+            Fault::Partition => Some(format!("the network of {victim} is mended")),
             Fault::Crash | Fault::CrashTwice => None,
             Fault::Keeper => Some(format!("the keeper of {victim} is to run again")),
             Fault::SentinelAndMember => {
@@ -106,6 +119,7 @@ impl Fault {
         match self {
             Fault::Member | Fault::Standby => start_again(lab, victim).await,
             Fault::Freeze | Fault::StandbyFreeze => lab.thaw(victim).map(drop),
+            Fault::Partition => lab.heal().await.map(drop),
             Fault::Crash | Fault::CrashTwice => Ok(()),
             Fault::Keeper => lab.keeper_back(victim).await,
             Fault::SentinelAndMember => {
@@ -124,6 +138,9 @@ impl Fault {
             }
             Fault::Freeze => {
                 format!("kill -STOP keeper, fencer and PostgreSQL of the primary {victim}")
+            }
+            Fault::Partition => {
+                format!("cut the primary {victim} off from members, etcd and sentinels")
             }
             Fault::Crash | Fault::CrashTwice => {
                 format!("kill -9 the postmaster of the primary {victim}")
@@ -196,7 +213,7 @@ mod tests {
             "cut"
                 .parse::<Fault>()
                 .unwrap_err()
-                .contains("use member, freeze, crash, crash-twice, keeper,")
+                .contains("use member, freeze, partition, crash, crash-twice, keeper,")
         );
     }
 }

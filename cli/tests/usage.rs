@@ -75,7 +75,7 @@ fn values_that_cannot_be_are_refused() {
         ("sentinel ETCD", "no cluster"),
         ("sentinel ETCD --cluster demo --all-clusters", "exclude each other"),
         ("sentinel ETCD --all-clusters --listen 0.0.0.0:1", "wildcard"),
-        ("demo --fault meteor", "use one of member, freeze, crash, crash-twice, keeper"),
+        ("demo --fault meteor", "use one of member, freeze, partition, crash, crash-twice, keeper"),
         ("demo --members 1", "use 2 to 7"),
         ("demo --lease-ttl 1s", "lease_ttl"),
         ("demo --down-for soon", "--down-for"),

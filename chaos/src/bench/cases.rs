@@ -81,6 +81,13 @@ pub const CASES: &[Case] = &[
         ..LOST
     },
     Case {
+        name: "member cut off",
+        patroni_seconds: Some((30.6, 22.3)),
+        fault: Fault::Partition,
+        stays: LONGER_THAN_ANY_LEASE,
+        ..LOST
+    },
+    Case {
         name: "member and leading sentinel lost",
         patroni_seconds: None,
         fault: Fault::SentinelAndMember,

@@ -1,4 +1,5 @@
-//! Measures how long writes are away after each fault, again and again on one running cluster.
+//! Measures how long writes are away after each fault, again and again on one running cluster; what needs a network of its
+//! own on a second one.
 //!
 //! The one rule: a number counts only if the recovery was of the kind that its row is about, and the whole
 //! bench only if nothing was lost on the way.
@@ -15,10 +16,11 @@ use proto::MemberName;
 use store::clock;
 use tokio_util::sync::CancellationToken;
 
+use crate::demo::placement;
 use crate::evidence::Watchers;
 use crate::fault::{Fault, Hits};
 use crate::lab::{Lab, LabConfig, Service, demo_spec};
-use crate::verdict::judge;
+use crate::verdict::{Verdict, judge};
 use cases::{Case, Expected};
 use table::Row;
 
@@ -68,28 +70,64 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<u8> 
     }
 }
 
-async fn measure_all(config: &Config, cases: &[Case], pgdeputy: PathBuf) -> anyhow::Result<u8> {
-    let mut lab = Lab::start(LabConfig {
-        postgres_bin: config.postgres_bin.clone(),
-        postgres_user: config.postgres_user.clone(),
-        narrate: Arc::new(|line| eprintln!("{line}")),
-        ..LabConfig::new(pgdeputy)
-    })
-    .await?;
-    let status = measure_on(config.runs, cases, &mut lab)
-        .await
-        .inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
-    lab.stop().await.map(|()| status)
+/// What one cluster has given.
+#[derive(Default)]
+struct Measured {
+    rows: Vec<Row>,
+    acknowledged: usize,
+    lost: usize,
+    dual: usize,
+    /// Verdicts that are not good.
+    refused: Vec<Verdict>,
 }
 
-async fn measure_on(runs: usize, cases: &[Case], lab: &mut Lab) -> anyhow::Result<u8> {
+async fn measure_all(config: &Config, cases: &[Case], pgdeputy: PathBuf) -> anyhow::Result<u8> {
+    let (apart, together): (Vec<Case>, Vec<Case>) =
+        cases.iter().copied().partition(|case| case.fault.needs_network());
+    let mut all = Measured::default();
+    for (cases, needs_network) in [(together, false), (apart, true)] {
+        if cases.is_empty() {
+            continue;
+        }
+        if needs_network && !nix::unistd::geteuid().is_root() {
+            eprintln!("not measured, because only root can make network namespaces: {cases:?}");
+            continue;
+        }
+        let mut lab = Lab::start(LabConfig {
+            postgres_bin: config.postgres_bin.clone(),
+            postgres_user: config.postgres_user.clone(),
+            placement: placement(needs_network),
+            narrate: Arc::new(|line| eprintln!("{line}")),
+            ..LabConfig::new(pgdeputy.clone())
+        })
+        .await?;
+        measure_on(config.runs, &cases, &mut lab, &mut all)
+            .await
+            .inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
+        lab.stop().await?;
+    }
+    println!("{}", table::text(&all.rows));
+    let Measured { acknowledged, lost, dual, .. } = all;
+    println!("{acknowledged} commits acknowledged, {lost} lost, {dual} dual");
+    for row in &all.rows {
+        println!("{}", row.line());
+    }
+    ensure!(all.refused.is_empty(), "the bench does not count: {:?}", all.refused);
+    Ok(0)
+}
+
+async fn measure_on(
+    runs: usize,
+    cases: &[Case],
+    lab: &mut Lab,
+    all: &mut Measured,
+) -> anyhow::Result<()> {
     lab.wait_redundant(BOUND).await.context("form the cluster")?;
     let watchers = Watchers::start(lab, WRITERS).await?;
     watchers.load.acknowledged_count(1, BOUND).await?;
     let steady_from = clock::now();
     tokio::time::sleep(STEADY).await;
     let steady = (steady_from, clock::now());
-    let mut rows = Vec::new();
     for case in cases {
         let mut row = Row::new(case);
         case.before(lab).await?;
@@ -100,22 +138,17 @@ async fn measure_on(runs: usize, cases: &[Case], lab: &mut Lab) -> anyhow::Resul
             row.gaps.push(gap);
         }
         case.after(lab).await?;
-        rows.push(row);
+        all.rows.push(row);
     }
     let (evidence, told) = watchers.finish(lab, steady).await?;
     let verdict = judge(&evidence);
-    println!("{}", table::text(&rows));
-    println!(
-        "{} commits acknowledged, {} lost, {} dual",
-        told.acknowledged.len(),
-        verdict.lost.len(),
-        verdict.dual.len()
-    );
-    for row in &rows {
-        println!("{}", row.line());
+    all.acknowledged += told.acknowledged.len();
+    all.lost += verdict.lost.len();
+    all.dual += verdict.dual.len();
+    if !verdict.is_good() {
+        all.refused.push(verdict);
     }
-    ensure!(verdict.is_good(), "the bench does not count: {verdict:?}");
-    Ok(0)
+    Ok(())
 }
 
 /// Returns the longest time without an acknowledgement from the fault until redundancy was back.

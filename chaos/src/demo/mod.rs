@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use tokio_util::sync::CancellationToken;
 
 pub use report::{RecoveredBy, Report};
-pub use run::play;
+pub use run::{placement, play};
 pub use timeline::Timeline;
 
 use crate::fault::Fault;
@@ -65,6 +65,11 @@ impl Config {
         ensure!(
             self.fault != Fault::CrashTwice || self.members >= 3,
             "--fault crash-twice needs --members 3 or more: with two the second primary has nobody to hand over to"
+        );
+        ensure!(
+            !self.fault.needs_network() || nix::unistd::geteuid().is_root(),
+            "--fault {} needs network namespaces, which only root can make: run it as root",
+            self.fault
         );
         ensure!(
             [1, 3, 5].contains(&self.etcd_members),

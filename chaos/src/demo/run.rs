@@ -15,6 +15,7 @@ use super::report::{RecoveredBy, Recovery, Report, violations};
 use super::timeline::Timeline;
 use crate::evidence::Watchers;
 use crate::fault::{Fault, Hits};
+use crate::lab::network::Placement;
 use crate::lab::{Cluster, Lab, LabConfig, Lifetime, Service, Struck, await_cluster, demo_spec};
 use crate::load::Told;
 use crate::verdict::{Evidence, LEAST_ACKNOWLEDGED, judge};
@@ -67,6 +68,7 @@ async fn start(config: &Config, pgdeputy: PathBuf, timeline: &Timeline) -> anyho
         members: config.members,
         etcd_members: config.etcd_members,
         spec,
+        placement: placement(config.fault.needs_network()),
         postgres_bin: config.postgres_bin.clone(),
         postgres_user: config.postgres_user.clone(),
         lifetime: if config.keep { Lifetime::MayBeKept } else { Lifetime::Tied },
@@ -74,6 +76,11 @@ async fn start(config: &Config, pgdeputy: PathBuf, timeline: &Timeline) -> anyho
         ..LabConfig::new(pgdeputy)
     };
     Lab::start(lab).await
+}
+
+/// Returns where the lab's hosts are.
+pub fn placement(needs_network: bool) -> Placement {
+    if needs_network { Placement::Namespaces } else { Placement::Loopback }
 }
 
 /// Waits until the cluster is redundant, breaks it under load as `config` says, and judges what came of it.
