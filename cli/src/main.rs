@@ -3,6 +3,8 @@
 //! A bad value ends with status 64 and one line before any socket is opened; whatever fails later with 1.
 
 mod args;
+#[expect(dead_code, reason = "its first command comes with the next commit")]
+mod ask;
 mod demo;
 mod dsn;
 mod explain;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::request::{Answered, RequestId};
 use crate::{
     Cfg, CfgId, Document, Epoch, Incarnation, Lsn, MemberName, StateNumber, SystemIdentifier,
     Timeline, WalPosition, WallTime,
@@ -46,7 +47,14 @@ pub struct ClusterState {
     /// the very member): a later leader does not take the same report for another death.
     #[serde(default)]
     pub answered: Option<Death>,
+    /// The last requests that were answered, oldest first: at most `REQUESTS_KEPT`, and all that are under way.
+    #[serde(default)]
+    pub requests: Vec<Answered>,
 }
+
+/// How many answered requests are remembered at least: enough for whoever asked to read what came of it, and for people
+/// to see what was asked of late.
+pub const REQUESTS_KEPT: usize = 16;
 
 /// How far the present epoch has come. Sealing is apart from it: see `ClusterState::sealing`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +130,11 @@ impl ClusterState {
             (Phase::Open, None) => self.primary.as_ref(),
             _ => None,
         }
+    }
+
+    /// Returns the answered request `id`, if it is remembered.
+    pub fn request(&self, id: &RequestId) -> Option<&Answered> {
+        self.requests.iter().find(|r| r.id == *id)
     }
 
     /// Returns the record of `epoch`.

@@ -14,6 +14,7 @@ use proto::report::{
     Confirmed, DataDirectory, MemberReport, Opened, Rejoin, RejoinBy, RejoinOutcome, Seal, Server,
     Stream,
 };
+use proto::request::{Answered, Request, RequestId, RequestKind, RequestOutcome, Wanted};
 use proto::right::Secrets;
 use proto::spec::{MemberSpec, Permission};
 use proto::state::{Admitted, Death, EpochRecord, Floor, RestartOrder};
@@ -74,6 +75,14 @@ fn state() -> ClusterState {
         members: BTreeMap::from([(name("a"), admitted)]),
         restart: Some(RestartOrder { member: name("b"), epoch: Epoch(2), number: 3 }),
         answered: Some(Death { member: name("a"), noticed: WallTime(1_795_000_000_123) }),
+        requests: vec![Answered {
+            id: RequestId::from_random(9),
+            kind: RequestKind::Switchover,
+            by: "ann@north".into(),
+            asked: WallTime(1_795_000_000_123),
+            at: WallTime(1_795_000_000_150),
+            outcome: RequestOutcome::Started { what: "switchover from b to a".into() },
+        }],
     }
 }
 
@@ -147,6 +156,16 @@ fn history() -> HistoryRecord {
     }
 }
 
+fn request() -> Request {
+    Request {
+        id: RequestId::from_random(9),
+        by: "ann@north".into(),
+        asked: WallTime(1_795_000_000_123),
+        valid_for: std::time::Duration::from_secs(30),
+        wanted: Wanted::Switchover { to: Some(name("a")) },
+    }
+}
+
 fn explanation() -> Explanation {
     Explanation {
         leader: "sentinel-1".into(),
@@ -194,6 +213,7 @@ fn every_document_is_written_as_its_golden_file_says_and_every_released_format_d
     check("report", &report());
     check("history", &history());
     check("explanation", &explanation());
+    check("request", &request());
     let incarnation = Incarnation::from_random(7);
     check("primary", &PrimaryKey { member: name("b"), epoch: Epoch(2), incarnation });
     let leader = LeaderKey {

@@ -20,6 +20,8 @@ mod bootstrap;
 mod failover;
 pub mod health;
 pub(crate) mod membership;
+pub(crate) mod requests;
+mod switchover;
 pub(crate) mod synchronous;
 
 pub use base::Reject;
@@ -48,6 +50,10 @@ pub fn decide(
         Situation::Opened(opened) => failover::open(&inputs, &opened),
         Situation::Waiting(waiting, wake_at) => meanwhile(&inputs, waiting, wake_at),
         Situation::Steady => steady(&inputs),
+    };
+    let step = match &step.verdict {
+        Verdict::Change { .. } => step,
+        Verdict::Record { .. } | Verdict::Wait(_) => requests::answer(&inputs).unwrap_or(step),
     };
     step.explained(explain::of(&inputs))
 }

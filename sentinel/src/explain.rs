@@ -156,6 +156,11 @@ fn refused<'a>(inputs: &'a Inputs) -> impl Iterator<Item = (&'a MemberName, Reje
 fn unreadable(seen: &Observations) -> Vec<String> {
     let mut warnings: Vec<String> =
         seen.unreadable.iter().map(|(name, problem)| format!("{name}: {problem}")).collect();
+    for (name, problem) in &seen.unreadable_requests {
+        warnings.push(format!(
+            "the request under requests/{name} cannot be read, nobody answers it: {problem}"
+        ));
+    }
     if let Stored::Newer(problem) | Stored::Malformed(problem) = &seen.primary_key {
         warnings.push(format!("the right to serve cannot be read and counts as held: {problem}"));
     }

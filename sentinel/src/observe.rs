@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::document::{DecodeError, decode};
 use proto::history::HistoryRecord;
+use proto::request::{Request, RequestKind};
 use proto::{
     CfgId, ClusterSpec, ClusterState, Document, Epoch, Lsn, MemberName, MemberReport, Moment,
     PrimaryKey,
@@ -41,6 +42,10 @@ pub struct Observations {
     /// Live reports that cannot be read, and why: their members take part in nothing.
     pub unreadable: BTreeMap<MemberName, String>,
     pub primary_key: Stored<PrimaryKey>,
+    /// Requests that wait for their answer.
+    pub requests: BTreeMap<RequestKind, Request>,
+    /// Requests that cannot be read, and why: nobody answers them, and they end with their lease.
+    pub unreadable_requests: BTreeMap<String, String>,
     /// The record of the change that led to, or leads to, the present epoch.
     pub history: Option<HistoryRecord>,
     pub held: Timers,
@@ -116,6 +121,8 @@ pub struct World {
     pub history_revision: Option<i64>,
     /// The keys of all history records, oldest first.
     pub records: Vec<String>,
+    /// The revisions of the requests in `seen`, for the guard of the transaction that answers them.
+    pub request_revisions: BTreeMap<RequestKind, i64>,
     pub seen: Observations,
 }
 
@@ -147,6 +154,7 @@ pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
             }
         }
     }
+    let request_revisions = requests(snapshot, keys, &mut seen);
     let mut history_revision = None;
     if let Stored::Known(state) = &state {
         let (epoch, restart) = record::current(state);
@@ -160,9 +168,37 @@ pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
         records: snapshot.entries.keys().filter(|k| k.starts_with(&history)).cloned().collect(),
         state_revision: snapshot.entries.get(&keys.state()).map(|e| e.mod_revision),
         state,
+        request_revisions,
         history_revision,
         seen,
     }
+}
+
+/// Reads the requests into `seen` and returns their revisions. One that stands under another kind's key is not answered.
+fn requests(
+    snapshot: &Snapshot,
+    keys: &Keys,
+    seen: &mut Observations,
+) -> BTreeMap<RequestKind, i64> {
+    let mut revisions = BTreeMap::new();
+    let prefix = format!("{}requests/", keys.prefix());
+    for (key, entry) in &snapshot.entries {
+        let Some(name) = key.strip_prefix(&prefix) else { continue };
+        match decode::<Request>(&entry.value) {
+            Ok(request) if keys.request(request.wanted.kind()) == *key => {
+                revisions.insert(request.wanted.kind(), entry.mod_revision);
+                seen.requests.insert(request.wanted.kind(), request);
+            }
+            Ok(request) => {
+                let problem = format!("it asks for a {}", request.wanted.kind());
+                seen.unreadable_requests.insert(name.to_owned(), problem);
+            }
+            Err(error) => {
+                seen.unreadable_requests.insert(name.to_owned(), error.to_string());
+            }
+        }
+    }
+    revisions
 }
 
 impl World {

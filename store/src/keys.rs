@@ -1,5 +1,6 @@
 //! Every key in one place, under `/pgdeputy/<cluster>/`.
 
+use proto::request::RequestKind;
 use proto::{ClusterName, Epoch, MemberName};
 
 /// The keys of one cluster.
@@ -65,6 +66,11 @@ impl Keys {
     /// One proxy-config's last epoch.
     pub fn proxy(&self, id: &str) -> String {
         format!("{}proxies/{id}", self.prefix)
+    }
+
+    /// The request of one kind that waits for its answer, under a lease of its validity.
+    pub fn request(&self, kind: RequestKind) -> String {
+        format!("{}requests/{kind}", self.prefix)
     }
 
     /// The record of the change that led to `epoch`; `restart` above 0: of that restart in place.

@@ -8,6 +8,7 @@ pub mod etcd;
 pub mod keys;
 pub mod lease;
 pub mod memory;
+pub mod requests;
 mod types;
 
 pub use election::{Election, Leadership};

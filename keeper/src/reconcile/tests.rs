@@ -89,6 +89,7 @@ fn view() -> ClusterView {
         members: ["a", "b", "c"].iter().map(|m| member(m)).collect(),
         restart: None,
         answered: None,
+        requests: Vec::new(),
     };
     ClusterView {
         spec: Some(ClusterSpec::default()),

@@ -42,6 +42,7 @@ pub(crate) fn create(spec: &ClusterSpec, seen: &Observations) -> Step {
         members: BTreeMap::new(),
         restart: None,
         answered: None,
+        requests: Vec::new(),
     };
     Step::change(state, Vec::new(), why)
 }

@@ -5,10 +5,11 @@
 
 use proto::document::encode;
 use proto::explanation::Explanation;
+use proto::{ClusterState, Request};
 use store::keys::Keys;
 use store::{Guard, LeaseId, Operation, Txn};
 
-use crate::observe::World;
+use crate::observe::{Stored, World};
 use crate::plan::{HistoryWrite, Verdict};
 
 /// How many history records are kept. Every decision reads all of a cluster, so they must not grow without bound.
@@ -31,6 +32,11 @@ pub fn decided(keys: &Keys, leadership: &Guard, world: &World, verdict: &Verdict
                 history.iter().map(|write| keys.history(write.epoch, write.restart)).collect();
             let outdated = outdated(&world.records, &written).into_iter();
             then.extend(outdated.map(|key| Operation::Delete { key }));
+            for (key, revision) in answered(keys, world, next) {
+                // One that was withdrawn or has lapsed meanwhile is not begun.
+                when.push(Guard::ModRevision(key.clone(), revision));
+                then.push(Operation::Delete { key });
+            }
         }
         Verdict::Record { history, .. } => {
             when.extend(history.iter().map(|write| {
@@ -40,6 +46,18 @@ pub fn decided(keys: &Keys, leadership: &Guard, world: &World, verdict: &Verdict
         }
     }
     Some(Txn { when, then })
+}
+
+/// Returns the keys of the requests that `next` answers and the present state does not, with their revisions.
+fn answered(keys: &Keys, world: &World, next: &ClusterState) -> Vec<(String, i64)> {
+    let is_new = |request: &Request| {
+        let known =
+            matches!(&world.state, Stored::Known(state) if state.request(&request.id).is_some());
+        !known && next.request(&request.id).is_some()
+    };
+    let new = world.seen.requests.iter().filter(|(_, request)| is_new(request));
+    new.filter_map(|(kind, _)| Some((keys.request(*kind), *world.request_revisions.get(kind)?)))
+        .collect()
 }
 
 /// Returns the transaction that puts the leader's reason down; it goes with the leader's lease.

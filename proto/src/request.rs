@@ -1,0 +1,122 @@
+//! Requests: what an operator, or a keeper that stops, asks of the leader. One at a time of each kind, stored under
+//! `requests/<kind>` with a lease of its validity, and deleted in the very transaction that answers it.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::duration;
+use crate::{Document, MemberName, WallTime};
+
+/// Identifies one request. Made once, by whoever asks.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(pub String);
+
+impl RequestId {
+    /// Makes an id from random bits that the caller drew.
+    pub fn from_random(bits: u64) -> Self {
+        Self(format!("{bits:016x}"))
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One request. A leader that does not answer it while its lease lives never does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    pub id: RequestId,
+    /// Who asks, for people: `user@host`, or `keeper of a`.
+    pub by: String,
+    pub asked: WallTime,
+    /// How long after `asked` it may still be begun, and how long what it begins may take until it is past recall.
+    #[serde(with = "duration")]
+    pub valid_for: Duration,
+    pub wanted: Wanted,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
+pub enum Wanted {
+    /// Another primary, without loss: `to`, or the best standby.
+    Switchover { to: Option<MemberName> },
+}
+
+/// The kinds of requests; each has one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RequestKind {
+    Switchover,
+}
+
+impl Wanted {
+    /// Returns the kind, which names the key.
+    pub fn kind(&self) -> RequestKind {
+        match self {
+            Self::Switchover { .. } => RequestKind::Switchover,
+        }
+    }
+}
+
+impl fmt::Display for RequestKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Switchover => "switchover",
+        })
+    }
+}
+
+/// A request that was answered, and what came of it: the state remembers the last ones, so that whoever asked can
+/// tell, and so that a later leader never answers one twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answered {
+    pub id: RequestId,
+    pub kind: RequestKind,
+    pub by: String,
+    pub asked: WallTime,
+    /// When the outcome last changed.
+    pub at: WallTime,
+    pub outcome: RequestOutcome,
+}
+
+/// What came of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state", deny_unknown_fields)]
+pub enum RequestOutcome {
+    /// It was begun, `what` says as what.
+    Started { what: String },
+    /// It cannot be; nothing was changed. `reason` says what to do.
+    Refused { reason: String },
+    /// It came to its end.
+    Done { what: String },
+    /// It was begun and came to nothing; the cluster is as it was before, or as `reason` says.
+    Nothing { reason: String },
+}
+
+impl RequestOutcome {
+    /// Returns whether nothing more will come of the request.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Started { .. } => false,
+            Self::Refused { .. } | Self::Done { .. } | Self::Nothing { .. } => true,
+        }
+    }
+}
+
+impl Document for Request {
+    const KIND: &'static str = "request";
+}

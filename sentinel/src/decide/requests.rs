@@ -1,0 +1,91 @@
+//! Answers requests: begins what is asked for, or refuses it with a reason that says what to do.
+//!
+//! The one rule: the answer stands in the state under the request's id, written by the transaction that takes the
+//! request away. What stands there is never answered again.
+
+use proto::request::{Answered, Request, RequestId, RequestOutcome, Wanted};
+use proto::state::REQUESTS_KEPT;
+use proto::{ClusterState, WallTime};
+
+use super::{Inputs, Step, switchover};
+use crate::plan::HistoryWrite;
+
+/// What becomes of one request now.
+#[expect(dead_code, reason = "the first request that can be begun comes with the next commit")]
+pub(crate) enum Answer {
+    /// It is begun: `next` is the state that begins it.
+    Started { next: Box<ClusterState>, history: Vec<HistoryWrite>, what: String },
+    /// It cannot be. Says why and what to do.
+    Refused(String),
+    /// Something that ends by itself within moments is in the way: it is looked at again, while it is valid.
+    Later,
+}
+
+/// Answers the first request that can be answered now. For moments in which nothing more urgent is to be done.
+pub(crate) fn answer(inputs: &Inputs) -> Option<Step> {
+    if inputs.state.etcd_cluster_id != inputs.seen.etcd_cluster_id {
+        // Nothing is decided on a restored store.
+        return None;
+    }
+    let unanswered =
+        inputs.seen.requests.values().filter(|r| inputs.state.request(&r.id).is_none());
+    unanswered.into_iter().find_map(|request| step(inputs, request))
+}
+
+fn step(inputs: &Inputs, request: &Request) -> Option<Step> {
+    let (mut next, history, outcome, why) = match judge(inputs, request) {
+        Answer::Later => return None,
+        Answer::Started { next, history, what } => {
+            let why = format!("{what}, asked for by {}", request.by);
+            (*next, history, RequestOutcome::Started { what }, why)
+        }
+        Answer::Refused(reason) => {
+            let why = format!(
+                "refuse the {} that {} asks for: {reason}",
+                request.wanted.kind(),
+                request.by
+            );
+            (inputs.next(), Vec::new(), RequestOutcome::Refused { reason }, why)
+        }
+    };
+    note(&mut next, request, outcome, inputs.wall);
+    Some(Step::change(next, history, why))
+}
+
+fn judge(inputs: &Inputs, request: &Request) -> Answer {
+    match &request.wanted {
+        Wanted::Switchover { to } => switchover::begin(inputs, request, to.as_ref()),
+    }
+}
+
+/// Remembers the answer to `request` in `state`, and forgets the oldest ones whose end has been told.
+fn note(state: &mut ClusterState, request: &Request, outcome: RequestOutcome, at: WallTime) {
+    state.requests.push(Answered {
+        id: request.id.clone(),
+        kind: request.wanted.kind(),
+        by: request.by.clone(),
+        asked: request.asked,
+        at,
+        outcome,
+    });
+    let mut surplus = state.requests.len().saturating_sub(REQUESTS_KEPT);
+    state.requests.retain(|r| {
+        let goes = surplus > 0 && r.outcome.is_final();
+        surplus -= usize::from(goes);
+        !goes
+    });
+}
+
+#[expect(dead_code, reason = "the first request that can be begun comes with the next commit")]
+/// Notes in `state` what has come of the request `id` that was begun.
+pub(crate) fn ended(
+    state: &mut ClusterState,
+    id: &RequestId,
+    outcome: RequestOutcome,
+    at: WallTime,
+) {
+    if let Some(answered) = state.requests.iter_mut().find(|r| r.id == *id) {
+        answered.outcome = outcome;
+        answered.at = at;
+    }
+}
