@@ -93,6 +93,8 @@ pub struct Local {
     pub streamed: Option<Timeline>,
     /// The epoch whose primary is not heard, by echo and stream.
     pub silence: Option<Epoch>,
+    /// The other standbys that are heard by echo, asked only while this one's stream is silent.
+    pub hears: BTreeSet<MemberName>,
     pub names: Names,
     /// The timeline that a promotion has ended on, before the server is asked again.
     pub promoted: Option<Timeline>,

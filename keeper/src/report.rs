@@ -50,6 +50,7 @@ pub fn report(
         confirmed: local.confirmed.clone(),
         stream: stream(view.state.as_ref(), facts),
         silence: silence(view.state.as_ref(), facts),
+        hears: local.hears.clone(),
         seal: local.seal,
         rejoin: local.rejoin.clone(),
         problems,

@@ -43,6 +43,9 @@ pub struct MemberReport {
     /// The epoch whose primary this member has not heard for `silent_after`, neither by echo nor by its stream.
     #[serde(default)]
     pub silence: Option<Epoch>,
+    /// While this standby's stream is silent: the other standbys that it hears, by echo.
+    #[serde(default)]
+    pub hears: BTreeSet<MemberName>,
     pub seal: Option<Seal>,
     pub rejoin: Option<Rejoin>,
     /// What an operator should know, sorted; empty when all is well.

@@ -114,6 +114,7 @@ fn report() -> MemberReport {
         }),
         stream: Stream::Live { epoch: Epoch(2), timeline: Timeline(2), voter: true },
         silence: Some(Epoch(2)),
+        hears: ["c".parse().unwrap()].into(),
         seal: Some(Seal {
             sealing: Epoch(3),
             position: position(),

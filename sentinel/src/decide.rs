@@ -21,6 +21,7 @@ mod failover;
 pub mod health;
 pub(crate) mod membership;
 pub(crate) mod requests;
+mod silence;
 mod switchover;
 pub(crate) mod synchronous;
 

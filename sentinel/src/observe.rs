@@ -48,7 +48,18 @@ pub struct Observations {
     pub unreadable_requests: BTreeMap<String, String>,
     /// The record of the change that led to, or leads to, the present epoch.
     pub history: Option<HistoryRecord>,
+    /// What came of the leader's own last question to the primary's keeper.
+    pub probe: Option<Probe>,
     pub held: Timers,
+}
+
+/// A question of the leader itself to the primary's keeper, asked where only one voter can say that it is silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    pub epoch: Epoch,
+    pub answered: bool,
+    /// When the answer came, or was given up.
+    pub at: Moment,
 }
 
 /// Something whose duration matters. It holds or does not hold in each snapshot.
@@ -62,6 +73,8 @@ pub enum Condition {
     NotServing { epoch: Epoch },
     /// The primary has not opened and shows no progress since.
     Unopened { epoch: Epoch, restart: u64, running: bool, replayed: Option<Lsn> },
+    /// The voters are well and receive nothing of the primary of this open epoch.
+    Deserted { epoch: Epoch },
     /// The primary's keeper does not report, before it has opened.
     Absent { epoch: Epoch, restart: u64 },
     /// This restart order stands.

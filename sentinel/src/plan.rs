@@ -60,6 +60,10 @@ pub enum WaitingOn {
     FounderReport { founder: MemberName },
     /// The primary's keeper lives and has yet to say that PostgreSQL serves.
     PrimaryReport { primary: MemberName },
+    /// The only voter calls the primary silent: the leader asks the primary's keeper itself.
+    OwnProbe { primary: MemberName },
+    /// Commits wait: no voter receives from the primary though its keeper reports. They have time to come back.
+    Stream { primary: MemberName },
     /// The right to serve lapsed, but its keeper lives and these members hear the primary.
     PrimaryKey { primary: MemberName, heard_by: Vec<MemberName> },
     /// The right to serve lapsed, and not all who count call the primary silent.
@@ -127,6 +131,14 @@ impl fmt::Display for WaitingOn {
             Self::PrimaryReport { primary } => {
                 write!(f, "waits for the keeper of {primary} to say that its PostgreSQL serves")
             }
+            Self::OwnProbe { primary } => write!(
+                f,
+                "the only voter hears nothing of {primary}: waits for an answer of its keeper to the leader"
+            ),
+            Self::Stream { primary } => write!(
+                f,
+                "commits wait: no voter receives from {primary} though they are well: waits isolation_grace"
+            ),
             Self::PrimaryKey { primary, heard_by } => {
                 write!(
                     f,

@@ -7,6 +7,7 @@ mod cluster;
 mod hearing;
 mod listen;
 mod presence;
+mod probe;
 mod wake;
 pub mod write;
 

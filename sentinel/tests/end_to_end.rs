@@ -244,6 +244,7 @@ fn blank(name: &MemberName) -> MemberReport {
         seal: None,
         rejoin: None,
         silence: None,
+        hears: Default::default(),
         problems: BTreeSet::new(),
     }
 }

@@ -72,6 +72,7 @@ fn report(member: &str, port: u16, server: Server, stream: Stream) -> MemberRepo
         seal: None,
         rejoin: None,
         silence: None,
+        hears: Default::default(),
         problems: Default::default(),
     }
 }
@@ -98,6 +99,7 @@ fn reports() -> BTreeMap<MemberName, MemberReport> {
         complete: false,
         rejoin: Some(copying),
         silence: None,
+        hears: Default::default(),
         problems: ["WAL disk is 91 % full".to_owned()].into(),
         ..report("d", 5435, Server::Stopped, Stream::None)
     };

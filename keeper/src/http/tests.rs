@@ -31,6 +31,7 @@ fn report(server: Server) -> MemberReport {
         seal: None,
         rejoin: None,
         silence: None,
+        hears: Default::default(),
         problems: Default::default(),
     }
 }

@@ -55,6 +55,7 @@ fn report(member: &str) -> MemberReport {
         seal: None,
         rejoin: None,
         silence: None,
+        hears: Default::default(),
         problems: Default::default(),
     }
 }

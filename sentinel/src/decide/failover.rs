@@ -46,9 +46,14 @@ pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
                 number: inputs.restart_number(),
             }),
         },
-        (LossKind::Silent | LossKind::Unheard | LossKind::Isolated | LossKind::Vanished, _) => {
-            without_base(inputs)
-        }
+        (
+            LossKind::Silent
+            | LossKind::Unheard
+            | LossKind::Deserted
+            | LossKind::Isolated
+            | LossKind::Vanished,
+            _,
+        ) => without_base(inputs),
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use proto::report::{Opened, Server, Stream};
 use proto::{Epoch, MemberName, MemberReport, Moment, Phase, WallTime};
 
+use super::silence::{self, Stalled};
 use super::{Inputs, replayed};
 use crate::observe::Condition;
 use crate::plan::{WaitingOn, list};
@@ -44,6 +45,8 @@ pub enum LossKind {
     Silent,
     /// All live voters hear nothing of it, by echo and by stream; its right has not lapsed yet.
     Unheard,
+    /// Its voters are well and receive nothing of it, so commits wait; its right has not lapsed.
+    Deserted,
     /// Its right lapsed, and the grace for a primary that some still hear, or of which little is
     /// known, is over.
     Isolated,
@@ -61,6 +64,9 @@ impl LossKind {
             Self::Stopped => format!("PostgreSQL of primary {primary} does not run"),
             Self::Silent => format!("primary {primary} is silent and its right lapsed"),
             Self::Unheard => format!("nobody hears primary {primary} any more"),
+            Self::Deserted => {
+                format!("no voter receives from primary {primary} though they are well")
+            }
             Self::Isolated => {
                 format!("primary {primary} lost its right and did not take it back in time")
             }
@@ -104,6 +110,7 @@ pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
             if report.is_some_and(|r| !matches!(r.server, Server::Primary { .. })) {
                 holding.insert(Condition::NotServing { epoch });
             }
+            holding.extend(silence::conditions(inputs));
         }
         Phase::Promoting | Phase::Restarting => {
             holding.insert(Condition::Ordered { epoch, restart });
@@ -130,13 +137,31 @@ fn unopened(inputs: &Inputs, report: &MemberReport) -> Condition {
     }
 }
 
-/// Phase `Open`.
+/// Phase `Open`. What voters say counts before what the primary's own keeper does, unless that tells more.
 fn serving(inputs: &Inputs) -> Situation {
-    let primary = inputs.primary();
-    let epoch = inputs.state.epoch;
-    if let Some(loss) = unheard(inputs) {
+    if let Some(loss) = silence::unheard(inputs) {
         return Situation::Lost(loss);
     }
+    let primary = inputs.primary().clone();
+    match by_its_keeper(inputs) {
+        Situation::Steady if silence::wants_probe(inputs) => {
+            Situation::Waiting(WaitingOn::OwnProbe { primary }, None)
+        }
+        Situation::Steady => match silence::stalled(inputs) {
+            Some(Stalled::For(loss)) => Situation::Lost(loss),
+            Some(Stalled::Until(until)) => {
+                Situation::Waiting(WaitingOn::Stream { primary }, Some(until))
+            }
+            None => Situation::Steady,
+        },
+        other => other,
+    }
+}
+
+/// What the primary's report and its right say.
+fn by_its_keeper(inputs: &Inputs) -> Situation {
+    let primary = inputs.primary();
+    let epoch = inputs.state.epoch;
     let Some(report) = inputs.report(primary) else {
         return if inputs.right_is_held() { Situation::Steady } else { lapse(inputs, None) };
     };
@@ -167,28 +192,6 @@ fn serving(inputs: &Inputs) -> Situation {
         Server::Primary { .. } if inputs.right_is_held() => Situation::Steady,
         Server::Primary { .. } => lapse(inputs, Some(report)),
     }
-}
-
-/// The primary has not been heard for `silent_after`, by the word of all live voters, who together contain a seal set of
-/// every Cfg. A single observer's own link may be the one that is cut: with fewer than two the lease decides.
-fn unheard(inputs: &Inputs) -> Option<Loss> {
-    let epoch = inputs.state.epoch;
-    let others = inputs.complete_others();
-    let voters = &inputs.state.newest_cfg()?.voters;
-    let deaf = |report: &MemberReport| report.silence == Some(epoch);
-    let all_agree = others.iter().filter(|(name, _)| voters.contains(**name)).all(|(_, r)| deaf(r));
-    let silent: BTreeSet<MemberName> =
-        others.iter().filter(|(_, r)| deaf(r)).map(|(name, _)| (*name).clone()).collect();
-    if !all_agree || silent.len() < 2 || !inputs.seal_all_cfgs(&silent) {
-        return None;
-    }
-    let primary = inputs.primary();
-    let since =
-        WallTime(inputs.wall.0 - i64::try_from(inputs.spec.silent_after.as_millis()).unwrap_or(0));
-    let evidence = silent
-        .iter()
-        .map(|m| format!("{m} has heard neither echo nor stream of {primary} for silent_after"));
-    Some(Loss { kind: LossKind::Unheard, since, evidence: evidence.collect() })
 }
 
 /// The primary's right lapsed, in phase `Open`.

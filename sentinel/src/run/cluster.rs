@@ -17,11 +17,11 @@ use tracing::{error, info, warn};
 use super::hearing::{self, Hearing};
 use super::listen::Counters;
 use super::wake::Wake;
-use super::{presence, write};
+use super::{presence, probe, write};
 use crate::decide::decide;
 use crate::invariant;
-use crate::observe::{Observations, Stored, Timers, World, observe};
-use crate::plan::{Plan, Verdict};
+use crate::observe::{Observations, Probe, Stored, Timers, World, observe};
+use crate::plan::{Plan, Verdict, WaitingOn};
 
 /// A leader that is never heard by the others (see `hearing`) costs this long if the primary dies with it; nothing of
 /// safety rests on it.
@@ -61,6 +61,7 @@ enum End {
 struct Memory {
     timers: Timers,
     wake: Wake,
+    probe: Option<Probe>,
     explained: Option<Explanation>,
     /// Since when the explanation in the store is not the last one.
     unexplained: Option<Moment>,
@@ -88,6 +89,8 @@ enum Next {
     /// The cluster has not been created.
     NoSpec,
     Wait(Box<Plan>),
+    /// Ask the primary's keeper, and decide again.
+    Probe(probe::Target),
 }
 
 impl Care {
@@ -159,6 +162,11 @@ impl Care {
                 memory.wake.woken(&self.keys, clock::now() + SAFETY_TICK).await;
             }
             Next::Wait(plan) => self.wait(leadership, memory, *plan).await,
+            Next::Probe(target) => tokio::select! {
+                answer = probe::ask(&target) => memory.probe = Some(answer),
+                // What happens meanwhile may tell more.
+                () = memory.wake.happens(&self.keys) => {}
+            },
         }
         Ok(())
     }
@@ -178,6 +186,7 @@ impl Care {
         let Some(spec) = self.spec(&world, memory)? else { return Ok(Next::NoSpec) };
         // Before the timers too: they are read out of the state.
         agreed(&world)?;
+        world.seen.probe = memory.probe;
         let (now, wall) = (clock::now(), clock::wall());
         world.mark(&spec, &mut memory.timers, now);
         let state = agreed(&world)?;
@@ -190,8 +199,23 @@ impl Care {
         }
         match write::decided(&self.keys, &leadership.guard, &world, &plan.verdict) {
             Some(txn) => Ok(self.commit(txn, memory, &plan).await),
-            None => Ok(Next::Wait(Box::new(plan))),
+            None => Ok(match self.to_ask(&world, &plan) {
+                Some(target) => Next::Probe(target),
+                None => Next::Wait(Box::new(plan)),
+            }),
         }
+    }
+
+    /// Whom the decider wants the leader to ask.
+    fn to_ask(&self, world: &World, plan: &Plan) -> Option<probe::Target> {
+        let Verdict::Wait(WaitingOn::OwnProbe { primary }) = &plan.verdict else { return None };
+        let (Stored::Known(state), Some(report)) = (&world.state, world.seen.members.get(primary))
+        else {
+            return None;
+        };
+        let address = report.http_address.clone();
+        let (cluster, epoch) = (self.cluster.clone(), state.epoch);
+        Some(probe::Target { cluster, epoch, primary: primary.clone(), address })
     }
 
     /// A spec that cannot be read must not stop failovers: the last good one goes on.
@@ -311,7 +335,6 @@ fn refusal(state: Option<&ClusterState>, plan: &Plan, seen: &Observations) -> Op
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::WaitingOn;
     use store::Operation;
     use store::memory::MemoryStore;
 

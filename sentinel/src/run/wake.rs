@@ -43,6 +43,18 @@ impl Wake {
         }
     }
 
+    /// Returns when something happened that matters. Without a watch nothing is seen to happen.
+    pub(super) async fn happens(&mut self, keys: &Keys) {
+        while let Some(watch) = self.watch.as_mut() {
+            match watch.events.recv().await {
+                Some(batch) if batch.iter().any(|event| matters(keys, event)) => return,
+                Some(_) => {}
+                None => self.watch = None,
+            }
+        }
+        std::future::pending().await
+    }
+
     /// Returns true when something happened that matters, false at `until`.
     pub(super) async fn woken(&mut self, keys: &Keys, until: Moment) -> bool {
         // Just past the moment: a timer that fires early would decide the same again.

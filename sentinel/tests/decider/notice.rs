@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use proto::Epoch;
 use proto::report::{Server, Stream};
-use sentinel::observe::Stored;
+use proto::spec::Permission;
+use sentinel::observe::{Probe, Stored};
 use sentinel::plan::WaitingOn;
 
-use crate::scene::{Scene, name};
+use crate::scene::{Scene, name, names};
 
 #[test]
 fn a_lapse_counts_at_once_when_all_who_count_are_silent() {
@@ -199,12 +200,100 @@ fn a_primary_that_one_live_voter_hears_stays() {
     assert_eq!(scene.sealing(), None);
 }
 
+/// The leader has asked the primary's keeper itself, just now.
+fn probed(scene: &mut Scene, answered: bool) {
+    scene.seen.probe = Some(Probe { epoch: scene.state().epoch, answered, at: scene.now() });
+}
+
 #[test]
-fn a_single_observer_waits_for_the_lease() {
-    let mut scene = unheard_by(&["b"]);
-    scene.vanishes("c");
-    scene.settle();
+fn a_single_observer_is_believed_when_the_leader_gets_no_answer_either() {
+    let mut scene = Scene::serving("a", &["b"]);
+    scene.silent("b");
+    scene.report("b").silence = Some(Epoch(1));
+    let mut third_is_away = unheard_by(&["b"]);
+    third_is_away.vanishes("c");
+    third_is_away.spec.settle = Duration::ZERO;
+    assert_eq!(scene.waits(), WaitingOn::OwnProbe { primary: name("a") });
+    probed(&mut scene, true);
+    assert_ne!(scene.waits(), WaitingOn::OwnProbe { primary: name("a") });
     assert_eq!(scene.sealing(), None, "the link of b may be the one that is cut");
+    scene.pass(Duration::from_secs(1));
+    assert_eq!(scene.waits(), WaitingOn::OwnProbe { primary: name("a") }, "asked again");
+    probed(&mut scene, false);
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+    let evidence = &scene.history[&(Epoch(2), 0)].evidence;
+    assert!(evidence.iter().any(|e| e.contains("does not answer the leader")), "{evidence:?}");
+    // b alone is no seal set of {a; b,c}: an answer would change nothing, and none is asked for.
+    probed(&mut third_is_away, false);
+    third_is_away.settle();
+    assert_eq!(third_is_away.sealing(), None);
+}
+
+#[test]
+fn the_leaders_own_question_alone_is_nothing_and_one_about_another_epoch_neither() {
+    let mut scene = Scene::serving("a", &["b"]);
+    probed(&mut scene, false);
+    scene.settle();
+    assert_eq!(scene.sealing(), None);
+    scene.silent("b");
+    scene.report("b").silence = Some(Epoch(1));
+    probed(&mut scene, false);
+    scene.seen.probe.as_mut().unwrap().epoch = Epoch(7);
+    assert_eq!(scene.waits(), WaitingOn::OwnProbe { primary: name("a") });
+}
+
+/// Keepers hear the primary's, but its streams are gone; the standbys hear each other.
+fn deserted() -> Scene {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    for (member, other) in [("b", "c"), ("c", "b")] {
+        scene.silent(member);
+        scene.report(member).hears = names(&[other]);
+    }
+    scene
+}
+
+#[test]
+fn commits_that_wait_because_no_voter_receives_are_not_waited_for_for_ever() {
+    let mut scene = deserted();
+    scene.pass(Duration::from_secs(9));
+    assert_eq!(scene.waits(), WaitingOn::Stream { primary: name("a") });
+    assert_eq!(scene.sealing(), None, "streams come back");
+    scene.pass(Duration::from_secs(1));
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+    let record = &scene.history[&(Epoch(2), 0)];
+    assert!(record.cause.contains("no voter receives from primary a"), "{}", record.cause);
+}
+
+#[test]
+fn a_primary_whose_voters_receive_nothing_stays_where_another_one_would_not_help() {
+    let changes: [(&str, fn(&mut Scene)); 5] = [
+        ("one receives", |scene| scene.streams("c")),
+        ("nobody hears another", |scene| {
+            for member in ["b", "c"] {
+                scene.report(member).hears.clear();
+            }
+        }),
+        ("one is not well", |scene| scene.report("c").server = Server::Starting),
+        ("they never received from it", |scene| {
+            for member in ["b", "c"] {
+                scene.report(member).stream = Stream::Silent { epoch: Epoch(0) };
+            }
+        }),
+        ("nobody may be promoted", |scene| {
+            for member in ["b", "c"] {
+                scene.spec.members.entry(name(member)).or_default().promote = Permission::Never;
+            }
+        }),
+    ];
+    for (why, change) in changes {
+        let mut scene = deserted();
+        change(&mut scene);
+        scene.pass(Duration::from_secs(600));
+        scene.settle();
+        assert_eq!(scene.sealing(), None, "{why}");
+    }
 }
 
 #[test]

@@ -341,6 +341,7 @@ pub fn blank(member: &str) -> MemberReport {
         seal: None,
         rejoin: None,
         silence: None,
+        hears: Default::default(),
         problems: BTreeSet::new(),
     }
 }
