@@ -268,7 +268,8 @@ fn commits_that_wait_because_no_voter_receives_are_not_waited_for_for_ever() {
 
 #[test]
 fn a_primary_whose_voters_receive_nothing_stays_where_another_one_would_not_help() {
-    let changes: [(&str, fn(&mut Scene)); 5] = [
+    type Change = fn(&mut Scene);
+    let changes: [(&str, Change); 5] = [
         ("one receives", |scene| scene.streams("c")),
         ("nobody hears another", |scene| {
             for member in ["b", "c"] {
