@@ -73,6 +73,7 @@ look() {
     need ip iproute2 command -v ip
     need nft nftables command -v nft
     need "CA certificates" ca-certificates ca_certificates
+    need openssl openssl command -v openssl
     [ ${#missing[@]} = 0 ]
 }
 
@@ -133,7 +134,7 @@ refuse_other_systems() {
 install-deps: this is not Debian or a relative of it (no apt-get); install what is missing yourself.
 On RHEL and its relatives, with the repositories CRB and PostgreSQL's own (PGDG):
   dnf install postgresql17-server postgresql17-contrib haproxy pgbouncer protobuf-compiler \\
-      protobuf-devel gcc make iproute nftables ca-certificates etcd
+      protobuf-devel gcc make iproute nftables ca-certificates openssl etcd
 (etcd is in PGDG's "extras"; PostgreSQL 15 to 18 will do). Then run this again: it only checks.
 TEXT
     exit 1

@@ -53,7 +53,7 @@ struct Dsn {
 /// Runs the command.
 pub fn run(args: DsnArgs) -> Result<u8, Failure> {
     let documents = runtime::answer(async {
-        let store = read::connect(&args.target.store.etcd).await?;
+        let store = read::connect(&args.target.store).await?;
         read::documents(&store, &args.target).await
     })?;
     let dsn = dsn(&args, &documents)?;

@@ -34,7 +34,7 @@ struct Explained {
 /// Runs the command.
 pub fn run(args: ExplainArgs) -> Result<u8, Failure> {
     let documents = runtime::answer(async {
-        let store = read::connect(&args.target.store.etcd).await?;
+        let store = read::connect(&args.target.store).await?;
         read::documents(&store, &args.target).await
     })?;
     output::show(&explained(args.target.cluster, documents), args.output).map(|()| 0)

@@ -45,9 +45,23 @@ impl Failure {
     }
 }
 
+/// A bad value that is found on the way of a command, still before anything was begun.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadValue(pub String);
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self::Runtime(error)
+        match error.downcast::<BadValue>() {
+            Ok(BadValue(problem)) => Self::Usage(problem),
+            Err(error) => Self::Runtime(error),
+        }
+    }
+}
+
+impl From<BadValue> for Failure {
+    fn from(BadValue(problem): BadValue) -> Self {
+        Self::Usage(problem)
     }
 }
 
@@ -62,5 +76,7 @@ mod tests {
         let chain = Err::<(), _>(std::io::Error::other("no\nroute\n")).context("connect to etcd");
         assert_eq!(Failure::from(chain.unwrap_err()).line(), "pgdeputy: connect to etcd: no route");
         assert_eq!(Failure::usage("--member is missing").line(), "pgdeputy: --member is missing");
+        let bad = Failure::from(anyhow::Error::from(BadValue("--etcd-key is missing".into())));
+        assert_eq!(bad.status(), USAGE_STATUS);
     }
 }

@@ -89,7 +89,7 @@ struct History {
 /// Runs the command.
 pub fn run(args: HistoryArgs) -> Result<u8, Failure> {
     let documents = runtime::answer(async {
-        let store = read::connect(&args.target.store.etcd).await?;
+        let store = read::connect(&args.target.store).await?;
         read::documents(&store, &args.target).await
     })?;
     output::show(&history(args.target.cluster, args.number, documents)?, args.output).map(|()| 0)

@@ -67,7 +67,7 @@ pub fn run(args: InitArgs) -> Result<u8, Failure> {
         None => ClusterSpec::default(),
     };
     let done = runtime::answer(async {
-        let store = read::connect(&args.target.store.etcd).await?;
+        let store = read::connect(&args.target.store).await?;
         init(&store, &args.target, &spec, args.update).await
     })?;
     output::show(&done, args.output).map(|()| 0)

@@ -174,7 +174,7 @@ fn config(args: KeeperArgs, variable: impl Fn(&str) -> Option<String>) -> Result
     Ok(Config {
         cluster: args.target.cluster,
         member: args.member,
-        etcd: args.target.store.etcd,
+        etcd: args.target.store.access()?,
         data_dir,
         state_dir,
         listen: args.listen,

@@ -57,7 +57,7 @@ fn config(args: ProxyConfigArgs) -> Result<Config, Failure> {
     }
     Ok(Config {
         cluster: args.target.cluster,
-        etcd: args.target.store.etcd,
+        etcd: args.target.store.access()?,
         haproxy_config: path("--haproxy-config", args.haproxy_config)?,
         haproxy_socket: path("--haproxy-socket", args.haproxy_socket)?,
         write_port: args.write_port,

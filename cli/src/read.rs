@@ -14,7 +14,7 @@ use store::etcd::EtcdStore;
 use store::keys::Keys;
 use store::{Entry, Snapshot, Store};
 
-use crate::target::Target;
+use crate::target::{StoreArgs, Target};
 
 /// All documents of one cluster at one revision.
 #[derive(Debug, Default)]
@@ -35,8 +35,8 @@ pub struct Documents {
 }
 
 /// Connects to etcd.
-pub async fn connect(endpoints: &[String]) -> anyhow::Result<EtcdStore> {
-    Ok(EtcdStore::connect(endpoints).await?)
+pub async fn connect(args: &StoreArgs) -> anyhow::Result<EtcdStore> {
+    Ok(EtcdStore::connect(args.access()?).await?)
 }
 
 /// Reads the documents of `target`, which must have been initialised.

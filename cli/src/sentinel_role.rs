@@ -49,7 +49,7 @@ fn config(args: SentinelArgs) -> Result<Config, Failure> {
         }
     };
     let listen = args.listen.map(|l| l.to_string());
-    Ok(Config { etcd: args.store.etcd, clusters, listen, id: identity(args.id)? })
+    Ok(Config { etcd: args.store.access()?, clusters, listen, id: identity(args.id)? })
 }
 
 fn distinct(mut clusters: Vec<ClusterName>) -> Vec<ClusterName> {
@@ -81,7 +81,7 @@ mod tests {
 
     fn args(clusters: &[&str], all_clusters: bool) -> SentinelArgs {
         let cluster = clusters.iter().map(|c| c.parse().unwrap()).collect();
-        let store = StoreArgs { etcd: vec!["http://127.0.0.1:2379".into()] };
+        let store = StoreArgs::plain("http://127.0.0.1:2379");
         SentinelArgs { store, cluster, all_clusters, listen: None, id: None }
     }
 

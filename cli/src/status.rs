@@ -102,7 +102,7 @@ pub fn run(args: StatusArgs) -> Result<u8, Failure> {
         return Ok(0);
     }
     let status = runtime::answer(async {
-        let store = read::connect(&args.target.store.etcd).await?;
+        let store = read::connect(&args.target.store).await?;
         gather(&store, &args.target).await.map(|(status, _)| status)
     })?;
     output::show(&status, args.output).map(|()| 0)

@@ -4,14 +4,15 @@ use std::fmt;
 use std::path::PathBuf;
 
 use proto::{ClusterName, HostPort, MemberName};
+use store::EtcdAccess;
 
 /// One keeper's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub cluster: ClusterName,
     pub member: MemberName,
-    /// The endpoints of etcd, such as `http://10.0.0.1:2379`; at least one.
-    pub etcd: Vec<String>,
+    /// Where etcd is, and as whom it is asked.
+    pub etcd: EtcdAccess,
     pub data_dir: PathBuf,
     /// Member files, logs, sockets and configuration of this member, beside the data directory.
     pub state_dir: PathBuf,

@@ -20,8 +20,8 @@ pub use run::{run, run_on};
 #[derive(Debug, Clone)]
 pub struct Config {
     pub cluster: ClusterName,
-    /// The URLs of etcd.
-    pub etcd: Vec<String>,
+    /// Where etcd is, and as whom it is asked.
+    pub etcd: store::EtcdAccess,
     /// The file that HAProxy is started with: all of it is written here.
     pub haproxy_config: PathBuf,
     /// HAProxy's runtime socket, which the file makes HAProxy open.

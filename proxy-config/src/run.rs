@@ -131,7 +131,7 @@ async fn connect(config: &Config, knows_routes: bool) -> anyhow::Result<EtcdStor
                 return Err(e).with_context(|| {
                     format!(
                         "connect to etcd at {}: check that it runs and --etcd",
-                        config.etcd.join(",")
+                        config.etcd.endpoints.join(",")
                     )
                 });
             }

@@ -18,8 +18,8 @@ use proto::ClusterName;
 /// What one sentinel process is told on its command line.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The etcd endpoints, such as `http://127.0.0.1:2379`.
-    pub etcd: Vec<String>,
+    /// Where etcd is, and as whom it is asked.
+    pub etcd: store::EtcdAccess,
     pub clusters: Clusters,
     /// Where `/health` and `/metrics` are served; nowhere by default.
     pub listen: Option<String>,

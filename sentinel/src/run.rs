@@ -33,7 +33,10 @@ use crate::{Clusters, Config};
 /// cannot be bound.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let store = store::etcd::EtcdStore::connect(&config.etcd).await.with_context(|| {
-        format!("connect to etcd at {}: check --etcd and that etcd runs", config.etcd.join(","))
+        format!(
+            "connect to etcd at {}: check --etcd and that etcd runs",
+            config.etcd.endpoints.join(",")
+        )
     })?;
     run_on(Arc::new(store), config, stop).await
 }
@@ -49,7 +52,7 @@ pub async fn run_on(
     if let Some(address) = &config.listen {
         tasks.spawn(listen::serve(address, counters.clone(), stop.clone()).await?);
     }
-    let hearing = Hearing::open(config.id.clone(), &config.etcd).await?;
+    let hearing = Hearing::open(config.id.clone(), &config.etcd.endpoints).await?;
     tasks.spawn(Arc::clone(&hearing).run(stop.clone()));
     let me = LeaderKey {
         id: config.id.clone(),

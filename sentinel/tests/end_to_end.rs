@@ -255,7 +255,7 @@ fn sentinel(
     clusters: Clusters,
 ) -> (CancellationToken, JoinHandle<()>) {
     let stop = CancellationToken::new();
-    let config = Config { etcd: vec![], clusters, listen: None, id: id.into() };
+    let config = Config { etcd: vec![].into(), clusters, listen: None, id: id.into() };
     let run = sentinel::run_on(Arc::new(store.clone()), config, stop.clone());
     (stop, tokio::spawn(async move { run.await.unwrap() }))
 }
@@ -438,8 +438,12 @@ async fn health_and_metrics_are_served_and_a_taken_port_is_a_clear_error() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let stop = CancellationToken::new();
-    let config =
-        |listen| Config { etcd: vec![], clusters: named(), listen: Some(listen), id: "s1".into() };
+    let config = |listen| Config {
+        etcd: vec![].into(),
+        clusters: named(),
+        listen: Some(listen),
+        id: "s1".into(),
+    };
     let refused =
         sentinel::run_on(Arc::new(store.clone()), config(address.clone()), stop.clone()).await;
     assert!(refused.unwrap_err().to_string().contains("choose another --listen"));

@@ -3,6 +3,8 @@
 //! The one rule: every call ends in time and says truthfully what is known. A write that may have
 //! been applied is `Unknown`, is sent once, and is never tried again by itself.
 
+mod access;
+mod advice;
 mod failure;
 mod keep_alive;
 mod members;
@@ -18,6 +20,7 @@ use etcd_client::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub use self::access::{ClientCertificate, EtcdAccess, Login};
 use self::failure::Failure;
 use self::keep_alive::Renewals;
 use self::members::{Member, Members};
@@ -40,10 +43,10 @@ pub struct EtcdStore {
 }
 
 impl EtcdStore {
-    /// Connects to the first of `endpoints` (`http://host:port`) that answers a linearizable read.
-    /// Fails within 5 s, naming every endpoint and what was wrong with it.
-    pub async fn connect(endpoints: &[String]) -> Result<Self, StoreError> {
-        Ok(Self { members: Members::connect(endpoints).await?, renewals: Renewals::default() })
+    /// Connects to the first endpoint of `access` that answers a linearizable read. Fails within 5 s, naming every
+    /// endpoint and what was wrong with it.
+    pub async fn connect(access: impl Into<EtcdAccess>) -> Result<Self, StoreError> {
+        Ok(Self { members: Members::connect(access.into()).await?, renewals: Renewals::default() })
     }
 
     /// Calls one endpoint after the other until one answers or time is up, so that a new election in
@@ -81,7 +84,7 @@ impl EtcdStore {
         let deadline = Instant::now() + CALL_DEADLINE;
         for _ in 1..self.lap() {
             match self.once(deadline, &call).await {
-                Err(Failure::Unreachable(_) | Failure::NotApplied(_)) => {}
+                Err(failure) if failure.is_not_applied() => {}
                 result => return result,
             }
         }
@@ -97,19 +100,37 @@ impl EtcdStore {
     where
         F: Future<Output = Result<T, Failure>> + Send,
     {
-        let member = self.members.current().await;
-        let url = member.url.clone();
-        let turn = member.turn;
-        let result = timeout_at(deadline, call(member))
-            .await
-            .unwrap_or_else(|_| Err(Failure::Unanswered("no answer in time".to_owned())));
-        match result {
+        let connection = self.members.current().await;
+        let result = match connection.open(deadline).await {
+            Ok(member) => {
+                let unasked = member.unasked;
+                match timeout_at(deadline, call(member)).await {
+                    // It asks by now, and took us for whom the certificate names.
+                    Ok(Err(Failure::Denied)) if unasked => {
+                        Err(Failure::NotLoggedIn("permission denied".to_owned()))
+                    }
+                    Ok(result) => result,
+                    Err(_) => Err(Failure::Unanswered("no answer in time".to_owned())),
+                }
+            }
+            Err(failure) => Err(failure),
+        };
+        let access = self.members.access();
+        match result.map_err(|failure| failure.unless_logged_in(access)) {
             Err(failure) if !failure.is_final() => {
-                self.members.leave(turn).await;
-                Err(failure.at(&url))
+                self.members.leave(connection.turn).await;
+                Err(failure.advised(access).at(&connection.url))
             }
             result => result,
         }
+    }
+
+    fn read_failed(&self, failure: Failure, keys: &str) -> StoreError {
+        failure.of_a_read(self.members.access(), keys)
+    }
+
+    fn write_failed(&self, failure: Failure, keys: &str) -> StoreError {
+        failure.of_a_write(self.members.access(), keys)
     }
 }
 
@@ -122,28 +143,37 @@ impl fmt::Debug for EtcdStore {
 #[async_trait::async_trait]
 impl Store for EtcdStore {
     async fn read(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        self.repeat(|member| read(member, prefix.to_owned())).await.map_err(Failure::of_a_read)
+        self.repeat(|member| read(member, prefix.to_owned()))
+            .await
+            .map_err(|failure| self.read_failed(failure, prefix))
     }
 
     async fn commit(&self, txn: Txn) -> Result<TxnOutcome, StoreError> {
         let request = request_of(&txn);
-        self.send_once(|member| commit(member, request.clone())).await.map_err(Failure::of_a_write)
+        self.send_once(|member| commit(member, request.clone()))
+            .await
+            .map_err(|failure| self.write_failed(failure, &advice::keys_of(&txn)))
     }
 
     async fn grant(&self, ttl: Duration) -> Result<(LeaseId, Duration), StoreError> {
         let seconds = i64::try_from(whole_seconds(ttl)).unwrap_or(i64::MAX);
-        self.send_once(|member| grant(member, seconds)).await.map_err(Failure::of_a_write)
+        self.send_once(|member| grant(member, seconds))
+            .await
+            .map_err(|failure| self.write_failed(failure, "a lease"))
     }
 
     /// An isolated former leader of etcd can answer for about its election timeout (1 s) without
     /// asking a majority; the lease then ends that much before our deadline. Guards do not care.
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
-        self.repeat(|member| self.renewals.renew(member, lease)).await.map_err(Failure::of_a_write)
+        self.repeat(|member| self.renewals.renew(member, lease))
+            .await
+            .map_err(|failure| self.write_failed(failure, "a lease"))
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.renewals.forget(lease);
-        match self.repeat(|member| revoke(member, lease)).await.map_err(Failure::of_a_write) {
+        let revoked = self.repeat(|member| revoke(member, lease)).await;
+        match revoked.map_err(|failure| self.write_failed(failure, "the keys of a lease")) {
             Err(StoreError::LeaseExpired) => Ok(()),
             result => result,
         }
@@ -152,7 +182,7 @@ impl Store for EtcdStore {
     async fn watch(&self, prefix: &str, from_revision: i64) -> Result<Watch, StoreError> {
         self.repeat(|member| watching::open(member, prefix.to_owned(), from_revision))
             .await
-            .map_err(Failure::of_a_read)
+            .map_err(|failure| self.read_failed(failure, prefix))
     }
 }
 
@@ -204,8 +234,9 @@ fn request_of(txn: &Txn) -> EtcdTxn {
     let mut operations: Vec<TxnOp> = txn.then.iter().map(operation_of).collect();
     if operations.is_empty() {
         // etcd answers a transaction without operations from its own, perhaps old data. A read in it
-        // makes the comparison linearizable.
-        operations.push(TxnOp::get("\0", None));
+        // makes the comparison linearizable; of a key that is compared, since rights to others may be missing.
+        let key = txn.when.first().map_or("\0", Guard::key);
+        operations.push(TxnOp::get(key, None));
     }
     EtcdTxn::new().when(compares).and_then(operations)
 }

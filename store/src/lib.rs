@@ -12,7 +12,7 @@ pub mod requests;
 mod types;
 
 pub use election::{Election, Leadership};
-pub use etcd::EtcdStore;
+pub use etcd::{EtcdAccess, EtcdStore};
 pub use lease::OwnLease;
 pub use memory::{MemoryCore, MemoryStore};
 pub use types::{

@@ -40,6 +40,18 @@ pub enum Guard {
     Lease(String, LeaseId),
 }
 
+impl Guard {
+    /// Returns the key that is compared.
+    pub fn key(&self) -> &str {
+        match self {
+            Guard::Absent(key)
+            | Guard::ModRevision(key, _)
+            | Guard::CreateRevision(key, _)
+            | Guard::Lease(key, _) => key,
+        }
+    }
+}
+
 /// A change that a transaction makes if all its guards hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {

@@ -1,4 +1,5 @@
-//! The contract of `Store`: every case runs against the in-memory twin and against a real etcd.
+//! The contract of `Store`: every case runs against the in-memory twin, a real etcd, and one that asks for TLS, client
+//! certificates and a user.
 #![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
 mod common;
@@ -14,7 +15,7 @@ use common::{
 use election::*;
 use store::{Guard, LeaseId, StoreError, WatchEvent};
 
-/// Makes two tests of each case.
+/// Makes three tests of each case.
 macro_rules! contract {
     ($($case:ident)*) => {
         mod memory {
@@ -22,6 +23,9 @@ macro_rules! contract {
         }
         mod etcd {
             $(#[tokio::test] async fn $case() { super::$case(super::World::etcd().await).await; })*
+        }
+        mod secured {
+            $(#[tokio::test] async fn $case() { super::$case(super::World::secured().await).await; })*
         }
     };
 }

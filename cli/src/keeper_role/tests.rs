@@ -33,7 +33,7 @@ fn the_state_directory_is_beside_the_data_directory_unless_it_is_named() {
     let usual = config(given(&[]), |_| None).unwrap();
     assert_eq!(usual.data_dir, Path::new("/srv/pg/data"));
     assert_eq!(usual.state_dir, Path::new("/srv/pg/data.pgdeputy"));
-    assert_eq!(usual.etcd, ["http://127.0.0.1:2379", "http://127.0.0.1:2381"]);
+    assert_eq!(usual.etcd.endpoints, ["http://127.0.0.1:2379", "http://127.0.0.1:2381"]);
     assert_eq!(usual.secrets, SecretsSource::default());
     let named = config(given(&["--state-dir=/srv/./state"]), |_| None).unwrap();
     assert_eq!(named.state_dir, Path::new("/srv/state"));

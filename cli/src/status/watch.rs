@@ -26,7 +26,7 @@ pub async fn watch(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let drawing = async {
-        let store = read::connect(&target.store.etcd).await?;
+        let store = read::connect(&target.store).await?;
         // What is wrong from the start, such as an unknown cluster, ends it.
         gather(&store, &target).await?;
         loop {

@@ -12,7 +12,7 @@ use crate::scene::{Reports, open, primary, reports, sealing, standby};
 fn config() -> Config {
     Config {
         cluster: "main".parse().unwrap(),
-        etcd: Vec::new(),
+        etcd: Vec::new().into(),
         haproxy_config: "/etc/haproxy/haproxy.cfg".into(),
         haproxy_socket: "/run/haproxy/pgdeputy.sock".into(),
         write_port: 5000,

@@ -116,7 +116,7 @@ async fn a_real_etcd_is_followed_and_its_death_stops_no_session() {
     let mut world = World::new().await;
     let etcd = Etcd::start(world.directory.path()).await;
     let store = etcd.store().await;
-    world.config.etcd = vec![etcd.url.clone()];
+    world.config.etcd = vec![etcd.url.clone()].into();
     let a = Member::start("a").await;
     a.answers_as_primary(true);
     let put = |key, value: String| Operation::Put { key, value: value.into_bytes(), lease: None };

@@ -205,7 +205,7 @@ impl World {
         let cluster: proto::ClusterName = "main".parse().unwrap();
         let config = Config {
             cluster: cluster.clone(),
-            etcd: vec!["http://127.0.0.1:1".into()],
+            etcd: vec!["http://127.0.0.1:1".into()].into(),
             haproxy_config: directory.path().join("haproxy.cfg"),
             haproxy_socket: directory.path().join("haproxy.sock"),
             write_port: free_port().await,

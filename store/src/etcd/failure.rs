@@ -7,6 +7,8 @@ use std::error::Error as _;
 use etcd_client::Error;
 use tonic::{Code, ConnectError, Status};
 
+use super::access::EtcdAccess;
+use super::advice;
 use crate::types::StoreError;
 
 /// Why one try at one endpoint brought no result.
@@ -16,6 +18,12 @@ pub(super) enum Failure {
     Unreachable(String),
     /// etcd turned it away before looking at it.
     NotApplied(String),
+    /// etcd does not know our login any more, and turned the request away: a new connection logs in anew.
+    NotLoggedIn(String),
+    /// A login was tried and etcd asks for none.
+    AuthenticationIsOff,
+    /// The user has no right to some key of the request.
+    Denied,
     /// It was sent and not answered: applied or not.
     Unanswered(String),
     /// etcd answered; asking again brings the same.
@@ -26,8 +34,12 @@ impl Failure {
     /// Returns whether asking another endpoint is useless.
     pub(super) fn is_final(&self) -> bool {
         match self {
-            Failure::Unreachable(_) | Failure::NotApplied(_) | Failure::Unanswered(_) => false,
-            Failure::Answer(_) => true,
+            Failure::Unreachable(_)
+            | Failure::NotApplied(_)
+            | Failure::NotLoggedIn(_)
+            | Failure::AuthenticationIsOff
+            | Failure::Unanswered(_) => false,
+            Failure::Denied | Failure::Answer(_) => true,
         }
     }
 
@@ -36,32 +48,110 @@ impl Failure {
         matches!(self, Failure::Unreachable(_))
     }
 
+    /// Returns whether the request was certainly not applied, so that another endpoint may be given it.
+    pub(super) fn is_not_applied(&self) -> bool {
+        match self {
+            Failure::Unreachable(_)
+            | Failure::NotApplied(_)
+            | Failure::NotLoggedIn(_)
+            | Failure::AuthenticationIsOff => true,
+            Failure::Denied | Failure::Unanswered(_) | Failure::Answer(_) => false,
+        }
+    }
+
     /// Adds the endpoint to the text.
     pub(super) fn at(self, url: &str) -> Self {
+        let at = |why: String| format!("etcd at {url}: {why}");
         match self {
-            Failure::Unreachable(why) => Failure::Unreachable(format!("etcd at {url}: {why}")),
-            Failure::NotApplied(why) => Failure::NotApplied(format!("etcd at {url}: {why}")),
-            Failure::Unanswered(why) => Failure::Unanswered(format!("etcd at {url}: {why}")),
-            Failure::Answer(error) => Failure::Answer(error),
+            Failure::Unreachable(why) => Failure::Unreachable(at(why)),
+            Failure::NotApplied(why) => Failure::NotApplied(at(why)),
+            Failure::NotLoggedIn(why) => Failure::NotLoggedIn(at(why)),
+            Failure::Unanswered(why) => Failure::Unanswered(at(why)),
+            other @ (Failure::AuthenticationIsOff | Failure::Denied | Failure::Answer(_)) => other,
         }
     }
 
-    /// What it means where nothing can have changed.
-    pub(super) fn of_a_read(self) -> StoreError {
+    /// What a failure to connect or to log in means: nothing was asked yet, and a password that etcd refuses is refused
+    /// again.
+    pub(super) fn before_the_request(self, access: &EtcdAccess) -> Self {
         match self {
-            Failure::Unreachable(why) | Failure::NotApplied(why) | Failure::Unanswered(why) => {
-                StoreError::Unavailable(why)
+            Failure::NotLoggedIn(why) => Failure::Answer(StoreError::Refused(format!(
+                "{why}, for {}: check --etcd-user and --etcd-password-file",
+                access.whom()
+            ))),
+            Failure::Unanswered(why) => Failure::NotApplied(why),
+            other => other,
+        }
+    }
+
+    /// Without a login there is none to be renewed.
+    pub(super) fn unless_logged_in(self, access: &EtcdAccess) -> Self {
+        match self {
+            Failure::NotLoggedIn(why) if access.login.is_none() => {
+                Failure::Answer(StoreError::Refused(format!(
+                    "{why}: etcd asks for a user; give --etcd-user and --etcd-password-file, or a \
+                     certificate that names one"
+                )))
             }
-            Failure::Answer(error) => error,
+            other => other,
         }
     }
 
-    /// What it means where something may have changed.
-    pub(super) fn of_a_write(self) -> StoreError {
+    /// Adds what to do to a text about certificates.
+    pub(super) fn advised(self, access: &EtcdAccess) -> Self {
+        self.with(|why| advice::about(why, access))
+    }
+
+    /// The same for the first connection of all.
+    pub(super) fn advised_at_start(self, access: &EtcdAccess) -> Self {
+        self.with(|why| advice::about_the_first(why, access))
+    }
+
+    fn with(self, remedy: impl Fn(&str) -> Option<String>) -> Self {
+        let advised = |why: String| match remedy(&why) {
+            Some(remedy) => format!("{why}: {remedy}"),
+            None => why,
+        };
         match self {
-            Failure::Unreachable(why) | Failure::NotApplied(why) => StoreError::Unavailable(why),
-            Failure::Unanswered(why) => StoreError::Unknown(why),
+            Failure::Unreachable(why) => Failure::Unreachable(advised(why)),
+            Failure::NotApplied(why) => Failure::NotApplied(advised(why)),
+            Failure::Unanswered(why) => Failure::Unanswered(advised(why)),
+            other @ (Failure::NotLoggedIn(_)
+            | Failure::AuthenticationIsOff
+            | Failure::Denied
+            | Failure::Answer(_)) => other,
+        }
+    }
+
+    /// What was said, for people.
+    pub(super) fn text(self) -> String {
+        match self {
+            Failure::Unreachable(why)
+            | Failure::NotApplied(why)
+            | Failure::NotLoggedIn(why)
+            | Failure::Unanswered(why) => why,
+            Failure::AuthenticationIsOff => "etcd does not ask for users".to_owned(),
+            Failure::Denied => "permission denied".to_owned(),
+            Failure::Answer(error) => error.to_string(),
+        }
+    }
+
+    /// What it means where nothing can have changed. `keys`: what was asked for.
+    pub(super) fn of_a_read(self, access: &EtcdAccess, keys: &str) -> StoreError {
+        match self {
             Failure::Answer(error) => error,
+            Failure::Denied => advice::denied(access, "read", keys),
+            other => StoreError::Unavailable(other.text()),
+        }
+    }
+
+    /// What it means where something may have changed. `keys`: what was to be changed.
+    pub(super) fn of_a_write(self, access: &EtcdAccess, keys: &str) -> StoreError {
+        match self {
+            Failure::Answer(error) => error,
+            Failure::Denied => advice::denied(access, "write", keys),
+            Failure::Unanswered(why) => StoreError::Unknown(why),
+            other => StoreError::Unavailable(other.text()),
         }
     }
 
@@ -81,9 +171,20 @@ pub(super) fn classify(error: Error) -> Failure {
         Error::InvalidArgs(_) | Error::InvalidUri(_) => {
             Failure::Answer(StoreError::Refused(error.to_string()))
         }
+        // Nothing but certificates that cannot be used brings this one.
+        Error::TransportError(error) => Failure::Unreachable(innermost(&error)),
         other => Failure::Unanswered(other.to_string()),
     }
 }
+
+/// What etcd says of a token that has ended, that it never heard of, that is missing, that was given before rights
+/// changed; and of a password that was changed since.
+const NOT_LOGGED_IN: [&str; 4] = [
+    "invalid auth token",
+    "user name is empty",
+    "revision of auth store is old",
+    "authentication failed",
+];
 
 fn classify_status(status: &Status) -> Failure {
     let said = status.message();
@@ -96,6 +197,12 @@ fn classify_status(status: &Status) -> Failure {
         Code::ResourceExhausted if said == "etcdserver: too many requests" => {
             Failure::NotApplied(said.to_owned())
         }
+        // Said before anything is proposed, or, of an old revision, when the request is turned away unapplied.
+        _ if NOT_LOGGED_IN.iter().any(|text| said.contains(text)) => {
+            Failure::NotLoggedIn(said.trim_start_matches("etcdserver: ").to_owned())
+        }
+        _ if said.contains("authentication is not enabled") => Failure::AuthenticationIsOff,
+        Code::PermissionDenied => Failure::Denied,
         Code::NotFound if said.contains("lease not found") => {
             Failure::Answer(StoreError::LeaseExpired)
         }
@@ -104,7 +211,6 @@ fn classify_status(status: &Status) -> Failure {
         }
         Code::ResourceExhausted
         | Code::InvalidArgument
-        | Code::PermissionDenied
         | Code::Unauthenticated
         | Code::FailedPrecondition
         | Code::OutOfRange
@@ -137,6 +243,14 @@ fn cause_of(status: &Status) -> String {
         Some(cause) => format!("{} ({cause})", status.message()),
         None => status.message().to_owned(),
     }
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut inner = error;
+    while let Some(cause) = inner.source() {
+        inner = cause;
+    }
+    inner.to_string()
 }
 
 fn causes(status: &Status) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {

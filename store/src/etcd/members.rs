@@ -1,16 +1,19 @@
 //! Which etcd endpoint is asked, and the move to another one when it does not answer.
 //!
 //! The one rule: one endpoint at a time, each on a connection of its own. A balancer over all of
-//! them would send every third request to a dead one, and nobody could say whether it was sent.
+//! them would send every third request to a dead one, and nobody could say whether it was sent. A login
+//! is part of the first call on a connection, and shares its deadline.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, Error, KvClient, LeaseClient, WatchClient};
-use tokio::sync::Mutex;
+use etcd_client::{Client, KvClient, LeaseClient, WatchClient};
+use tokio::sync::{Mutex, OnceCell};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::access::EtcdAccess;
 use super::failure::{self, Failure};
 use crate::types::StoreError;
 
@@ -40,32 +43,45 @@ pub(super) struct Member {
     pub(super) url: String,
     /// Counts the connections made; two calls with one turn share one.
     pub(super) turn: u64,
+    /// A login was given, and etcd did not ask for one then.
+    pub(super) unasked: bool,
     pub(super) kv: KvClient,
     pub(super) lease: LeaseClient,
     pub(super) watch: WatchClient,
 }
 
+/// The place of a connection that may still have to log in.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) url: String,
+    pub(super) turn: u64,
+    access: Arc<EtcdAccess>,
+    opened: Arc<OnceCell<Member>>,
+}
+
 /// The endpoints, and the one that is asked now.
 pub(super) struct Members {
-    urls: Vec<String>,
-    current: Mutex<Member>,
+    access: Arc<EtcdAccess>,
+    current: Mutex<Connection>,
 }
 
 impl Members {
     /// Asks all endpoints at once and stays with the first that answers.
-    pub(super) async fn connect(urls: &[String]) -> Result<Self, StoreError> {
-        let members = open_all(urls).await?;
+    pub(super) async fn connect(access: EtcdAccess) -> Result<Self, StoreError> {
+        access.check()?;
+        for url in &access.endpoints {
+            check_url(url)?;
+        }
+        let access = Arc::new(access);
         let deadline = Instant::now() + PROBE_DEADLINE;
         let mut probes = JoinSet::new();
-        for member in members {
-            probes.spawn(probe(member, deadline));
+        for url in &access.endpoints {
+            probes.spawn(probe(Connection::to(url, 0, &access), deadline));
         }
         let mut failures = Vec::new();
         while let Some(ended) = probes.join_next().await {
             match ended {
-                Ok(Ok(member)) => {
-                    return Ok(Self { urls: urls.to_vec(), current: Mutex::new(member) });
-                }
+                Ok(Ok(connection)) => return Ok(Self { access, current: Mutex::new(connection) }),
                 Ok(Err(why)) => failures.push(why),
                 Err(error) => failures.push(error.to_string()),
             }
@@ -80,11 +96,16 @@ impl Members {
 
     /// Returns the number of endpoints.
     pub(super) fn count(&self) -> u32 {
-        u32::try_from(self.urls.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.access.endpoints.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Returns how etcd is reached.
+    pub(super) fn access(&self) -> &EtcdAccess {
+        &self.access
     }
 
     /// Returns the connection to use.
-    pub(super) async fn current(&self) -> Member {
+    pub(super) async fn current(&self) -> Connection {
         self.current.lock().await.clone()
     }
 
@@ -95,86 +116,124 @@ impl Members {
         if current.turn != turn {
             return;
         }
-        let place = self.urls.iter().position(|url| *url == current.url).unwrap_or(0);
-        let next = &self.urls[(place + 1) % self.urls.len()];
-        match Member::open(next, turn + 1).await {
-            Ok(member) => {
-                if *next != current.url {
-                    tracing::info!(from = %current.url, to = %next, "etcd endpoint changed");
-                }
-                *current = member;
-            }
-            // The same URLs were opened at start, so this says something odd about this process.
-            Err(error) => tracing::warn!(url = %next, %error, "etcd connection not renewed"),
+        let urls = &self.access.endpoints;
+        let place = urls.iter().position(|url| *url == current.url).unwrap_or(0);
+        let next = &urls[(place + 1) % urls.len()];
+        if *next != current.url {
+            tracing::info!(from = %current.url, to = %next, "etcd endpoint changed");
         }
+        *current = Connection::to(next, turn + 1, &self.access);
     }
 }
 
 impl fmt::Debug for Members {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(&self.urls).finish()
+        f.debug_list().entries(&self.access.endpoints).finish()
     }
 }
 
-impl Member {
-    async fn open(url: &str, turn: u64) -> Result<Self, Error> {
-        let options = ConnectOptions::new()
+impl Connection {
+    fn to(url: &str, turn: u64, access: &Arc<EtcdAccess>) -> Self {
+        let access = Arc::clone(access);
+        Self { url: url.to_owned(), turn, access, opened: Arc::default() }
+    }
+
+    /// Logs in, unless a call before has, and returns what to ask. When it fails, nothing was asked of etcd yet.
+    pub(super) async fn open(&self, deadline: Instant) -> Result<Member, Failure> {
+        let opening = self.opened.get_or_try_init(|| self.make());
+        match timeout_at(deadline, opening).await {
+            Ok(Ok(member)) => Ok(member.clone()),
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::NotApplied("no answer to the login in time".to_owned())),
+        }
+    }
+
+    async fn make(&self) -> Result<Member, Failure> {
+        match self.client(&self.access).await {
+            Ok(client) => Ok(self.member(&client, false)),
+            // So that users can be given to every process before `etcdctl auth enable`.
+            Err(Failure::AuthenticationIsOff) => {
+                tracing::warn!(url = %self.url, "etcd does not ask for users: not logged in");
+                Ok(self.member(&self.client(&self.access.without_login()).await?, true))
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Without a login nothing is sent yet.
+    async fn client(&self, access: &EtcdAccess) -> Result<Client, Failure> {
+        let options = access
+            .options()
+            .map_err(Failure::Unreachable)?
             .with_connect_timeout(TCP_DEADLINE)
             .with_keep_alive(PING_INTERVAL, PING_DEADLINE)
             .with_keep_alive_while_idle(false)
             // A member cut off from its majority says so at once, and ends its watches.
             .with_require_leader(true);
-        let client = Client::connect([url], Some(options)).await?;
-        Ok(Self {
-            url: url.to_owned(),
-            turn,
+        Client::connect([&self.url], Some(options))
+            .await
+            .map_err(|error| failure::classify(error).before_the_request(access))
+    }
+
+    fn member(&self, client: &Client, unasked: bool) -> Member {
+        Member {
+            url: self.url.clone(),
+            turn: self.turn,
+            unasked,
             kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
             lease: client.lease_client(),
             watch: client.watch_client().max_decoding_message_size(LARGEST_ANSWER),
-        })
-    }
-}
-
-async fn open_all(urls: &[String]) -> Result<Vec<Member>, StoreError> {
-    if urls.is_empty() {
-        return Err(StoreError::Refused("no etcd endpoint given; name at least one".to_owned()));
-    }
-    let mut members = Vec::new();
-    for url in urls {
-        if !url.starts_with("http://") {
-            return Err(not_a_url(url, "it does not begin with http://"));
         }
-        let member =
-            Member::open(url, 0).await.map_err(|error| not_a_url(url, &error.to_string()))?;
-        members.push(member);
     }
-    Ok(members)
 }
 
-fn not_a_url(url: &str, why: &str) -> StoreError {
-    StoreError::Refused(format!(
-        "etcd endpoint {url:?} is not a URL such as http://127.0.0.1:2379: {why}"
-    ))
+fn check_url(url: &str) -> Result<(), StoreError> {
+    let why = if url.starts_with("http://") || url.starts_with("https://") {
+        let parsed = tonic::transport::Endpoint::from_shared(url.to_owned());
+        parsed.err().map(|error| error.to_string())
+    } else {
+        Some("it does not begin with http:// or https://".to_owned())
+    };
+    match why {
+        None => Ok(()),
+        Some(why) => Err(StoreError::Refused(format!(
+            "etcd endpoint {url:?} is not a URL such as http://127.0.0.1:2379: {why}"
+        ))),
+    }
 }
 
 /// Reads linearizably until it is answered: only an endpoint that reaches a majority can.
-async fn probe(member: Member, deadline: Instant) -> Result<Member, String> {
+async fn probe(connection: Connection, deadline: Instant) -> Result<Connection, String> {
     let mut last = "no answer".to_owned();
     loop {
-        let mut kv = member.kv.clone();
-        match timeout_at(deadline, kv.get(crate::keys::ROOT, None)).await {
-            Ok(Ok(_)) => return Ok(member),
-            Ok(Err(error)) => match failure::classify(error) {
-                Failure::Unreachable(why) | Failure::NotApplied(why) | Failure::Unanswered(why) => {
-                    last = why
+        match look(&connection, deadline).await {
+            // A refusal is an answer, given after etcd has asked its majority. Which key it is about, the first
+            // call says.
+            Ok(()) | Err(Failure::Denied) => return Ok(connection),
+            Err(Failure::Answer(error)) => return Err(format!("{}: {error}", connection.url)),
+            Err(failure) => {
+                let said = failure.text();
+                // What was learnt before says more than that time was up.
+                if last == "no answer" || Instant::now() < deadline {
+                    last = said;
                 }
-                Failure::Answer(error) => return Err(format!("{}: {error}", member.url)),
-            },
-            Err(_) => return Err(format!("{}: {last}", member.url)),
+            }
         }
         if Instant::now() + PROBE_PAUSE >= deadline {
-            return Err(format!("{}: {last}", member.url));
+            return Err(format!("{}: {last}", connection.url));
         }
         sleep(PROBE_PAUSE).await;
     }
+}
+
+async fn look(connection: &Connection, deadline: Instant) -> Result<(), Failure> {
+    let access = &connection.access;
+    let read = async {
+        let mut member = connection.open(deadline).await?;
+        match timeout_at(deadline, member.kv.get(crate::keys::ROOT, None)).await {
+            Ok(answer) => answer.map(drop).map_err(failure::classify),
+            Err(_) => Err(Failure::Unanswered("no answer in time".to_owned())),
+        }
+    };
+    read.await.map_err(|failure| failure.unless_logged_in(access).advised_at_start(access))
 }

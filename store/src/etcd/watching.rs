@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse, WatchStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -25,21 +25,36 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_SILENCE: Duration = Duration::from_secs(3);
 
 /// Opens a watch and returns once etcd has confirmed it.
+///
+/// etcd refuses a watch in its stream and not by a status, and says "permission denied" also of a login that has ended,
+/// which etcd-client does not renew then. A read tells which it is: it is refused too, or it renews the login.
 pub(super) async fn open(
     mut member: Member,
     prefix: String,
     from_revision: i64,
 ) -> Result<Watch, Failure> {
-    let options = WatchOptions::new().with_prefix().with_start_revision(from_revision.max(0));
-    let mut stream = member.watch.watch(prefix.as_str(), Some(options)).await?;
-    match stream.message().await? {
-        Some(answer) if answer.canceled() => {
-            let why = format!("watch of {prefix}: {}", answer.cancel_reason());
-            Err(Failure::Answer(StoreError::Refused(why)))
+    match try_open(&mut member, &prefix, from_revision).await {
+        Err(Failure::Denied | Failure::NotLoggedIn(_)) => {
+            let least = GetOptions::new().with_prefix().with_count_only();
+            member.kv.get(prefix.as_str(), Some(least)).await?;
+            try_open(&mut member, &prefix, from_revision).await
         }
+        result => result,
+    }
+}
+
+async fn try_open(member: &mut Member, prefix: &str, from_revision: i64) -> Result<Watch, Failure> {
+    let options = WatchOptions::new().with_prefix().with_start_revision(from_revision.max(0));
+    let mut stream = member.watch.watch(prefix, Some(options)).await?;
+    match stream.message().await? {
+        Some(answer) if answer.canceled() => Err(match answer.cancel_reason() {
+            why if why.contains("permission denied") => Failure::Denied,
+            why if why.contains("invalid auth token") => Failure::NotLoggedIn(why.to_owned()),
+            why => Failure::Answer(StoreError::Refused(format!("watch of {prefix}: {why}"))),
+        }),
         Some(_) => {
             let (sender, events) = mpsc::channel(CAPACITY);
-            tokio::spawn(forward(stream, sender, prefix, member.url));
+            tokio::spawn(forward(stream, sender, prefix.to_owned(), member.url.clone()));
             Ok(Watch { events })
         }
         None => Err(Failure::Unanswered("watch stream ended".to_owned())),

@@ -18,6 +18,7 @@ use super::within;
 /// later can be taken meanwhile, or be held by a child of another thread that is just being started.
 const CLIENT_PORT: u16 = 23790;
 const PEER_PORT: u16 = 23800;
+const HEALTH_PORT: u16 = 23810;
 
 /// A running member of etcd, by default the only one.
 pub struct Etcd {
@@ -31,6 +32,8 @@ struct Place {
     name: String,
     client: SocketAddr,
     peer: SocketAddr,
+    /// `https` where clients are asked for TLS.
+    scheme: &'static str,
     arguments: Vec<String>,
 }
 
@@ -61,8 +64,19 @@ impl Etcd {
         etcds
     }
 
+    /// Starts one at `address` whose `arguments` make it ask clients for TLS.
+    pub async fn start_tls(address: Ipv4Addr, arguments: &[&str]) -> Self {
+        let mut place = Place { scheme: "https", ..Place::at(address, 0, arguments) };
+        let health = format!("http://{}", place.health());
+        place.arguments.extend(["--listen-metrics-urls".to_owned(), health]);
+        place.arguments.extend(["--initial-cluster".into(), format!("e0=http://{}", place.peer)]);
+        let mut etcd = Self { process: place.spawn(), place };
+        etcd.wait_until_healthy().await;
+        etcd
+    }
+
     pub fn url(&self) -> String {
-        format!("http://{}", self.place.client)
+        format!("{}://{}", self.place.scheme, self.place.client)
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -116,7 +130,7 @@ impl Etcd {
 
     async fn wait_until_healthy(&mut self) {
         within("etcd to be healthy", async {
-            while !healthy(self.place.client).await {
+            while !healthy(self.place.health()).await {
                 if let Some(status) = self.process.try_wait().unwrap() {
                     let (client, peer) = (self.place.client, self.place.peer);
                     panic!("etcd ended: {status}, client {client}, peer {peer}\n{}", self.log());
@@ -152,6 +166,12 @@ pub fn own_address() -> Ipv4Addr {
     Ipv4Addr::new(127, high, low, CALLS.fetch_add(1, Ordering::Relaxed) % 254 + 1)
 }
 
+/// Returns every address that `own_address` may return.
+pub fn own_addresses() -> Vec<Ipv4Addr> {
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    (1..=254).map(|last| Ipv4Addr::new(127, high, low, last)).collect()
+}
+
 /// Returns a place where nobody listens: ports below 1024 are given to nobody who asks for any port.
 pub fn nobody() -> SocketAddr {
     (own_address(), 1).into()
@@ -159,8 +179,12 @@ pub fn nobody() -> SocketAddr {
 
 impl Place {
     fn new(nth: usize, more: &[&str]) -> Self {
-        let address = own_address();
+        Self::at(own_address(), nth, more)
+    }
+
+    fn at(address: Ipv4Addr, nth: usize, more: &[&str]) -> Self {
         Self {
+            scheme: "http",
             directory: TempDir::with_prefix("pgdeputy-etcd-").unwrap(),
             name: format!("e{nth}"),
             client: (address, CLIENT_PORT).into(),
@@ -169,11 +193,20 @@ impl Place {
         }
     }
 
+    /// Where it says whether it is healthy, always without TLS.
+    fn health(&self) -> SocketAddr {
+        match self.scheme {
+            "https" => (self.client.ip(), HEALTH_PORT).into(),
+            _ => self.client,
+        }
+    }
+
     fn spawn(&self) -> Child {
         let path = self.directory.path();
         let log =
             std::fs::File::options().create(true).append(true).open(path.join("log")).unwrap();
-        let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
+        let client = format!("{}://{}", self.scheme, self.client);
+        let peer = format!("http://{}", self.peer);
         Command::new("etcd")
             .arg("--data-dir")
             .arg(path.join("data"))

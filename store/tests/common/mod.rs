@@ -5,6 +5,7 @@
 
 pub mod etcd;
 pub mod lossy;
+pub mod secured;
 pub mod wire;
 
 use std::future::Future;
@@ -17,6 +18,7 @@ use store::{
 };
 
 use self::etcd::Etcd;
+use self::secured::Secured;
 
 /// Far above what anything here takes on a busy machine; it only ends a test that hangs.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +32,8 @@ pub struct World {
 enum Kind {
     Memory(MemoryStore),
     Etcd(Etcd),
+    /// With TLS, client certificates and a user.
+    Secured(Box<Secured>),
 }
 
 impl World {
@@ -44,11 +48,20 @@ impl World {
         Self { store: Arc::new(store), kind: Kind::Etcd(etcd) }
     }
 
+    /// An etcd that asks for all that it can ask for, with logins that end after 2 s without use.
+    pub async fn secured() -> Self {
+        let secured = Secured::with_users(&["--auth-token-ttl", "2"]).await;
+        // The contract's keys are anywhere.
+        let access = secured.access_as("root", "root-password");
+        let store = EtcdStore::connect(&access).await.expect("connect to own secured etcd");
+        Self { store: Arc::new(store), kind: Kind::Secured(Box::new(secured)) }
+    }
+
     /// Lets time go by: the store's own clock, or really.
     pub async fn pass(&self, time: Duration) {
         match &self.kind {
             Kind::Memory(memory) => memory.advance(time),
-            Kind::Etcd(_) => tokio::time::sleep(time).await,
+            Kind::Etcd(_) | Kind::Secured(_) => tokio::time::sleep(time).await,
         }
     }
 
@@ -56,7 +69,7 @@ impl World {
     pub fn run_clock(&self) -> Option<RunningClock> {
         match &self.kind {
             Kind::Memory(memory) => Some(RunningClock::of(memory.clone())),
-            Kind::Etcd(_) => None,
+            Kind::Etcd(_) | Kind::Secured(_) => None,
         }
     }
 
@@ -64,6 +77,9 @@ impl World {
         match &self.kind {
             Kind::Memory(memory) => memory.compact(revision),
             Kind::Etcd(etcd) => etcd.compact(revision).await,
+            Kind::Secured(secured) => {
+                secured.etcdctl_as_root(&["compaction", "--physical", &revision.to_string()])
+            }
         }
     }
 
