@@ -46,6 +46,9 @@ pub struct KeeperArgs {
     /// Availability zone of this host
     #[arg(long, value_name = "NAME")]
     zone: Option<String>,
+    /// Whether the fencer starts a keeper again that has died [auto: unless systemd or supervisord started it]
+    #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
+    restart_keeper: RestartKeeper,
     /// Where the keeper keeps its own files [default: the data directory's name with .pgdeputy]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -58,6 +61,29 @@ pub struct KeeperArgs {
     /// The same for role pgdeputy_rewind
     #[arg(long, value_name = "FILE")]
     rewind_password_file: Option<PathBuf>,
+}
+
+/// Whether the fencer starts a dead keeper again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum RestartKeeper {
+    Auto,
+    Always,
+    Never,
+}
+
+impl RestartKeeper {
+    fn by_fencer(self, pid: u32, variable: impl Fn(&str) -> Option<String>) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            // systemd names the process that it started since version 248; what that one starts inherits the variable.
+            // supervisord says no more than that it is there.
+            Self::Auto => {
+                variable("SYSTEMD_EXEC_PID") != Some(pid.to_string())
+                    && variable("SUPERVISOR_ENABLED").is_none()
+            }
+        }
+    }
 }
 
 /// Runs the role until it is told to stop.
@@ -181,6 +207,7 @@ fn config(args: KeeperArgs, variable: impl Fn(&str) -> Option<String>) -> Result
         http: args.http,
         postgres_bin: args.postgres_bin,
         zone: args.zone,
+        restarted_by_fencer: args.restart_keeper.by_fencer(std::process::id(), variable),
         secrets,
     })
 }

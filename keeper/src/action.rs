@@ -50,6 +50,10 @@ pub enum Action {
     },
     /// Take the right, prove that backends wait, and let clients in.
     Open(Lead),
+    /// The same without an order: etcd is away, and the flush of the voters will show that nobody has taken over.
+    StartAlone(Lead),
+    /// Let clients in, or find them let in, by a sign of the voters instead of the right in etcd, which is away.
+    OpenBySigns(Lead),
     /// Take the right again, under a new lease: the old one has expired.
     TakeRight {
         epoch: Epoch,
@@ -127,6 +131,8 @@ pub enum Hold {
     Leading,
     BackingOff(ActionKind),
     Refused(String),
+    /// The view is a copy that may be old, and this needs more than a copy.
+    WaitingForEtcd,
 }
 
 /// An action without its arguments.
@@ -144,6 +150,7 @@ pub enum ActionKind {
     Promote,
     StartPrimary,
     Open,
+    OpenBySigns,
     TakeRight,
     Confirm,
     TakeSettings,
@@ -167,7 +174,8 @@ impl Action {
             Action::Repoint { .. } => ActionKind::Repoint,
             Action::MarkComplete { .. } => ActionKind::MarkComplete,
             Action::Promote(_) => ActionKind::Promote,
-            Action::StartPrimary { .. } => ActionKind::StartPrimary,
+            Action::StartPrimary { .. } | Action::StartAlone(_) => ActionKind::StartPrimary,
+            Action::OpenBySigns(_) => ActionKind::OpenBySigns,
             Action::Open(_) => ActionKind::Open,
             Action::Confirm { .. } => ActionKind::Confirm,
             Action::TakeSettings(_) => ActionKind::TakeSettings,
@@ -197,6 +205,9 @@ impl Action {
             (Action::Open(lead), Action::Open(newer)) => {
                 lead.cfgs.last().map(|c| c.id) != newer.cfgs.last().map(|c| c.id)
             }
+            // What waits for the right in etcd, or for voters by what is only a copy, has another way now.
+            (Action::Open(_), Action::OpenBySigns(_))
+            | (Action::OpenBySigns(_), Action::Open(_)) => true,
             _ => takes_the_power_away,
         }
     }
@@ -237,6 +248,7 @@ impl fmt::Display for Hold {
             Hold::Following => write!(f, "following"),
             Hold::Leading => write!(f, "leading"),
             Hold::BackingOff(kind) => write!(f, "waiting before {kind:?} is tried again"),
+            Hold::WaitingForEtcd => write!(f, "waiting for etcd to answer"),
             Hold::Refused(why) => write!(f, "refused: {why}"),
         }
     }

@@ -23,6 +23,8 @@ pub struct Config {
     /// Where PostgreSQL's programs are; found in the usual places where it is absent.
     pub postgres_bin: Option<PathBuf>,
     pub zone: Option<String>,
+    /// Whether the fencer starts this keeper again should it die: not where a service manager does.
+    pub restarted_by_fencer: bool,
     pub secrets: SecretsSource,
 }
 
@@ -33,6 +35,13 @@ pub struct SecretsSource {
     pub superuser: Option<PasswordSource>,
     pub replication: Option<PasswordSource>,
     pub rewind: Option<PasswordSource>,
+}
+
+impl SecretsSource {
+    /// Returns whether nothing has to be read from etcd.
+    pub fn are_given(&self) -> bool {
+        self.superuser.is_some() && self.replication.is_some() && self.rewind.is_some()
+    }
 }
 
 /// Where one password comes from; never from the command line, which everybody on the host can read.

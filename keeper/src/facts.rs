@@ -31,6 +31,13 @@ pub struct ClusterView {
     pub newer_format: bool,
 }
 
+impl ClusterView {
+    /// Returns whether this is the member's own copy: etcd has not answered since the keeper's start.
+    pub fn is_copy(&self) -> bool {
+        self.state.is_some() && self.state_revision == 0
+    }
+}
+
 /// What is known of this member itself.
 #[derive(Debug, Clone)]
 pub struct Facts {
@@ -73,6 +80,8 @@ impl Process {
 #[derive(Debug, Clone, Default)]
 pub struct Local {
     pub process: Process,
+    /// No renewal has reached etcd for `lease_ttl`.
+    pub etcd_away: bool,
     /// The settings on disk that the server has, or will read at its start.
     pub settings: Option<Settings>,
     /// The part of the spec that PostgreSQL takes; a later one that it refuses is not put in its place.

@@ -10,6 +10,8 @@ pub mod facts;
 pub mod fencer;
 pub mod gather;
 pub mod http;
+pub mod kept;
+pub mod late_store;
 pub mod member_files;
 pub mod postgres;
 pub mod present;

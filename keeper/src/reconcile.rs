@@ -1,5 +1,6 @@
 //! Decides the one next thing that brings this member closer to what was agreed. Decides and cannot do.
 
+mod alone;
 mod primary;
 mod rejoin;
 mod seal;
@@ -15,7 +16,12 @@ use crate::facts::{ClusterView, Facts};
 
 /// Returns the next action. Calling it again with the same arguments gives the same answer.
 pub fn reconcile(view: &ClusterView, facts: &Facts, now: Moment) -> Action {
-    let wanted = take_settings_first(view, facts, choose(view, facts), now);
+    let wanted = take_settings_first(
+        view,
+        facts,
+        alone::without_etcd(view, facts, choose(view, facts)),
+        now,
+    );
     match facts.local.failures.get(&wanted.kind()) {
         // A fence is never put off.
         Some(failure)
@@ -35,6 +41,7 @@ fn take_settings_first(view: &ClusterView, facts: &Facts, wanted: Action, now: M
         Action::Hold(Hold::Following | Hold::Leading)
             | Action::StartStandby { .. }
             | Action::StartPrimary { .. }
+            | Action::StartAlone(_)
             | Action::StartSealed { .. }
     );
     let refused = facts.local.failures.get(&ActionKind::TakeSettings);
@@ -74,6 +81,9 @@ fn choose(view: &ClusterView, facts: &Facts) -> Action {
 /// that the store was restored or swapped, and what it says of promises may be wrong.
 fn frozen(view: &ClusterView, facts: &Facts) -> Option<String> {
     let state = view.state.as_ref()?;
+    if state.number < facts.files.state_number && view.is_copy() {
+        return Some("etcd does not answer, and this member's copy of the state is too old".into());
+    }
     if state.number < facts.files.state_number {
         return Some(format!(
             "etcd holds state {}, this member has acted on {}: the store was set back",

@@ -1,10 +1,8 @@
 //! The shell: wires the tasks together and turns the loop. Gather, decide, do; woken by events, never by polling.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use proto::{Moment, WallTime};
-use store::Store;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +14,7 @@ use crate::gather::Pace;
 use crate::member_files::Role;
 use crate::reconcile::reconcile;
 use crate::wiring::{Wires, facts, wire};
-use crate::{present, startup, worker};
+use crate::{late_store, present, startup, worker};
 
 /// How long facts are asked for eagerly after something changed.
 const BUSY_FOR: Duration = Duration::from_secs(2);
@@ -26,8 +24,8 @@ const IDLE_TURN: Duration = Duration::from_secs(1);
 
 /// Runs a keeper until `stop`; then PostgreSQL is stopped and the keeper's keys are given back.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let store: Arc<dyn Store> = Arc::new(store::etcd::EtcdStore::connect(&config.etcd).await?);
-    let prepared = startup::prepare(&config, store.as_ref()).await?;
+    let (store, known) = late_store::reach(&config).await?;
+    let prepared = startup::prepare(&config, known)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         cluster = %config.cluster,
@@ -253,6 +251,7 @@ impl Shell {
 
     /// Stops PostgreSQL, says so, and gives the keys back.
     async fn shut_down(mut self) -> anyhow::Result<()> {
+        self.wires.worker.fencer.let_go().await;
         self.actions.shutdown().await;
         let gone = crate::stopping::stop_postgres(&self.wires.worker, &mut self.wires.events).await;
         self.process_ended(store::clock::wall(), gone);

@@ -57,7 +57,7 @@ pub async fn sign(signing: Signing, stop: CancellationToken) {
 }
 
 /// Returns the moment of which the voters gave a sign.
-async fn give(worker: &Worker, patience: Duration) -> anyhow::Result<Moment> {
+pub async fn give(worker: &Worker, patience: Duration) -> anyhow::Result<Moment> {
     let cfg = whose_signs_count(&worker.files(), worker.state()?)?;
     let at = store::clock::now();
     if cfg.k == 0 {

@@ -8,13 +8,15 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use proto::right::Secrets;
 use proto::{Document, HostPort, Incarnation};
+use store::Snapshot;
 use store::keys::Keys;
-use store::{Snapshot, Store};
 
 use crate::cluster;
 use crate::config::{Config, PasswordSource};
 use crate::durable::read_optional;
 use crate::facts::ClusterView;
+use crate::kept;
+use crate::late_store::{self, Known};
 use crate::member_files::{MemberFiles, MemberStore, Role};
 use crate::postgres::binaries::PostgresBinaries;
 use crate::postgres::control::ControlFile;
@@ -46,22 +48,25 @@ struct Checked {
 
 /// Checks the configuration against this host and the cluster, and changes nothing on disk.
 pub async fn preflight(config: &Config) -> anyhow::Result<()> {
-    let store = store::etcd::EtcdStore::connect(&config.etcd).await?;
-    check(config, &store).await.map(drop)
+    let (_, known) = late_store::reach(config).await?;
+    check(config, known).map(drop)
 }
 
 /// Checks the configuration against this host and the cluster, then opens the member files.
-pub async fn prepare(config: &Config, store: &dyn Store) -> anyhow::Result<Prepared> {
-    let Checked { binaries, secrets, view, files, http, echo } = check(config, store).await?;
+pub fn prepare(config: &Config, known: Known) -> anyhow::Result<Prepared> {
+    let Checked { binaries, secrets, view, files, http, echo } = check(config, known)?;
     let mut files = match files {
         Some(files) => files,
         None => MemberStore::open(&config.state_dir)?,
     };
     first_files(config, &mut files)?;
+    if !config.secrets.are_given() {
+        kept::keep_secrets(&config.state_dir, &secrets)?;
+    }
     Ok(Prepared { binaries, secrets, view, files, http, echo })
 }
 
-async fn check(config: &Config, store: &dyn Store) -> anyhow::Result<Checked> {
+fn check(config: &Config, known: Known) -> anyhow::Result<Checked> {
     let binaries =
         PostgresBinaries::for_data_directory(config.postgres_bin.as_deref(), &config.data_dir)?;
     check_socket_path(config)?;
@@ -69,13 +74,17 @@ async fn check(config: &Config, store: &dyn Store) -> anyhow::Result<Checked> {
     let exists = config.state_dir.join("lock").exists();
     let files = exists.then(|| MemberStore::open(&config.state_dir)).transpose()?;
     let keys = Keys::of(&config.cluster);
-    let snapshot = store.read(keys.prefix()).await.context("read the cluster from etcd")?;
-    refuse_newer_formats(&keys, &snapshot)?;
-    let view = cluster::view_of(&keys, &snapshot);
+    let (view, snapshot) = match known {
+        Known::Read(snapshot) => {
+            refuse_newer_formats(&keys, &snapshot)?;
+            (cluster::view_of(&keys, &snapshot), Some(snapshot))
+        }
+        Known::Copy(view) => (*view, None),
+    };
     let known = peek(&config.state_dir)?;
     check_name(config, &view, known.as_ref())?;
     check_data(config, &view, known.as_ref())?;
-    let secrets = secrets(config, &keys, &snapshot)?;
+    let secrets = secrets(config, &keys, snapshot.as_ref())?;
     let http = bind(&config.http, "--http")?;
     let echo = bind_echo(&config.http)?;
     if crate::fencer::of_data_directory(&config.data_dir, None).is_empty() {
@@ -185,7 +194,7 @@ fn check_data(
     Ok(())
 }
 
-fn secrets(config: &Config, keys: &Keys, snapshot: &Snapshot) -> anyhow::Result<Secrets> {
+fn secrets(config: &Config, keys: &Keys, snapshot: Option<&Snapshot>) -> anyhow::Result<Secrets> {
     let given = &config.secrets;
     if let (Some(superuser), Some(replication), Some(rewind)) =
         (&given.superuser, &given.replication, &given.rewind)
@@ -196,6 +205,15 @@ fn secrets(config: &Config, keys: &Keys, snapshot: &Snapshot) -> anyhow::Result<
             rewind: read(rewind)?,
         });
     }
+    let Some(snapshot) = snapshot else {
+        return kept::load_secrets(&config.state_dir).with_context(|| {
+            format!(
+                "etcd does not answer, and no passwords of it are kept in {}: start etcd, or give \
+                 --superuser-password-file, --replication-password-file and --rewind-password-file",
+                config.state_dir.display()
+            )
+        });
+    };
     let entry = snapshot.entries.get(&keys.secrets()).with_context(|| {
         format!(
             "no passwords are known for cluster {}: run `pgdeputy init --cluster {}`, or give \

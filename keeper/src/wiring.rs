@@ -18,7 +18,7 @@ use crate::cluster::watch_cluster;
 use crate::config::Config;
 use crate::echo::{Echo, echo};
 use crate::facts::{ClusterView, Facts, Local, Names, Process};
-use crate::fencer::{Fencer, FencerCommand, FencerEvent, Watched};
+use crate::fencer::{Fencer, FencerCommand, FencerEvent, KeeperCommand, Watched};
 use crate::gather::{Pace, gather};
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::{self, Place, Settings};
@@ -28,7 +28,7 @@ use crate::sign::{Signing, sign};
 use crate::startup::Prepared;
 use crate::view::View;
 use crate::worker::{LeaseView, Parts, Worker};
-use crate::{http, present};
+use crate::{http, kept, present};
 
 /// A keeper's tasks, running, and the loop's ends of the channels to them.
 pub struct Wires {
@@ -59,6 +59,7 @@ pub async fn wire(
     let Prepared { binaries, secrets, view, mut files, http, echo: echo_socket } = prepared;
     let (fencer, events, watched) =
         Fencer::attach(&FencerCommand::own(), &config.state_dir, &config.data_dir).await?;
+    fencer.restart_by(config.restarted_by_fencer.then(KeeperCommand::own).transpose()?);
     let known = files.load()?.context("member files were just written")?;
     let keys = Keys::of(&config.cluster);
     let place = place(config, binaries.major());
@@ -78,6 +79,7 @@ pub async fn wire(
     };
     tasks.spawn(renew(renewing, known.lease_id.map(LeaseId), ended.clone()));
     tasks.spawn(watch_cluster(store.clone(), keys.clone(), view_tx, ended.clone()));
+    tasks.spawn(kept::keep(config.state_dir.clone(), view.clone(), ended.clone()));
     let announcing = Announcing {
         store: store.clone(),
         keys: keys.clone(),
@@ -127,7 +129,8 @@ pub const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(10);
 
 /// Puts together what is known of this member.
 pub fn facts(config: &Config, worker: &Worker, sql: Option<SqlFacts>) -> Facts {
-    let local = worker.local();
+    let mut local = worker.local();
+    local.etcd_away = worker.etcd_is_away(store::clock::now());
     let is_running = matches!(local.process, Process::Running { .. });
     let now = store::clock::now();
     Facts {

@@ -86,6 +86,7 @@ pub struct Parts {
 pub struct Worker {
     parts: Parts,
     pub door: Door,
+    pub begun: Moment,
     /// Woken when something changed that `reconcile` should see before the action ends.
     pub changed: Arc<Notify>,
     /// Notified when a Cfg was confirmed.
@@ -107,6 +108,7 @@ impl Worker {
     pub fn new(parts: Parts, local: Local, files: MemberStore) -> Self {
         Self {
             door: Door::new(&parts.place, &parts.secrets.superuser),
+            begun: store::clock::now(),
             parts,
             changed: Arc::new(Notify::new()),
             voters_follow: Arc::new(Notify::new()),
@@ -134,7 +136,9 @@ impl Worker {
             Action::StartPrimary { lead, restart } => {
                 open::start_primary(self, lead, *restart).await
             }
+            Action::StartAlone(lead) => open::start_alone(self, lead).await,
             Action::Open(lead) => open::open(self, lead).await,
+            Action::OpenBySigns(lead) => open::open_by_signs(self, lead).await,
             Action::Confirm { cfg, proof } => prove::confirm(self, cfg, *proof).await,
             Action::KeepSlots { members, primary } => slots::keep(self, members, *primary).await,
             Action::Rewind { follow, reason } => rejoin::rewind(self, follow, reason).await,
@@ -198,6 +202,13 @@ impl Worker {
     /// Returns whether the postmaster runs, by the fencer's word.
     pub fn is_running(&self) -> bool {
         matches!(self.lock_local().process, Process::Running { .. })
+    }
+
+    /// Returns whether no renewal has reached etcd for `lease_ttl`.
+    pub fn etcd_is_away(&self, now: Moment) -> bool {
+        let ttl = self.view.borrow().spec.as_ref().map_or(Duration::from_secs(4), |s| s.lease_ttl);
+        let renewed = self.lease.borrow().map(|lease| lease.expires - ttl);
+        now.since(renewed.unwrap_or(self.begun).max(self.begun)) >= ttl
     }
 
     /// Returns the agreed state as last read.

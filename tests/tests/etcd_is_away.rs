@@ -1,11 +1,15 @@
 //! etcd is taken away from a cluster under load. A primary whose voters stream goes on; one that has neither etcd nor
 //! voters stops in time.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
+
 use std::time::Duration;
 
 use chaos::demo::{Config, RecoveredBy};
+use chaos::evidence::Watchers;
 use chaos::fault::Fault;
 use chaos::lab::cleanup::Found;
+use proto::MemberName;
 use system_tests::scene;
 
 #[tokio::test]
@@ -54,4 +58,68 @@ async fn a_primary_without_etcd_and_without_voters_stops_within_lease_ttl() {
         lab.start_member(standby).unwrap();
     }
     lab.wait_redundant(Duration::from_secs(120)).await.unwrap();
+}
+
+/// Waits until `standby` streams from `primary` as one of its voters, by the primary's own word.
+async fn streams(lab: &chaos::lab::Lab, primary: &MemberName, standby: &MemberName) {
+    let session = lab.superuser(primary).await.unwrap();
+    let deadline = store::clock::now() + Duration::from_secs(60);
+    let query = "SELECT count(*) FROM pg_stat_replication
+                  WHERE state = 'streaming' AND sync_state <> 'async' AND application_name LIKE $1";
+    let names = format!("{standby}.e%");
+    while session.client().query_one(query, &[&names]).await.unwrap().get::<_, i64>(0) == 0 {
+        assert!(store::clock::now() < deadline, "{standby} does not stream");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Writes go on by whichever two of three are up, whatever died meanwhile, and nobody asks etcd.
+#[tokio::test]
+async fn without_etcd_every_member_can_die_and_come_back_in_its_place() {
+    let mut scene = scene(|_| {}).await;
+    let lab = &mut scene.lab;
+    let bound = Duration::from_secs(60);
+    lab.wait_redundant(bound).await.unwrap();
+    let (_, primary) = lab.cluster().await.unwrap().service().unwrap();
+    let before = lab.cluster().await.unwrap().service().unwrap();
+    let standbys: Vec<_> = lab.members().into_iter().filter(|m| *m != primary).collect();
+    let watchers = Watchers::start(lab, 4).await.unwrap();
+    watchers.load.acknowledged_count(200, bound).await.unwrap();
+    let steady = (store::clock::now() - Duration::from_secs(1), store::clock::now());
+    lab.kill_etcd().unwrap();
+
+    // The keeper alone: its PostgreSQL is found, and goes on by signs before its old time has passed.
+    let postmaster = lab.postmaster(&primary).unwrap();
+    let struck = lab.kill_keeper(&primary).await.unwrap();
+    lab.start_member(&primary).unwrap();
+    watchers.load.acknowledged_after(struck.at + Duration::from_secs(5), bound).await.unwrap();
+    assert_eq!(lab.postmaster(&primary).unwrap(), postmaster, "PostgreSQL was left alone");
+    assert_eq!(watchers.load.told().unknown, 0, "no session was cut");
+
+    // Both standbys, one after the other: the second one's death shows that the first is a voter again.
+    for standby in &standbys {
+        lab.kill_member(standby).unwrap();
+        lab.member_gone(standby).await.unwrap();
+        lab.start_member(standby).unwrap();
+        streams(lab, &primary, standby).await;
+    }
+    watchers.load.acknowledged_after(store::clock::now(), bound).await.unwrap();
+    assert_eq!(watchers.load.told().unknown, 0, "the primary served on");
+
+    // The primary's PostgreSQL, then all of the primary: started closed, open once a voter holds all of it.
+    let struck = lab.kill_postgres(&primary).unwrap();
+    watchers.load.acknowledged_after(struck.at + Duration::from_secs(1), bound).await.unwrap();
+    eprintln!("writes after {:?}", store::clock::now().since(struck.at));
+    let struck = lab.kill_member(&primary).unwrap();
+    lab.member_gone(&primary).await.unwrap();
+    lab.start_member(&primary).unwrap();
+    watchers.load.acknowledged_after(struck.at + Duration::from_secs(1), bound).await.unwrap();
+    eprintln!("writes after {:?}", store::clock::now().since(struck.at));
+
+    lab.start_etcd().await.unwrap();
+    lab.wait_redundant(Duration::from_secs(120)).await.unwrap();
+    assert_eq!(lab.cluster().await.unwrap().service().unwrap(), before, "no role changed");
+    let (evidence, _) = watchers.finish(lab, steady).await.unwrap();
+    let verdict = chaos::verdict::judge(&evidence);
+    assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");
 }

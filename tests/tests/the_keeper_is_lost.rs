@@ -40,6 +40,53 @@ async fn a_keeper_that_is_killed_and_started_again_takes_over_the_running_postgr
     assert_eq!(watchers.load.told().unknown, 0, "no session was cut");
 }
 
+/// Waits for a keeper of `member` with another pid.
+async fn another_keeper(lab: &chaos::lab::Lab, member: &proto::MemberName, than: i32) {
+    let deadline = store::clock::now() + BOUND;
+    while lab.keeper_process(member).is_none_or(|pid| pid == than) {
+        assert!(store::clock::now() < deadline, "no keeper is started again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_keeper_is_started_again_by_its_fencer_and_no_client_notices() {
+    let mut scene = scene(|config| config.keepers_restart = true).await;
+    let lab = &mut scene.lab;
+    lab.wait_redundant(BOUND).await.unwrap();
+    let (_, primary) = lab.cluster().await.unwrap().service().unwrap();
+    let watchers = Watchers::start(lab, 4).await.unwrap();
+    let postmaster = lab.postmaster(&primary).unwrap();
+    let before = lab.cluster().await.unwrap().service().unwrap();
+    watchers.load.acknowledged_count(200, BOUND).await.unwrap();
+    for round in 0..3 {
+        let keeper = lab.keeper_process(&primary).unwrap();
+        let struck = store::clock::now();
+        match round {
+            0 => drop(lab.signal_keeper(&primary, Signal::SIGKILL).unwrap()),
+            _ => {
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(keeper), Signal::SIGKILL).unwrap()
+            }
+        }
+        another_keeper(lab, &primary, keeper).await;
+        eprintln!("started again {:?} after its death", store::clock::now().since(struck));
+        watchers.load.acknowledged_after(struck + Duration::from_secs(5), BOUND).await.unwrap();
+        lab.wait_redundant(BOUND).await.unwrap();
+    }
+    assert_eq!(lab.postmaster(&primary).unwrap(), postmaster, "PostgreSQL was left alone");
+    assert_eq!(lab.cluster().await.unwrap().service().unwrap(), before, "no role changed");
+    assert_eq!(watchers.load.told().unknown, 0, "no session was cut");
+    // The keeper is a child of the fencer now, as PostgreSQL is: the one's end must not be taken for the other's.
+    lab.kill_postgres(&primary).unwrap();
+    lab.wait_served_after(before.0, BOUND).await.unwrap();
+    lab.wait_redundant(BOUND).await.unwrap();
+    // A member that is killed as a whole stays dead.
+    lab.kill_member(&primary).unwrap();
+    lab.member_gone(&primary).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(lab.processes_of(&primary), [], "nothing rises again");
+}
+
 #[tokio::test]
 async fn a_primary_whose_keeper_is_frozen_is_fenced_within_lease_ttl_and_replaced() {
     let (mut scene, primary) = redundant().await;

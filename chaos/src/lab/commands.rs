@@ -143,6 +143,7 @@ pub fn keeper(
     for of in PASSWORDS {
         command.arg(format!("--{of}-password-file")).arg(layout.password(of));
     }
+    command.args(["--restart-keeper", if config.keepers_restart { "always" } else { "never" }]);
     if let Some(bin) = &config.postgres_bin {
         command.arg("--postgres-bin").arg(bin);
     }

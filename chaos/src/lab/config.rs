@@ -34,6 +34,8 @@ pub struct LabConfig {
     pub postgres_user: String,
     pub lifetime: Lifetime,
     pub placement: Placement,
+    /// Whether a fencer starts its keeper again when that is killed; otherwise only `start_member` does.
+    pub keepers_restart: bool,
     pub narrate: Narrate,
 }
 
@@ -60,6 +62,7 @@ impl LabConfig {
             postgres_user: "postgres".into(),
             lifetime: Lifetime::Tied,
             placement: Placement::Loopback,
+            keepers_restart: false,
             narrate: Arc::new(|line| tracing::info!("{line}")),
         }
     }

@@ -80,3 +80,13 @@ fn root_becomes_postgres_by_itself_and_stays_root_for_nobody() {
         assert_eq!(user(None, true).unwrap().as_deref(), Some("postgres"));
     }
 }
+
+#[test]
+fn a_keeper_that_a_service_manager_has_started_is_left_to_it() {
+    let systemd = |name: &str| (name == "SYSTEMD_EXEC_PID").then(|| "7".to_owned());
+    assert!(!RestartKeeper::Auto.by_fencer(7, systemd));
+    assert!(RestartKeeper::Auto.by_fencer(8, systemd), "systemd started its parent");
+    assert!(RestartKeeper::Auto.by_fencer(7, |_| None));
+    assert!(RestartKeeper::Always.by_fencer(7, systemd));
+    assert!(!RestartKeeper::Never.by_fencer(7, |_| None));
+}

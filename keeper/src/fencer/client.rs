@@ -3,24 +3,27 @@
 //! Nothing here waits without a bound, and dropping every `Fencer` leaves the fencer and its PostgreSQL as they are.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::ffi::OsString;
+use std::io::{ErrorKind, IoSlice};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use proto::Moment;
 use store::clock::now;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::protocol::{
-    Answer, Command, Fenced, FencerEvent, Message, PROTOCOL, Refusal, Request, StartPostgres,
-    Watched, encode,
+    Answer, Command, Fenced, FencerEvent, KeeperCommand, Message, PROTOCOL, Refusal, Request,
+    StartPostgres, Watched, encode,
 };
 use super::server::READY;
 use super::socket_path;
@@ -45,6 +48,22 @@ impl FencerCommand {
     /// Returns the hidden subcommand of the running program, even if its file has been replaced meanwhile.
     pub fn own() -> Self {
         Self { program: "/proc/self/exe".into(), args: vec!["fencer".into()] }
+    }
+}
+
+impl KeeperCommand {
+    /// Returns how this process was started. The program is the one that stands now where it was found, which after an
+    /// upgrade is the new one.
+    pub fn own() -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("find this program")?;
+        let program = program.to_string_lossy().trim_end_matches(" (deleted)").into();
+        let text = |s: OsString| s.to_string_lossy().into_owned();
+        Ok(Self {
+            program,
+            args: std::env::args_os().map(text).collect(),
+            env: std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect(),
+            directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
+        })
     }
 }
 
@@ -113,6 +132,16 @@ impl Fencer {
     pub fn lease_at_most(&self, lease: Duration) {
         let ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
         self.tell(Command::LeaseAtMost { ms });
+    }
+
+    /// Has this keeper started again by `command` should it die, or not at all.
+    pub fn restart_by(&self, keeper: Option<KeeperCommand>) {
+        self.tell(Command::Restart { keeper });
+    }
+
+    /// The same for the last time: returns once the fencer has heard it, or does not answer.
+    pub async fn let_go(&self) {
+        let _ = self.ask(Command::Restart { keeper: None }, ANSWER_PATIENCE).await;
     }
 
     /// Starts PostgreSQL and returns the postmaster's pid. Refused while any process of the data directory lives.
@@ -210,6 +239,7 @@ async fn greet(
     stream: UnixStream,
     data_dir: &Path,
 ) -> anyhow::Result<(Fencer, mpsc::UnboundedReceiver<FencerEvent>, Watched)> {
+    hand_over_output(&stream).await.context("hand the log over to the fencer")?;
     let (asks, asked) = mpsc::unbounded_channel();
     let (events, seen) = mpsc::unbounded_channel();
     tokio::spawn(converse(stream, asked, events));
@@ -229,6 +259,25 @@ async fn greet(
         );
     }
     Ok((fencer, seen, watched))
+}
+
+/// Sends this process's standard error along with a blank, which counts as the beginning of the first line: a keeper
+/// that the fencer starts again goes on writing there.
+async fn hand_over_output(stream: &UnixStream) -> std::io::Result<()> {
+    let descriptors = [nix::libc::STDERR_FILENO];
+    let with = [ControlMessage::ScmRights(&descriptors)];
+    let blank = [IoSlice::new(b" ")];
+    loop {
+        stream.writable().await?;
+        let send = || {
+            let flags = MsgFlags::MSG_NOSIGNAL;
+            Ok(sendmsg::<UnixAddr>(stream.as_raw_fd(), &blank, &with, flags, None)?)
+        };
+        match stream.try_io(Interest::WRITABLE, send) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            sent => return sent.map(drop),
+        }
+    }
 }
 
 /// Passes commands and answers on until either side is gone. Dropping `waiting` tells those who still wait.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::processes::{Process, of_real_directory, roots};
+use super::processes::{Process, but_for, roots};
 
 /// How long an immediate stop may take before processes are killed. Without a stuck process it takes 15 to 20 ms;
 /// with one PostgreSQL itself waits 5 s, and all of a fence has to fit into 0.5 s.
@@ -19,9 +19,10 @@ pub const QUIT_PATIENCE: Duration = Duration::from_millis(250);
 /// one that computes can take 1.4 s, which a restart must not wait for.
 pub const ORPHAN_PATIENCE: Duration = Duration::from_millis(50);
 
-/// Returns the living processes of `data_dir`, with all that descend from this process.
-pub fn left(data_dir: &Path) -> Vec<Process> {
-    of_real_directory(data_dir, Some(std::process::id()))
+/// Returns the living processes of `data_dir`, with all that descend from this process,
+/// but for the keeper that the fencer has started.
+pub fn left(data_dir: &Path, keeper: Option<u32>) -> Vec<Process> {
+    but_for(data_dir, Some(std::process::id()), keeper)
 }
 
 /// Asks the postmasters among `processes` for an immediate stop.

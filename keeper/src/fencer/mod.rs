@@ -7,6 +7,7 @@
 //! - PostgreSQL gets SIGQUIT from the kernel when the fencer dies, whatever it died of.
 //! - Once "serve until T" has passed on CLOCK_BOOTTIME, no process of the data directory is left to live.
 //! - *Gone* is only said when no process of the data directory lives; zombies do not count.
+//! - A keeper that dies is started again, if it has asked for that.
 //! - SIGTERM fences PostgreSQL and then ends the fencer; SIGHUP and SIGINT do nothing.
 
 mod client;
@@ -17,6 +18,7 @@ pub mod limit;
 mod log;
 mod processes;
 mod protocol;
+mod revival;
 mod server;
 mod shelter;
 mod stale_lock;
@@ -27,7 +29,8 @@ use std::path::{Path, PathBuf};
 pub use client::{Fencer, FencerCommand, FencerError};
 pub use processes::Process;
 pub use protocol::{
-    Exit, FenceReason, Fenced, FencerEvent, PROTOCOL, Postmaster, Refusal, StartPostgres, Watched,
+    Exit, FenceReason, Fenced, FencerEvent, KeeperCommand, PROTOCOL, Postmaster, Refusal,
+    StartPostgres, Watched,
 };
 pub use server::main;
 pub use stale_lock::clear_stale_locks;

@@ -60,6 +60,11 @@ impl Process {
 /// One look is no proof that none is left: a process can fork behind it. The postmaster, the one that forks, must
 /// have been dead before.
 pub fn of_real_directory(data_dir: &Path, ancestor: Option<u32>) -> Vec<Process> {
+    but_for(data_dir, ancestor, None)
+}
+
+/// The same, without the descendants of `stranger` that are not PostgreSQL's.
+pub fn but_for(data_dir: &Path, ancestor: Option<u32>, stranger: Option<u32>) -> Vec<Process> {
     let all: BTreeMap<u32, Process> = living().into_iter().map(|p| (p.pid, p)).collect();
     let mut ours: BTreeSet<u32> =
         all.values().filter(|p| p.is_postgres_in(data_dir)).map(|p| p.pid).collect();
@@ -70,6 +75,9 @@ pub fn of_real_directory(data_dir: &Path, ancestor: Option<u32>) -> Vec<Process>
         for _ in 0..all.len() {
             if ours.contains(&pid) {
                 return true;
+            }
+            if Some(pid) == stranger {
+                return false;
             }
             match all.get(&pid) {
                 Some(process) => pid = process.parent,

@@ -47,6 +47,11 @@ pub enum Command {
         signal: String,
     },
     Fence,
+    /// How to start this keeper again should it die; `None`: not at all. Its output goes to the descriptor that came
+    /// with the connection's first byte.
+    Restart {
+        keeper: Option<KeeperCommand>,
+    },
     /// Ends the fencer, if no PostgreSQL runs.
     Exit,
 }
@@ -64,6 +69,18 @@ pub struct StartPostgres {
     /// Until when it may serve; `None` for a standby, which needs no right.
     #[serde(with = "boottime_ns")]
     pub deadline: Option<Moment>,
+}
+
+/// How a keeper was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeeperCommand {
+    /// The full path of the program.
+    pub program: PathBuf,
+    /// With the name that it was called by.
+    pub args: Vec<String>,
+    /// All of its environment.
+    pub env: BTreeMap<String, String>,
+    pub directory: PathBuf,
 }
 
 /// What a fencer sends.

@@ -23,6 +23,7 @@ use store::clock::now;
 use super::connection::Connection;
 use super::log::Log;
 use super::protocol::{Answer, Command, FenceReason, Message, PROTOCOL, Refusal, Request};
+use super::revival::Revival;
 use super::ward::{Said, Ward};
 use super::{FencerArgs, lock_path, log_path, shelter, socket_path};
 
@@ -91,6 +92,7 @@ struct Server {
     timer: TimerFd,
     log: Log,
     ward: Ward,
+    revival: Revival,
     /// The connection that may command.
     keeper: Option<Connection>,
     /// The last one accepted that has not said hello.
@@ -129,7 +131,9 @@ impl Server {
         leave_standard_streams(&stderr).context("leave the standard streams")?;
         let (keeper, newcomer) = (None, None);
         let socket = socket_path(&args.state_dir);
-        Ok(Self { listener, signals, timer, log, ward, keeper, newcomer, socket, leaving: false })
+        let revival = Revival::default();
+        let leaving = false;
+        Ok(Self { listener, signals, timer, log, ward, revival, keeper, newcomer, socket, leaving })
     }
 
     /// Runs until nothing is in care and it is to leave. It has no other bound: it is there for PostgreSQL's life.
@@ -143,7 +147,7 @@ impl Server {
             let said = self.ward.advance(now());
             said.into_iter().for_each(|said| self.tell(said));
             self.newcomer.take_if(|c| c.ended);
-            self.keeper.take_if(|c| c.ended);
+            self.look_after_the_keeper();
             if self.is_forsaken() && !self.socket.exists() {
                 self.log.note("the state directory is gone, and nothing is left to guard");
                 self.leaving = true;
@@ -156,8 +160,23 @@ impl Server {
         self.log.write();
     }
 
+    /// Starts the keeper again if it has died and asked for that.
+    fn look_after_the_keeper(&mut self) {
+        if self.keeper.take_if(|c| c.ended).is_some() {
+            self.revival.lost(now());
+        }
+        if !self.leaving
+            && self.keeper.is_none()
+            && let Some(line) = self.revival.advance(now())
+        {
+            self.log.note(line);
+        }
+        self.ward.keeper_is(self.revival.child());
+    }
+
     fn wait(&mut self) -> nix::Result<()> {
-        match self.ward.wake_at(now()) {
+        let due = self.revival.wake_at().filter(|_| self.keeper.is_none() && !self.leaving);
+        match self.ward.wake_at(now()).into_iter().chain(due).min() {
             Some(at) => self.timer.set(expiration(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?,
             None => self.timer.unset()?,
         }
@@ -180,7 +199,8 @@ impl Server {
 
     /// Returns whether nobody is there to command it, and nothing to guard.
     fn is_forsaken(&self) -> bool {
-        self.keeper.is_none() && self.newcomer.is_none() && self.ward.is_idle()
+        let nobody = self.keeper.is_none() && self.newcomer.is_none();
+        nobody && self.ward.is_idle() && !self.revival.is_under_way()
     }
 
     fn take_signals(&mut self) {
@@ -212,6 +232,7 @@ impl Server {
                 self.log.note("a keeper has connected");
                 // Whoever asked for a fence before is gone; the numbers of its requests mean others now.
                 self.ward.forget_requests();
+                self.revival.connected(newcomer.peer(), now());
                 self.keeper = Some(newcomer);
                 self.tell(Said::Answer { id, outcome: Ok(Answer::Watched(self.ward.watched())) });
                 more.iter().for_each(|line| self.command(line));
@@ -234,6 +255,11 @@ impl Server {
             Command::Start(start) => self.ward.start(&start, now()),
             Command::ServeUntil { until } => self.ward.serve_until(until, now()),
             Command::Signal { signal } => self.ward.signal(&signal),
+            Command::Restart { keeper } => {
+                let output = self.keeper.as_mut().and_then(|c| c.passed.take());
+                self.revival.asked(keeper, output);
+                Ok(Answer::Done)
+            }
             // Answered by the ward once no process is left.
             Command::Fence => return self.ward.fence(FenceReason::Asked, Some(id), now()),
             Command::Exit => self.ward.check_idle().map(|()| {
@@ -253,6 +279,12 @@ impl Server {
     fn tell(&mut self, said: Said) {
         let message = match said {
             Said::Note(text) => return self.log.note(text),
+            Said::ChildEnded { pid, code } => {
+                if self.revival.reaped(pid, code, now()) {
+                    self.log.note(format!("the keeper {pid} has ended"));
+                }
+                return;
+            }
             Said::Answer { id, outcome } => Message::Answer { id, outcome },
             Said::Event(event) => Message::Event(event),
         };

@@ -54,6 +54,16 @@ pub fn harden() -> Vec<String> {
     refused
 }
 
+/// Gives back, in a child, what was taken: the priority and the exemption from the OOM killer.
+pub fn unharden() {
+    if nice() < 0 {
+        set_nice(0, 0);
+    }
+    if oom_score_adj() < 0 {
+        let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+    }
+}
+
 /// Returns this process's adjustment for the OOM killer, 0 where it cannot be read.
 pub fn oom_score_adj() -> i32 {
     let text = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();

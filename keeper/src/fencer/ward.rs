@@ -35,8 +35,16 @@ const FENCE_PATIENCE: Duration = Duration::from_secs(3);
 /// What the server passes on to the keeper or writes into the log.
 pub enum Said {
     Event(FencerEvent),
-    Answer { id: u64, outcome: Result<Answer, Refusal> },
+    Answer {
+        id: u64,
+        outcome: Result<Answer, Refusal>,
+    },
     Note(String),
+    /// A child that was not the postmaster has ended, with this status unless it was killed.
+    ChildEnded {
+        pid: u32,
+        code: Option<i32>,
+    },
 }
 
 pub struct Ward {
@@ -49,6 +57,8 @@ pub struct Ward {
     ending: Option<Ending>,
     last_exit: Option<Exit>,
     said: Vec<Said>,
+    /// The keeper that the fencer has started: its child, and none of PostgreSQL's processes.
+    keeper: Option<u32>,
 }
 
 /// The time between the postmaster's death, or the order to fence, and *gone*.
@@ -80,7 +90,13 @@ impl Ward {
             ending: None,
             last_exit: None,
             said: Vec::new(),
+            keeper: None,
         }
+    }
+
+    /// Notes which child is the keeper.
+    pub fn keeper_is(&mut self, pid: Option<u32>) {
+        self.keeper = pid;
     }
 
     /// Starts PostgreSQL, unless any process of the data directory lives.
@@ -226,7 +242,8 @@ impl Ward {
         Some(now + if late { LOOK_AGAIN_LATE } else { LOOK_AGAIN })
     }
 
-    /// Collects what has ended; returns whether any child still lives.
+    /// Collects what has ended; returns whether any child still lives. With the keeper among them this cannot tell:
+    /// then only a look at all processes does.
     fn reap(&mut self, now: Moment) -> bool {
         loop {
             let (pid, status, code) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -236,12 +253,16 @@ impl Ward {
                 Ok(WaitStatus::Signaled(pid, signal, _)) => {
                     (pid, format!("killed by {signal}"), -1)
                 }
-                Ok(WaitStatus::StillAlive) => return true,
+                Ok(WaitStatus::StillAlive) => return self.keeper.is_none(),
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(_) => return false,
             };
             if self.postmaster.as_ref().is_some_and(|p| p.pid as i32 == pid.as_raw()) {
                 self.exited(status, code == 0, now);
+            } else {
+                let (pid, code) = (pid.as_raw().unsigned_abs(), (code >= 0).then_some(code));
+                self.keeper.take_if(|keeper| *keeper == pid);
+                self.said.push(Said::ChildEnded { pid, code });
             }
         }
     }
@@ -262,16 +283,18 @@ impl Ward {
 
     /// Looks whether all processes are gone, and kills those that have had their time.
     fn pursue(&mut self, children_live: bool, now: Moment) {
-        let Some(ending) = &mut self.ending else { return };
+        let Some(ending) = &self.ending else { return };
         let overdue = now >= ending.kill_from;
         let some_live = self.postmaster.is_some() || children_live;
         if some_live && !overdue {
             return;
         }
-        let left = fence::left(&self.data_dir);
-        if !some_live && left.is_empty() {
+        let left = self.left();
+        // Two looks, because one can miss a process whose parent ends while it is taken.
+        if !some_live && left.is_empty() && self.left().is_empty() {
             return self.gone();
         }
+        let Some(ending) = &mut self.ending else { return };
         if !overdue {
             return;
         }
@@ -304,13 +327,17 @@ impl Ward {
 impl Ward {
     /// Asks for an immediate stop of what an earlier fencer left; returns whether there was anything.
     fn quit_strays(&mut self) -> bool {
-        let left = fence::left(&self.data_dir);
+        let left = self.left();
         fence::quit(&left).into_iter().for_each(|p| self.note(p));
         !left.is_empty()
     }
 
     fn strays(&self) -> Vec<u32> {
-        pids(&fence::left(&self.data_dir))
+        pids(&self.left())
+    }
+
+    fn left(&self) -> Vec<Process> {
+        fence::left(&self.data_dir, self.keeper)
     }
 
     fn note(&mut self, text: String) {

@@ -513,3 +513,87 @@ fn a_standby_does_not_follow_past_the_history_of_a_dead_epoch() {
     facts.local.unreached = [Timeline(4)].into();
     assert!(matches!(decide(&view, &facts), Action::Repoint { .. }), "it is only not there yet");
 }
+
+/// The primary of epoch 2 as its keeper finds it while etcd is away.
+fn primary_without_etcd() -> Facts {
+    let mut facts = facts("b", 2, Role::Primary);
+    facts.local.etcd_away = true;
+    facts
+}
+
+#[test]
+fn with_etcd_away_a_dead_primary_is_started_alone_unless_it_has_promised_another_epoch() {
+    let mut facts = primary_without_etcd();
+    assert!(matches!(decide(&view(), &facts), Action::StartAlone(_)));
+    facts.local.etcd_away = false;
+    assert_eq!(decide(&view(), &facts), Action::Hold(Hold::WaitingForRestartOrder));
+    let mut sealed = primary_without_etcd();
+    sealed.files.promise = Epoch(3);
+    assert_eq!(decide(&view(), &sealed), Action::Hold(Hold::StaleEpoch));
+    let mut replaced = primary_without_etcd();
+    replaced.member = name("a");
+    replaced.files.epoch = Epoch(1);
+    replaced.files.promise = Epoch(1);
+    assert_eq!(decide(&view(), &replaced), Action::Scan, "the former primary of an older epoch");
+}
+
+#[test]
+fn with_etcd_away_a_running_primary_opens_by_signs_and_an_order_does_not_close_it() {
+    let mut view = view();
+    let mut facts = running(primary_without_etcd(), sql(false, 2));
+    assert!(matches!(decide(&view, &facts), Action::OpenBySigns(_)));
+    facts.local.etcd_away = false;
+    assert!(matches!(decide(&view, &facts), Action::Open(_)));
+    // A keeper that has only its copy proves its right at once: the fencer waits for no lease_ttl.
+    view.state_revision = 0;
+    assert!(matches!(decide(&view, &facts), Action::OpenBySigns(_)));
+    facts.local.opened =
+        Some(Opened { epoch: Epoch(2), timeline: Timeline(2), start_lsn: Lsn(100), restart: 0 });
+    let order = RestartOrder { member: name("b"), epoch: Epoch(2), number: 4 };
+    view.state.as_mut().unwrap().restart = Some(order);
+    assert_eq!(decide(&view, &facts), Action::Hold(Hold::Leading));
+}
+
+#[test]
+fn by_a_copy_of_the_state_nobody_is_promoted_no_data_is_touched_and_no_names_are_changed() {
+    let mut view = view();
+    view.state_revision = 0;
+    let waits = Action::Hold(Hold::WaitingForEtcd);
+    let mut former = facts("a", 1, Role::Primary);
+    former.local.end_of_wal = Some(at(1, 101));
+    assert_eq!(decide(&view, &former), waits, "rewind");
+    former.files.role = Role::Standby;
+    assert_eq!(decide(&view, &former), waits, "copy");
+    let mut chosen = running(facts("b", 1, Role::Standby), sql(true, 1));
+    chosen.files.promise = Epoch(2);
+    chosen.local.seal =
+        Some(Seal { sealing: Epoch(2), position: at(1, 100), replayed: Lsn(100), clean: true });
+    assert_eq!(decide(&view, &chosen), waits, "promotion");
+    let mut open = running(primary_without_etcd(), sql(false, 2));
+    open.local.opened =
+        Some(Opened { epoch: Epoch(2), timeline: Timeline(2), start_lsn: Lsn(100), restart: 0 });
+    assert_eq!(
+        decide(&view, &open),
+        Action::Hold(Hold::Leading),
+        "the Cfg may have left the record"
+    );
+    view.state.as_mut().unwrap().number = StateNumber(0);
+    assert!(matches!(decide(&view, &open), Action::Hold(Hold::Frozen(_))), "too old a copy");
+}
+
+#[test]
+fn without_etcd_a_stopped_standby_follows_as_its_settings_on_disk_say() {
+    let mut view = view();
+    view.state_revision = 0;
+    let mut facts = facts("c", 2, Role::Standby);
+    facts.local.end_of_wal = Some(at(2, 150));
+    let upstream = Upstream {
+        epoch: Epoch(2),
+        host: "127.0.0.1".into(),
+        port: 5432,
+        name: StreamName::Voter { round: 0 },
+    };
+    facts.local.settings = Some(Settings { upstream: Some(upstream), ..Settings::cut_off() });
+    view.reports.clear();
+    assert!(matches!(decide(&view, &facts), Action::StartStandby { .. }));
+}

@@ -1,0 +1,62 @@
+//! What becomes of an action while etcd is away, or has not answered since the keeper's start, so that the view is this
+//! member's own copy. A copy can be old: what it names was agreed once, and what it does not name may be agreed by now.
+//!
+//! So nothing is done on its word that takes data or power from anybody. A primary may serve, because the flush of its
+//! voters, and not the state, proves that it was not replaced (I2, I18).
+
+use proto::assignment::Assignment;
+
+use crate::action::{Action, Hold};
+use crate::facts::{ClusterView, Facts};
+
+/// Returns what is done instead of `wanted` while etcd does not answer.
+pub fn without_etcd(view: &ClusterView, facts: &Facts, wanted: Action) -> Action {
+    let copy = view.is_copy();
+    if !copy && !facts.local.etcd_away {
+        return wanted;
+    }
+    match wanted {
+        // It is open already, and only the order that the state holds is another one.
+        Action::Open(lead) if facts.local.opened.is_some_and(|o| o.epoch == lead.epoch) => {
+            Action::Hold(Hold::Leading)
+        }
+        Action::Open(lead) => Action::OpenBySigns(lead),
+        Action::Hold(Hold::WaitingForRestartOrder) | Action::StartPrimary { .. }
+            if facts.local.etcd_away =>
+        {
+            start_alone(view, facts).unwrap_or(wanted)
+        }
+        // The Cfg may have left the record since: other names than those in force are not put in force (I3).
+        Action::Confirm { .. } if copy => Action::Hold(Hold::Leading),
+        Action::StartPrimary { .. }
+        | Action::Found
+        | Action::StartSealed { .. }
+        | Action::MarkComplete { .. }
+        | Action::Promote(_)
+        | Action::TakeRight { .. }
+        | Action::Rewind { .. }
+        | Action::Copy { .. }
+            if copy =>
+        {
+            Action::Hold(Hold::WaitingForEtcd)
+        }
+        wanted => wanted,
+    }
+}
+
+/// A primary of its own epoch that has promised no other, and whose PostgreSQL is down.
+fn start_alone(view: &ClusterView, facts: &Facts) -> Option<Action> {
+    let state = view.state.as_ref()?;
+    match proto::assignment::assignment(state, &facts.member) {
+        Assignment::Lead(lead)
+            if lead.epoch == facts.files.epoch && lead.epoch == facts.files.promise =>
+        {
+            Some(Action::StartAlone(lead))
+        }
+        Assignment::Lead(_)
+        | Assignment::Wait
+        | Assignment::Found
+        | Assignment::Seal { .. }
+        | Assignment::Follow(_) => None,
+    }
+}
