@@ -69,6 +69,8 @@ pub enum Condition {
     FounderAway { founder: MemberName },
     /// The primary of this open epoch holds no right.
     Lapsed { epoch: Epoch },
+    /// The same, and others are there that could replace it.
+    Replaceable { epoch: Epoch },
     /// The primary's keeper lives and does not say that PostgreSQL serves.
     NotServing { epoch: Epoch },
     /// The primary has not opened and shows no progress since.

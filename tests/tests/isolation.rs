@@ -8,8 +8,8 @@
 use std::time::Duration;
 
 use chaos::evidence::Watchers;
-use chaos::lab::network::Placement;
 use chaos::lab::network::cut::{Cut, Others, Way};
+use chaos::lab::network::{Placement, Site};
 use chaos::lab::{LabConfig, Service, Struck};
 use proto::{MemberName, Moment};
 use store::clock;
@@ -29,6 +29,8 @@ impl Cluster {
     async fn start(change: impl FnOnce(&mut LabConfig)) -> Self {
         let scene = scene(|config| {
             config.placement = Placement::Namespaces;
+            // Below the default of 10 s, to save time: nothing but waiting depends on it.
+            config.spec.isolation_grace = Duration::from_secs(5);
             change(config);
         })
         .await;
@@ -55,6 +57,31 @@ impl Cluster {
         assert_ne!(after, primary, "{what}");
         self.stops(&primary, struck, what).await;
         self.heals(struck, what).await
+    }
+
+    /// Cuts a member off as it asks, expects that no role changes for `time`, and heals. Returns how long writes were away.
+    async fn keeps_its_primary(&mut self, what: &str, cuts: &[Cut], time: Duration) -> Duration {
+        let before = self.primary().await;
+        let struck = self.scene.lab.partition(&cuts[0]).await.unwrap();
+        for cut in &cuts[1..] {
+            self.scene.lab.partition(cut).await.unwrap();
+        }
+        self.watchers.load.acknowledged_after(clock::now() + time, BOUND).await.unwrap();
+        let gap = self.heals(struck, what).await;
+        assert_eq!(self.primary().await, before, "{what}");
+        gap
+    }
+
+    async fn standby(&self) -> MemberName {
+        let (_, primary) = self.primary().await;
+        let mut others = self.scene.lab.members().into_iter().filter(|m| *m != primary);
+        others.next().unwrap()
+    }
+
+    /// The cause of the last failover, and what it rested on.
+    async fn last_cause(&self) -> String {
+        let last = self.scene.lab.history().await.unwrap().pop().unwrap();
+        format!("{}: {}", last.cause, last.evidence.join("; "))
     }
 
     /// The fenced primary is gone within `lease_ttl` of its last renewal or sign, whoever it was cut from.
@@ -103,5 +130,65 @@ async fn a_primary_that_is_cut_off_is_replaced_and_never_acknowledges_beside_its
         let gap = cluster.loses_its_primary(what, |member| Cut::isolated(member).way(way)).await;
         assert!(gap < Duration::from_secs(8), "{what}: {gap:?}");
     }
+    cluster.held_the_promise().await;
+}
+
+#[tokio::test]
+async fn cuts_that_leave_enough_voters_change_no_role_and_those_that_do_not_are_found_out() {
+    let mut cluster = Cluster::start(|_| {}).await;
+    let standby = cluster.standby().await;
+    let gap = cluster
+        .keeps_its_primary(
+            "a standby is cut off",
+            &[Cut::isolated(&standby)],
+            Duration::from_secs(6),
+        )
+        .await;
+    assert!(gap < Duration::from_secs(2), "the other standby acknowledges: {gap:?}");
+    // The primary and one voter together, without etcd: they acknowledge, and nobody else can.
+    let (_, primary) = cluster.primary().await;
+    let alone = cluster.standby().await;
+    let voter =
+        cluster.scene.lab.members().into_iter().find(|m| *m != primary && *m != alone).unwrap();
+    let rest = [Others::Etcd, Others::Sentinels, Others::One(Site::Member(alone))];
+    let cuts: Vec<Cut> = [&voter, &primary]
+        .into_iter()
+        .flat_map(|member| rest.iter().map(move |other| Cut::between(member, other.clone())))
+        .collect();
+    let past_all_grace = Duration::from_secs(12);
+    let gap = cluster.keeps_its_primary("cut off with a voter", &cuts, past_all_grace).await;
+    assert!(gap < Duration::from_secs(2), "its voter acknowledges: {gap:?}");
+    let resets = |member: &MemberName| Cut::isolated(member).reset();
+    cluster.loses_its_primary("cut off by resets", resets).await;
+    // Streams break and keepers hear each other: nobody is silent, and commits wait.
+    let streams = |member: &MemberName| Cut::between(member, Others::Members).tcp_only();
+    let gap = cluster.loses_its_primary("without streams", streams).await;
+    assert!(cluster.last_cause().await.contains("no voter receives"), "{gap:?}");
+    cluster.held_the_promise().await;
+}
+
+#[tokio::test]
+async fn of_two_members_the_standby_is_believed_when_the_leader_hears_nothing_either() {
+    let mut cluster = Cluster::start(|config| config.members = 2).await;
+    // The leader hears the primary: the standby's own link may be the one that is cut. Commits wait for it.
+    let (before, primary) = cluster.primary().await;
+    let standby = cluster.standby().await;
+    let one = Cut::between(&standby, Others::One(Site::Member(primary.clone())));
+    let struck = cluster.scene.lab.partition(&one).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(cluster.primary().await, (before, primary));
+    cluster.scene.lab.heal().await.unwrap();
+    cluster.heals(struck, "one link of two members").await;
+    assert_eq!(cluster.primary().await.0, before);
+    // Commits wait for the old primary's return, as two members in strict mode do.
+    let (_, primary) = cluster.primary().await;
+    let struck = cluster.scene.lab.partition(&Cut::isolated(&primary)).await.unwrap();
+    cluster.scene.lab.wait_served_after(before, BOUND).await.unwrap();
+    let cause = cluster.last_cause().await;
+    assert!(cause.contains("does not answer the leader either"), "{cause}");
+    cluster.stops(&primary, struck, "one of two members").await;
+    cluster.scene.lab.heal().await.unwrap();
+    cluster.scene.lab.wait_redundant(BOUND).await.unwrap();
+    cluster.watchers.load.acknowledged_after(clock::now(), BOUND).await.unwrap();
     cluster.held_the_promise().await;
 }

@@ -106,6 +106,9 @@ pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
         Phase::Open => {
             if !inputs.right_is_held() {
                 holding.insert(Condition::Lapsed { epoch });
+                if inputs.others_can_replace() {
+                    holding.insert(Condition::Replaceable { epoch });
+                }
             }
             if report.is_some_and(|r| !matches!(r.server, Server::Primary { .. })) {
                 holding.insert(Condition::NotServing { epoch });
@@ -220,7 +223,12 @@ fn lapse(inputs: &Inputs, report: Option<&MemberReport>) -> Situation {
         let waiting = WaitingOn::PrimaryKey { primary: primary.clone(), heard_by };
         return Situation::Waiting(waiting, None);
     }
-    match inputs.patience_left(&condition, inputs.spec.isolation_grace) {
+    // Who could replace it may have been away too, and come back first: the primary has the same time after that.
+    let grace = match inputs.others_can_replace() {
+        true => Condition::Replaceable { epoch: inputs.state.epoch },
+        false => condition.clone(),
+    };
+    match inputs.patience_left(&grace, inputs.spec.isolation_grace) {
         None => lost(LossKind::Isolated),
         Some(until) => {
             let waiting = WaitingOn::IsolationGrace { primary: primary.clone(), heard_by };

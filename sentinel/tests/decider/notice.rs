@@ -88,6 +88,27 @@ fn a_voter_that_hears_the_primary_gives_it_grace_and_a_new_leader_gives_it_anew(
 }
 
 #[test]
+fn members_that_were_all_away_from_etcd_and_come_back_before_the_primary_replace_nobody() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    let reports = scene.seen.members.clone();
+    for member in ["a", "b", "c"] {
+        scene.vanishes(member);
+    }
+    // The leader itself could read all the time.
+    scene.pass(Duration::from_secs(60));
+    for member in ["b", "c"] {
+        scene.seen.members.insert(name(member), reports[&name(member)].clone());
+        scene.settle();
+        assert_eq!(scene.sealing(), None, "the keeper of a needs some tries too");
+    }
+    scene.pass(Duration::from_secs(9));
+    assert!(matches!(scene.waits(), WaitingOn::IsolationGrace { .. }));
+    scene.pass(Duration::from_secs(1));
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)), "it had its time");
+}
+
+#[test]
 fn who_never_heard_this_primary_cannot_call_it_silent() {
     let mut scene = Scene::serving("a", &["b", "c"]);
     scene.vanishes("a");

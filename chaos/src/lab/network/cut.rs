@@ -20,6 +20,7 @@ pub struct Cut {
     pub from: Others,
     pub way: Way,
     pub how: How,
+    pub traffic: Traffic,
 }
 
 /// Which other hosts.
@@ -54,6 +55,14 @@ pub enum How {
     Reset,
 }
 
+/// Which kind of packets are lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    All,
+    /// TCP alone: sessions and streams. Keepers still hear each other, as behind a firewall that was set up badly.
+    Tcp,
+}
+
 impl Cut {
     /// A member that loses members, etcd and sentinels, silently and in both directions.
     pub fn isolated(member: &MemberName) -> Self {
@@ -63,7 +72,7 @@ impl Cut {
     /// A member that loses some others, silently and in both directions.
     pub fn between(member: &MemberName, from: Others) -> Self {
         let site = Site::Member(member.clone());
-        Self { site, from, way: Way::Both, how: How::BlackHole }
+        Self { site, from, way: Way::Both, how: How::BlackHole, traffic: Traffic::All }
     }
 
     /// The same in one direction only.
@@ -78,6 +87,12 @@ impl Cut {
         Self { how: How::Reset, ..self }
     }
 
+    /// The same for TCP alone.
+    #[must_use]
+    pub fn tcp_only(self) -> Self {
+        Self { traffic: Traffic::Tcp, ..self }
+    }
+
     fn covers(&self, other: &Site) -> bool {
         if *other == self.site {
             return false;
@@ -89,6 +104,15 @@ impl Cut {
             Others::Members => matches!(other, Site::Member(_)),
             Others::Sentinels => matches!(other, Site::Sentinel(_)),
             Others::One(site) => other == site,
+        }
+    }
+}
+
+impl Traffic {
+    fn rule(self) -> &'static str {
+        match self {
+            Traffic::All => "",
+            Traffic::Tcp => "ip protocol tcp ",
         }
     }
 }
@@ -110,8 +134,11 @@ impl Network {
         pairs
     }
 
-    fn lost(&self) -> BTreeSet<Pair> {
-        self.cuts.iter().flat_map(|cut| self.lost_by(cut)).collect()
+    /// What `traffic` loses: TCP what all loses, too.
+    fn lost(&self, traffic: Traffic) -> BTreeSet<Pair> {
+        let cuts = self.cuts.iter();
+        let which = cuts.filter(|cut| traffic == Traffic::Tcp || cut.traffic == Traffic::All);
+        which.flat_map(|cut| self.lost_by(cut)).collect()
     }
 
     /// Adds a cut to those in force.
@@ -147,7 +174,8 @@ impl Network {
         for cut in self.cuts.iter().filter(|c| c.how == How::BlackHole) {
             for (from, to) in self.lost_by(cut) {
                 let (from, to) = (self.place(&from)?.address, self.place(&to)?.address);
-                let _ = writeln!(rules, "ip saddr {from} ip daddr {to} drop");
+                let which = cut.traffic.rule();
+                let _ = writeln!(rules, "ip saddr {from} ip daddr {to} {which}drop");
             }
         }
         let chain = format!("chain cut {{ type filter hook prerouting priority 0;\n{rules} }}");
@@ -171,7 +199,7 @@ impl Network {
                 };
                 let address = self.place(&other)?.address;
                 let _ = writeln!(rules, "ip {end} {address} ip protocol tcp reject with tcp reset");
-                let _ = writeln!(rules, "ip {end} {address} drop");
+                let _ = writeln!(rules, "ip {end} {address} {}drop", cut.traffic.rule());
             }
         }
         Ok(format!(
@@ -187,34 +215,40 @@ impl Network {
         run(&mut command, rules).context("change the rules of the lab's network")
     }
 
-    /// Sends datagrams between all hosts that `cuts` concern; demands that just those arrive that may.
+    /// Sends datagrams between all hosts that `cuts` concern, and connects where a cut is of TCP; demands that just that
+    /// arrives that may.
     async fn prove(&self, cuts: &[Cut]) -> anyhow::Result<()> {
-        let lost = self.lost();
         let mut looks = Vec::new();
         for cut in cuts {
             for other in self.places.keys().filter(|site| **site != cut.site) {
                 for (from, to) in [(&cut.site, other), (other, &cut.site)] {
                     let places = (self.place(from)?.clone(), self.place(to)?.clone());
-                    let may_pass = !lost.contains(&(from.clone(), to.clone()));
-                    let look =
-                        tokio::task::spawn_blocking(move || probe::passes(&places.0, &places.1));
-                    looks.push((from.clone(), to.clone(), may_pass, look));
+                    let look = match cut.traffic {
+                        Traffic::All => probe::passes,
+                        Traffic::Tcp => probe::connects,
+                    };
+                    let look = tokio::task::spawn_blocking(move || look(&places.0, &places.1));
+                    looks.push((cut.traffic, (from.clone(), to.clone()), look));
                 }
             }
         }
-        for (from, to, may_pass, look) in looks {
+        for (traffic, (from, to), look) in looks {
             let passed = look.await?.with_context(|| format!("probe from {from} to {to}"))?;
-            ensure!(
-                passed == may_pass,
-                "a datagram from {from} to {to} {}",
-                if passed {
-                    "passed though they are cut"
-                } else {
-                    "was lost though nothing cuts them"
-                }
-            );
+            let fault = match passed {
+                true => "passed though they are cut",
+                false => "was lost though nothing cuts them",
+            };
+            let may_pass = self.may_pass(traffic, &(from.clone(), to.clone()));
+            ensure!(passed == may_pass, "a packet from {from} to {to} {fault}");
         }
         Ok(())
+    }
+
+    /// A connection needs both directions.
+    fn may_pass(&self, traffic: Traffic, pair: &Pair) -> bool {
+        let lost = self.lost(traffic);
+        let back = (pair.1.clone(), pair.0.clone());
+        !lost.contains(pair) && (traffic == Traffic::All || !lost.contains(&back))
     }
 }
 

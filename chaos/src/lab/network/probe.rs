@@ -1,6 +1,6 @@
-//! Whether a datagram of one host reaches another. Each direction is seen by itself, which no TCP connection shows.
+//! Whether one host reaches another: by datagrams, each direction by itself, or by a connection.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -32,8 +32,25 @@ pub fn passes(from: &Place, to: &Place) -> anyhow::Result<bool> {
     probe.join().map_err(|_| anyhow::anyhow!("the probe panicked"))?
 }
 
+/// Returns whether TCP connects. Blocks for up to `WAIT`.
+pub fn connects(from: &Place, to: &Place) -> anyhow::Result<bool> {
+    let (from, to) = (from.clone(), to.clone());
+    let probe = std::thread::spawn(move || -> anyhow::Result<bool> {
+        enter(&to)?;
+        let listener = TcpListener::bind((to.address, 0)).context("listen there")?;
+        let address: SocketAddr = listener.local_addr()?;
+        enter(&from)?;
+        Ok(TcpStream::connect_timeout(&address, WAIT).is_ok())
+    });
+    probe.join().map_err(|_| anyhow::anyhow!("the probe panicked"))?
+}
+
+fn enter(place: &Place) -> anyhow::Result<()> {
+    setns(place.namespace.as_ref(), CloneFlags::CLONE_NEWNET).context("enter a host's network")
+}
+
 /// A socket stays in the namespace in which it was made.
 fn socket(place: &Place) -> anyhow::Result<UdpSocket> {
-    setns(place.namespace.as_ref(), CloneFlags::CLONE_NEWNET).context("enter a host's network")?;
+    enter(place)?;
     UdpSocket::bind((place.address, 0)).context("open a socket there")
 }

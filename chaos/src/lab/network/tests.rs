@@ -2,7 +2,7 @@
 
 use std::process::Child;
 
-use super::cut::{How, Others, Way};
+use super::cut::{How, Others, Traffic, Way};
 use super::*;
 use crate::lab::config::{DIRECTORY_PREFIX, Layout};
 
@@ -47,7 +47,9 @@ impl Scene {
     }
 
     fn cut(&mut self, from: Others, way: Way, how: How) {
-        self.network.cut(&Cut { site: member("a"), from, way, how }).unwrap();
+        self.network
+            .cut(&Cut { site: member("a"), from, way, how, traffic: Traffic::All })
+            .unwrap();
     }
 }
 
@@ -78,6 +80,26 @@ fn a_cut_bites_where_it_should_and_nowhere_else_and_its_undo_leaves_nothing() {
             scene.network.mend().unwrap();
             assert_eq!(passing(&scene), [true; 6], "undo of {from:?} {way:?} {how:?}");
         }
+    }
+}
+
+#[test]
+fn a_cut_of_tcp_leaves_datagrams() {
+    let mut scene = scene();
+    let (a, b, clients) = (member("a"), member("b"), Site::Clients);
+    let connects = |scene: &Scene, from, to| {
+        let place = |site| scene.network.place(site).unwrap();
+        probe::connects(place(from), place(to)).unwrap()
+    };
+    let name = "a".parse().unwrap();
+    let cut = Cut::between(&name, Others::Members).tcp_only();
+    for cut in [cut.clone(), cut.reset()] {
+        scene.network.cut(&cut).unwrap();
+        assert!(!connects(&scene, &a, &b) && !connects(&scene, &b, &a), "{cut:?}");
+        assert!(scene.passes(&a, &b) && scene.passes(&b, &a), "{cut:?}");
+        assert!(connects(&scene, &clients, &a), "{cut:?}");
+        scene.network.mend().unwrap();
+        assert!(connects(&scene, &a, &b) && connects(&scene, &b, &a), "undo of {cut:?}");
     }
 }
 
