@@ -20,7 +20,7 @@ FAULT ?= member
 ARGS ?=
 
 # Integration tests without etcd, PostgreSQL or HAProxy: they belong to the units.
-FAST_TESTS := $(addprefix --test ,tidy golden decider end_to_end memory_faults usage)
+FAST_TESTS := $(addprefix --test ,tidy golden decider end_to_end memory_faults usage simulation)
 
 # A real cluster is three PostgreSQL, etcd and proxies: a third one at a time would measure the machine.
 CLUSTERS_AT_ONCE := 2
@@ -63,6 +63,19 @@ test-long: deps tools debug test-install ## what takes long: ignored tests, inst
 .PHONY: test-install
 test-install: ## prove install-deps in throw-away Debian systems (root, debootstrap)
 	deploy/test-install.sh
+
+# The simulator: one seed, or HOURS of simulated time from it on; a PROFILE, else all in turn; TRACE=1 tells every step.
+SEED ?= 1
+.PHONY: sim
+sim: tools ## run the deciders on a modelled cluster (SEED=, HOURS= or SEEDS=, PROFILE=, TRACE=1, MUTANT=)
+	cargo run --release -p pgdeputy-tests --bin sim -- --seed $(SEED) $(if $(HOURS),--hours $(HOURS)) \
+	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(TRACE),--trace) \
+	  $(if $(MUTANT),--mutant $(MUTANT)) $(if $(CELLS),--cells)
+
+.PHONY: mutants
+mutants: tools ## show that the simulator finds deliberate mistakes (SEED=, SEEDS=, MUTANT=)
+	cargo run --release -p pgdeputy-tests --bin sim -- --mutants --seed $(SEED) --seeds $(or $(SEEDS),100) \
+	  $(if $(MUTANT),--mutant $(MUTANT))
 
 .PHONY: bench
 bench: deps build ## measure how long writes are away after each fault (ARGS=)

@@ -102,15 +102,18 @@ async fn read_anew(
 
 /// Puts a state that was read apart from the watch into the view, unless the view is as new.
 pub fn put_state(view: &watch::Sender<Arc<ClusterView>>, state: ClusterState, revision: i64) {
-    view.send_if_modified(|known| {
-        if known.state_revision >= revision {
-            return false;
-        }
-        let next = Arc::make_mut(known);
-        next.state = Some(state);
-        next.state_revision = revision;
-        true
-    });
+    view.send_if_modified(|known| take_newer(known, state, revision));
+}
+
+/// Returns whether the state read at `revision` is newer than the view's, and was taken.
+pub fn take_newer(known: &mut Arc<ClusterView>, state: ClusterState, revision: i64) -> bool {
+    if known.state_revision >= revision {
+        return false;
+    }
+    let next = Arc::make_mut(known);
+    next.state = Some(state);
+    next.state_revision = revision;
+    true
 }
 
 /// Puts one change of the store into the view.

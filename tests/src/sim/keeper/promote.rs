@@ -1,0 +1,271 @@
+//! Becoming the primary of an epoch, opening one that was started, and the right to run.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use keeper::facts::Names;
+use keeper::member_files::Role;
+use keeper::postgres::settings::{Access, Settings};
+use keeper::worker::serve_until;
+use proto::assignment::Lead;
+use proto::cfg::unsatisfiable_names;
+use proto::document::{decode, encode};
+use proto::report::Opened;
+use proto::{Cfg, ClusterState, Epoch, Lsn, PrimaryKey, Timeline};
+use store::{Guard, Operation, Txn, TxnOutcome};
+
+use super::prove;
+use super::worker::{SOON, Worker};
+use crate::sim::postgres::{Pg, Phase};
+
+const PATIENCE_WITH_READERS: u64 = 200_000;
+const REDO_AT_MOST: Duration = Duration::from_secs(3600);
+const ATTEMPTS: u32 = 5;
+
+/// Promotes the running standby and lets clients in.
+pub async fn promote(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
+    let cfg = lead.own_cfg().cloned().context("the state holds no Cfg of this epoch")?;
+    let session = worker.admin().context("open a session to promote")?;
+    worker.save(|files| {
+        files.promise = files.promise.max(lead.epoch);
+        files.epoch = lead.epoch;
+        files.role = Role::Primary;
+        files.confirmed = None;
+    });
+    worker.bound_service();
+    let (key, promoted) = tokio::join!(
+        take_right(worker, lead.epoch, lead.restart.unwrap_or(0)),
+        promote_server(worker, &session, lead, &cfg),
+    );
+    let start_lsn = promoted?;
+    key?;
+    if !lead.open_at_once && !worker.sim.mutant("open-without-voters") {
+        let end = session.own_record().await?;
+        prove::wait_for_voters(worker, &session, &cfg, end).await?;
+    }
+    let_clients_in(worker).await?;
+    let restart = lead.restart.unwrap_or(0);
+    let opened = Opened { epoch: lead.epoch, timeline: lead.timeline, start_lsn, restart };
+    worker.update(|local| local.opened = Some(opened));
+    checkpoint_soon(worker, &session);
+    Ok(())
+}
+
+async fn promote_server(
+    worker: &Worker,
+    session: &Pg,
+    lead: &Lead,
+    cfg: &Cfg,
+) -> anyhow::Result<Lsn> {
+    let access = if lead.open_at_once { worker.settings().access } else { Access::Closed };
+    if !worker.sim.mutant("names-after-promotion") {
+        let standby_names = cfg.standby_names();
+        worker.apply(Settings { standby_names, upstream: None, access, eager: false }).await?;
+    }
+    if access == Access::Closed {
+        session.sql(Pg::end_client_sessions).await?;
+    }
+    let skip = worker.sim.mutant("no-placeholders");
+    worker.sim.with(|w| {
+        if let Some(data) = w.members[worker.member].disk.data.as_mut().filter(|_| !skip) {
+            let missing = (2..lead.timeline.0).filter(|n| !data.histories.contains(n));
+            data.placeholders.extend(missing.collect::<Vec<_>>());
+        }
+    });
+    session.sql(|pg| pg.with(|s| s.promote = true)).await.context("promote")?;
+    session.tell();
+    out_of_recovery(worker, session).await?;
+    let timeline = current_timeline(session).await?;
+    if timeline != lead.timeline && !skip {
+        worker.fence().await?;
+        bail!("promoted to timeline {timeline}, the state named {}", lead.timeline);
+    }
+    let start_lsn = switch_point(session).await?;
+    let replayed = worker.local().seal.map_or(Lsn(0), |seal| seal.replayed);
+    if start_lsn < replayed && !worker.sim.mutant("short-promotion-stays") {
+        worker.fence().await?;
+        bail!("timeline {timeline} begins at {start_lsn}, replayed was {replayed}");
+    }
+    if worker.sim.mutant("names-after-promotion") {
+        worker.put_names(&cfg.standby_names()).await?;
+    }
+    worker.update(|local| {
+        local.names = Names::Proven(cfg.id);
+        local.promoted = Some(timeline);
+    });
+    Ok(start_lsn)
+}
+
+async fn out_of_recovery(worker: &Worker, session: &Pg) -> anyhow::Result<()> {
+    let begun = worker.sim.now();
+    let mut readers_ended = false;
+    while session.sql(|pg| pg.with(|s| s.phase != Phase::Primary)).await? {
+        if !readers_ended && worker.sim.now() - begun > PATIENCE_WITH_READERS {
+            session.sql(Pg::end_client_sessions).await?;
+            readers_ended = true;
+        }
+        worker.sim.sleep(SOON).await;
+    }
+    Ok(())
+}
+
+async fn current_timeline(session: &Pg) -> anyhow::Result<Timeline> {
+    let timeline = session
+        .sql(|pg| {
+            let branch = pg.with(|s| s.branch)?;
+            pg.with_world(|w| w.wal.branch(branch).tli)
+        })
+        .await?;
+    Ok(timeline)
+}
+
+async fn switch_point(session: &Pg) -> anyhow::Result<Lsn> {
+    let lsn = session
+        .sql(|pg| {
+            let branch = pg.with(|s| s.branch)?;
+            pg.with_world(|w| w.wal.branch(branch).parent.map_or(Lsn(0), |p| p.lsn))
+        })
+        .await?;
+    Ok(lsn)
+}
+
+async fn let_clients_in(worker: &Worker) -> anyhow::Result<()> {
+    if worker.settings().access == Access::Open {
+        return Ok(());
+    }
+    worker.reload(Settings { access: Access::Open, ..worker.settings() }).await
+}
+
+/// In the background: when a voter has followed, or soon.
+fn checkpoint_soon(worker: &Worker, session: &Pg) {
+    let (sim, session) = (worker.sim.clone(), session.clone());
+    let Some(backends) = session.with(|s| s.backends) else { return };
+    sim.clone().spawn(backends, async move {
+        sim.sleep(300_000).await;
+        session.checkpoint();
+    });
+}
+
+/// Starts PostgreSQL closed, as the primary of its own epoch.
+pub async fn start_primary(worker: &Worker, restart: u64) -> anyhow::Result<()> {
+    worker.forget_credentials(None);
+    worker.sim.with(|w| {
+        if let Some(data) = &mut w.members[worker.member].disk.data {
+            data.placeholders.clear();
+            data.standby_signal = false;
+        }
+    });
+    let open = worker.sim.mutant("restart-opens-at-once");
+    worker.install(Settings {
+        standby_names: unsatisfiable_names(),
+        upstream: None,
+        access: if open { Access::Open } else { Access::Closed },
+        eager: false,
+    });
+    let lease = (*worker.lease.borrow()).context("this keeper has no lease to start under")?;
+    worker.save(|files| files.restarted = files.restarted.max(restart));
+    worker.start_postgres(Some(serve_until(lease.expires, &worker.spec()))).await?;
+    let session = worker.admin_within(REDO_AT_MOST).await?;
+    if session.sql(|pg| pg.with(|s| s.phase != Phase::Primary)).await? {
+        bail!("PostgreSQL is in recovery although it was started as a primary");
+    }
+    Ok(())
+}
+
+/// Takes the right, proves that backends wait for standbys, and lets clients in.
+pub async fn open(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
+    let session = worker.admin()?;
+    let timeline = current_timeline(&session).await?;
+    if timeline != lead.timeline {
+        worker.fence().await?;
+        bail!("PostgreSQL writes timeline {timeline}, the state names {}", lead.timeline);
+    }
+    let restart = lead.restart.unwrap_or(0);
+    take_right(worker, lead.epoch, restart).await?;
+    worker.bound_service();
+    if worker.settings().access != Access::Open {
+        wait_until_safe(worker, &session, lead).await?;
+        let_clients_in(worker).await?;
+    }
+    let start_lsn = match lead.start_lsn {
+        Some(known) => known,
+        None => switch_point(&session).await?,
+    };
+    worker.update(|local| {
+        local.opened = Some(Opened { epoch: lead.epoch, timeline, start_lsn, restart });
+    });
+    checkpoint_soon(worker, &session);
+    Ok(())
+}
+
+async fn wait_until_safe(worker: &Worker, session: &Pg, lead: &Lead) -> anyhow::Result<()> {
+    let recovered = session.own_record().await?;
+    let cfg = lead.own_cfg().context("the state holds no Cfg of this epoch")?;
+    if cfg.k == 0 {
+        return prove::canary_waits(worker, session).await;
+    }
+    if worker.sim.mutant("open-without-voters") {
+        return worker.put_names(&cfg.standby_names()).await;
+    }
+    if worker.local().names == Names::Impossible {
+        prove::canary(worker, session, cfg).await?;
+    }
+    prove::wait_for_voters(worker, session, cfg, recovered).await?;
+    Ok(())
+}
+
+/// Takes `primary` for `epoch`.
+pub async fn take_right(worker: &Worker, epoch: Epoch, restart: u64) -> anyhow::Result<()> {
+    let (sim, node) = (&worker.sim, worker.node());
+    for _ in 0..ATTEMPTS {
+        let lease = (*worker.lease.borrow()).context("this keeper has no lease")?;
+        let snapshot = sim.etcd_read(node, worker.keys.prefix()).await.context("read the state")?;
+        let entry = snapshot.entries.get(&worker.keys.state()).context("there is no state")?;
+        let state: ClusterState = decode(&entry.value)?;
+        check_right(worker, &state, epoch, restart)?;
+        let key = worker.keys.primary();
+        let held = match snapshot.entries.get(&key) {
+            None => Guard::Absent(key.clone()),
+            Some(held) => {
+                let holder: PrimaryKey = decode(&held.value)?;
+                if holder.epoch >= epoch && holder.member != worker.name {
+                    bail!("{} holds the right of epoch {}", holder.member, holder.epoch);
+                }
+                Guard::ModRevision(key.clone(), held.mod_revision)
+            }
+        };
+        let incarnation = worker.files().incarnation;
+        let value = PrimaryKey { member: worker.name.clone(), epoch, incarnation };
+        let value = encode(&value).into_bytes();
+        let put = Operation::Put { key, value, lease: Some(lease.id) };
+        let when = vec![Guard::ModRevision(worker.keys.state(), entry.mod_revision), held];
+        match sim.etcd_commit(node, Txn { when, then: vec![put] }).await {
+            Ok(TxnOutcome::Committed { .. }) => {
+                worker.update(|local| local.right = Some((epoch, lease.id)));
+                return Ok(());
+            }
+            Ok(TxnOutcome::Conflict) => {}
+            Err(_) => sim.sleep(50_000).await,
+        }
+    }
+    bail!("the right to run as primary could not be taken, the state kept changing")
+}
+
+fn check_right(
+    worker: &Worker,
+    state: &ClusterState,
+    epoch: Epoch,
+    restart: u64,
+) -> anyhow::Result<()> {
+    let ordered = state.restart.as_ref().filter(|r| r.epoch == epoch).map_or(0, |r| r.number);
+    if state.epoch != epoch || state.primary.as_ref() != Some(&worker.name) {
+        bail!("the state names {:?} as primary of epoch {}", state.primary, state.epoch);
+    }
+    if let Some(sealing) = state.sealing {
+        bail!("epoch {sealing} is being sealed");
+    }
+    if ordered != restart {
+        bail!("restart {ordered} was ordered, not {restart}");
+    }
+    Ok(())
+}

@@ -1,0 +1,95 @@
+//! Judges what happens by what clients were told and by what lies on the disks, never by what the product believes.
+//!
+//! The one rule: it shares no code with the deciders or with the check before each commit. Sets that seal, sets that
+//! acknowledge and prefixes are worked out here once more.
+
+mod members;
+mod store;
+mod writes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use proto::{Cfg, ClusterState, Lsn};
+
+use super::executor::{Micros, Sim};
+use super::wal::BranchId;
+use super::world::World;
+
+/// A promise that was broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    pub invariant: &'static str,
+    pub text: String,
+}
+
+/// A record by which a primary asked its voters for a sign.
+struct Sign {
+    member: usize,
+    begun: Micros,
+    branch: BranchId,
+    lsn: Lsn,
+    cfg: Cfg,
+}
+
+/// What is known of the past.
+#[derive(Default)]
+pub struct Oracle {
+    pub violations: Vec<Violation>,
+    /// How far each branch was acknowledged, and read by clients of a serving primary.
+    acknowledged: BTreeMap<BranchId, Lsn>,
+    observed: BTreeMap<BranchId, Lsn>,
+    /// Every agreed state, with the time from which it held.
+    states: Vec<(Micros, Rc<ClusterState>)>,
+    /// The moment from which a primary's right still counted, by the store or by its voters.
+    evidence: BTreeMap<usize, Micros>,
+    excused_until: BTreeMap<usize, Micros>,
+    signs: Vec<Sign>,
+    opened: BTreeSet<u64>,
+    highest_routed: u64,
+    pub last_commit: Micros,
+    /// Plans that the product's own check refused: each is a decider's mistake that was caught.
+    pub refusals: BTreeSet<String>,
+    /// Nothing may happen but commits.
+    pub calm: bool,
+}
+
+impl Oracle {
+    /// Makes one that knows of nothing yet; `calm`: nothing may happen but commits.
+    pub fn of(calm: bool) -> Self {
+        Self { calm, ..Self::default() }
+    }
+
+    pub fn violate(&mut self, invariant: &'static str, text: String) {
+        if self.violations.len() < 10 {
+            self.violations.push(Violation { invariant, text });
+        }
+    }
+
+    pub fn note_refusal(&mut self, text: String) {
+        self.refusals.insert(text);
+    }
+
+    /// Returns the agreed state.
+    pub fn state(&self) -> Option<Rc<ClusterState>> {
+        self.states.last().map(|(_, state)| state.clone())
+    }
+}
+
+impl Sim {
+    /// Notes a broken promise.
+    pub fn violate(&self, invariant: &'static str, text: String) {
+        self.trace(|| format!("VIOLATION {invariant}: {text}"));
+        self.with(|w| w.oracle.violate(invariant, text));
+    }
+}
+
+/// Returns how many of `voters` hold all that was acknowledged, on their disks.
+fn holders(w: &World, cfg: &Cfg, branch: BranchId, lsn: Lsn) -> usize {
+    let at = super::wal::At { branch, lsn };
+    let holds = |index: usize| {
+        let data = w.members[index].disk.data.as_ref();
+        data.is_some_and(|d| w.wal.covers(d.at, at))
+    };
+    cfg.voters.iter().filter_map(|v| w.index_of(v)).filter(|i| holds(*i)).count()
+}

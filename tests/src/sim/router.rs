@@ -1,0 +1,90 @@
+//! A simulated router: the product's `route` on a view that its watch keeps up to date.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proto::document::decode;
+use proto::{ClusterState, MemberName, MemberReport};
+use proxy_config::route::{Routes, route};
+use store::{StoreError, WatchEvent};
+
+use super::executor::{Node, Sim};
+use super::net::Host;
+
+impl Sim {
+    /// Starts the router; it reads its last routes back, as from the file that it installed.
+    pub fn router_start(&self) {
+        let proc = self.start_process(Node::Router);
+        self.with(|w| w.router = Some(proc));
+        self.spawn(proc, run(self.host(Node::Router)));
+    }
+}
+
+#[derive(Default)]
+struct View {
+    state: Option<ClusterState>,
+    reports: BTreeMap<MemberName, MemberReport>,
+}
+
+async fn run(host: Host) {
+    loop {
+        let _ = follow(&host).await;
+        host.sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn follow(host: &Host) -> Result<(), StoreError> {
+    let sim = &host.sim;
+    let keys = sim.with(|w| w.keys.clone());
+    let snapshot = sim.etcd_read(host.node, keys.prefix()).await?;
+    let mut view = View::default();
+    for (key, entry) in &snapshot.entries {
+        view.put(keys.strip(key).unwrap_or_default(), Some(&entry.value));
+    }
+    install(sim, &view);
+    let mut events = sim.etcd_watch(host.node, keys.prefix(), snapshot.revision + 1).await?;
+    while let Some(batch) = events.recv().await {
+        for event in &batch {
+            let key = keys.strip(event.key()).unwrap_or_default();
+            match event {
+                WatchEvent::Put { entry, .. } => view.put(key, Some(&entry.value)),
+                WatchEvent::Delete { .. } => view.put(key, None),
+            }
+        }
+        install(sim, &view);
+    }
+    Ok(())
+}
+
+impl View {
+    fn put(&mut self, key: &str, value: Option<&Vec<u8>>) {
+        if key == "state" {
+            self.state = value.and_then(|v| decode(v).ok());
+        }
+        let Some(member) = key.strip_prefix("members/").and_then(|m| m.parse().ok()) else {
+            return;
+        };
+        match value.and_then(|v| decode(v).ok()) {
+            Some(report) => drop(self.reports.insert(member, report)),
+            None => drop(self.reports.remove(&member)),
+        }
+    }
+}
+
+fn install(sim: &Sim, view: &View) {
+    let previous = sim.with(|w| w.routes.clone());
+    let forgets = sim.mutant("router-takes-a-lower-epoch");
+    let next = route(view.state.as_ref(), &view.reports, previous.as_ref().filter(|_| !forgets));
+    if previous.as_ref() == Some(&next) {
+        return;
+    }
+    sim.oracle_routes(previous.as_ref(), &next);
+    sim.trace(|| format!("routes: epoch {}, writes to {:?}", next.epoch, next.write));
+    sim.with(|w| w.routes = Some(next));
+}
+
+/// Returns the member that gets writes.
+pub fn write_target(routes: Option<&Routes>, names: &[MemberName]) -> Option<usize> {
+    let write = routes?.write.as_ref()?;
+    names.iter().position(|n| n == write)
+}

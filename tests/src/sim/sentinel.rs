@@ -1,0 +1,293 @@
+//! A simulated sentinel: the product's `observe`, `decide`, `invariant` and transactions, with a shell that campaigns and
+//! reads as the product's does.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proto::ClusterSpec;
+use sentinel::decide::decide;
+use sentinel::observe::{Stored, Timers, World as Seen, observe};
+use sentinel::plan::Verdict;
+use sentinel::{invariant, write};
+use store::{Guard, LeaseId, Operation, StoreError, Txn, TxnOutcome, WatchEvent};
+use tokio::sync::mpsc;
+
+use super::executor::{Node, ProcId, Sim};
+use super::net::Host;
+
+const LEADER_TTL: Duration = Duration::from_secs(3);
+const SAFETY_TICK: Duration = Duration::from_secs(2);
+const AFTER_TROUBLE: Duration = Duration::from_millis(100);
+
+impl Sim {
+    /// Starts a sentinel.
+    pub fn sentinel_start(&self, number: usize) {
+        let proc = self.start_process(Node::Sentinel(number));
+        self.with(|w| w.sentinels[number] = Some(proc));
+        let sentinel = Sentinel { host: self.host(Node::Sentinel(number)), number, proc };
+        self.spawn(proc, sentinel.campaign());
+    }
+
+    pub fn sentinel_dies(&self, number: usize) {
+        if let Some(proc) = self.with(|w| w.sentinels[number].take()) {
+            self.kill(proc);
+        }
+    }
+}
+
+struct Sentinel {
+    host: Host,
+    number: usize,
+    proc: ProcId,
+}
+
+/// A leadership as this sentinel believes it.
+struct Leading {
+    guard: Guard,
+    lease: LeaseId,
+    expires: proto::Moment,
+}
+
+#[derive(Default)]
+struct Memory {
+    timers: Timers,
+    watch: Option<mpsc::UnboundedReceiver<Vec<WatchEvent>>>,
+    spec: Option<ClusterSpec>,
+}
+
+impl Sentinel {
+    async fn campaign(self) {
+        loop {
+            match self.stand().await {
+                Ok(Some(leading)) => self.lead(leading).await,
+                Ok(None) => self.host.sleep(Duration::from_millis(20)).await,
+                Err(_) => self.host.sleep(Duration::from_millis(300)).await,
+            }
+        }
+    }
+
+    /// Waits until the key is free and tries to take it.
+    async fn stand(&self) -> Result<Option<Leading>, StoreError> {
+        let (sim, node) = (&self.host.sim, self.host.node);
+        let key = sim.with(|w| w.keys.leader());
+        let snapshot = sim.etcd_read(node, &key).await?;
+        if snapshot.entries.contains_key(&key) {
+            let mut watch = sim.etcd_watch(node, &key, snapshot.revision + 1).await?;
+            loop {
+                let batch = self.host.within(Duration::from_secs(3), watch.recv()).await;
+                match batch {
+                    Some(Some(batch))
+                        if batch.iter().any(|e| matches!(e, WatchEvent::Delete { .. })) =>
+                    {
+                        break;
+                    }
+                    Some(Some(_)) => {}
+                    Some(None) | None => return Ok(None),
+                }
+            }
+        }
+        let sent = self.host.now();
+        let (lease, granted) = sim.etcd_grant(node, LEADER_TTL).await?;
+        let expires = sent + LEADER_TTL.min(granted);
+        let value = format!("s{}", self.number).into_bytes();
+        let put = Operation::Put { key: key.clone(), value, lease: Some(lease) };
+        let txn = Txn { when: vec![Guard::Absent(key.clone())], then: vec![put] };
+        let created = match sim.etcd_commit(node, txn).await {
+            Ok(TxnOutcome::Committed { revision }) => Some(revision),
+            Ok(TxnOutcome::Conflict) => None,
+            Err(StoreError::Unknown(_)) => {
+                let snapshot = sim.etcd_read(node, &key).await?;
+                let entry = snapshot.entries.get(&key).filter(|e| e.lease == Some(lease));
+                entry.map(|e| e.create_revision)
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(created) = created else {
+            let _ = sim.etcd_revoke(node, lease).await;
+            return Ok(None);
+        };
+        sim.trace(|| format!("s{} leads", self.number));
+        sim.with(|w| w.counts.elections += 1);
+        Ok(Some(Leading { guard: Guard::CreateRevision(key, created), lease, expires }))
+    }
+
+    /// Decides until the lease is over by this sentinel's own clock.
+    async fn lead(&self, leading: Leading) {
+        let sim = self.host.sim.clone();
+        let expires = crate::sim::watch::Sender::new(leading.expires);
+        let (host, lease, sent_to) = (self.host.clone(), leading.lease, expires.clone());
+        let upkeep = sim.spawn(self.proc, async move {
+            loop {
+                host.sleep(LEADER_TTL / 3).await;
+                let sent = host.now();
+                match host.sim.etcd_keep_alive(host.node, lease).await {
+                    Ok(()) => drop(sent_to.send_replace(sent + LEADER_TTL)),
+                    Err(StoreError::LeaseExpired) => {
+                        sent_to.send_replace(proto::Moment::default());
+                        return;
+                    }
+                    Err(_) => {}
+                }
+            }
+        });
+        let mut memory = Memory::default();
+        let mut known = expires.subscribe();
+        loop {
+            let until = *known.borrow_and_update();
+            if self.host.now() >= until && !sim.mutant("leader-goes-on-after-its-lease") {
+                break;
+            }
+            tokio::select! {
+                biased;
+                _ = known.changed() => {}
+                () = self.host.sleep_until(until) => {}
+                () = self.turn(&leading, &mut memory) => {}
+            }
+        }
+        sim.cut(upkeep);
+        let _ = sim.etcd_revoke(self.host.node, leading.lease).await;
+        self.host.sleep(Duration::from_millis(100)).await;
+    }
+
+    async fn turn(&self, leading: &Leading, memory: &mut Memory) {
+        let (sim, node) = (&self.host.sim, self.host.node);
+        let keys = sim.with(|w| w.keys.clone());
+        if let Some(watch) = &mut memory.watch {
+            while watch.try_recv().is_ok() {}
+            if watch.is_closed() {
+                memory.watch = None;
+            }
+        }
+        let Ok(snapshot) = sim.etcd_read(node, keys.prefix()).await else {
+            return self.host.sleep(AFTER_TROUBLE).await;
+        };
+        if memory.watch.is_none() {
+            memory.watch = sim.etcd_watch(node, keys.prefix(), snapshot.revision + 1).await.ok();
+        }
+        let mut seen = observe(&snapshot, &keys, &format!("s{}", self.number));
+        sim.mutate_seen(&mut seen);
+        let spec = match (&seen.spec, &memory.spec) {
+            (Stored::Known(spec), _) => spec.clone(),
+            (_, Some(spec)) => spec.clone(),
+            (_, None) => return self.host.sleep(AFTER_TROUBLE).await,
+        };
+        memory.spec = Some(spec.clone());
+        let now = self.host.now();
+        seen.mark(&spec, &mut memory.timers, now);
+        match self.decided(&spec, &seen, leading) {
+            Decided::Commit(txn, why) => {
+                let committed = sim.etcd_commit(node, txn).await;
+                sim.trace(|| format!("s{} commits {why}: {committed:?}", self.number));
+                if !matches!(committed, Ok(TxnOutcome::Committed { .. })) {
+                    self.host.sleep(AFTER_TROUBLE).await;
+                }
+            }
+            Decided::Wait(until) => self.wait(memory, until, &keys).await,
+        }
+    }
+
+    fn decided(&self, spec: &ClusterSpec, seen: &Seen, leading: &Leading) -> Decided {
+        let sim = &self.host.sim;
+        let (now, wall) = (self.host.now(), self.host.wall());
+        let state = match &seen.state {
+            Stored::Known(state) => Some(state),
+            Stored::Absent => None,
+            Stored::Newer(_) | Stored::Malformed(_) => return Decided::Wait(now + SAFETY_TICK),
+        };
+        let mut plan = decide(spec, state, &seen.seen, now, wall);
+        let mutated = sim.mutate_plan(state, &seen.seen, &mut plan);
+        let tick = now + SAFETY_TICK;
+        let until = plan.wake_at.map_or(tick, |at| at.min(tick));
+        sim.count_verdict(&plan.verdict);
+        let why = match &plan.verdict {
+            Verdict::Change { next, why, .. } => {
+                let broken = invariant::check(state, next, &seen.seen);
+                if !broken.is_empty() && !mutated {
+                    sim.with(|w| {
+                        w.counts.refused += 1;
+                        let texts: Vec<String> = broken.iter().map(ToString::to_string).collect();
+                        w.oracle.note_refusal(format!("{why}: {}", texts.join("; ")));
+                    });
+                    return Decided::Wait(until);
+                }
+                why.clone()
+            }
+            Verdict::Record { why, .. } => why.clone(),
+            Verdict::Wait(_) => return Decided::Wait(until),
+        };
+        let keys = sim.with(|w| w.keys.clone());
+        match write::decided(&keys, &leading.guard, seen, &plan.verdict) {
+            Some(mut txn) => {
+                if sim.mutant("stale-sentinel-without-guard") {
+                    txn.when.clear();
+                }
+                Decided::Commit(txn, why)
+            }
+            None => Decided::Wait(until),
+        }
+    }
+
+    /// Waits for something that matters, or for `until`.
+    async fn wait(&self, memory: &mut Memory, until: proto::Moment, keys: &store::keys::Keys) {
+        let matters = |event: &WatchEvent| {
+            let key = keys.strip(event.key()).unwrap_or_default();
+            key == "spec" || key == "primary" || key.starts_with("members/")
+        };
+        loop {
+            let Some(watch) = &mut memory.watch else {
+                return self.host.sleep(AFTER_TROUBLE).await;
+            };
+            tokio::select! {
+                biased;
+                batch = watch.recv() => match batch {
+                    Some(batch) if batch.iter().any(matters) => return,
+                    Some(_) => {}
+                    None => memory.watch = None,
+                },
+                () = self.host.sleep_until(until + Duration::from_millis(1)) => return,
+            }
+        }
+    }
+}
+
+enum Decided {
+    Commit(Txn, String),
+    Wait(proto::Moment),
+}
+
+/// What a decision did, in few words, to be counted.
+pub fn verdict_name(verdict: &Verdict) -> String {
+    let text = format!("{verdict:?}");
+    match verdict {
+        Verdict::Change { why, .. } | Verdict::Record { why, .. } => {
+            let plain = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
+            why.split_whitespace().filter(plain).take(3).collect::<Vec<_>>().join(" ")
+        }
+        Verdict::Wait(_) => {
+            let inner = text.trim_start_matches("Wait(");
+            inner.split([' ', ')', '{']).next().unwrap_or_default().to_owned()
+        }
+    }
+}
+
+/// How often each branch was taken.
+pub type Branches = BTreeMap<String, u64>;
+
+impl Sim {
+    /// Counts what was decided.
+    pub fn count_verdict(&self, verdict: &Verdict) {
+        let name = format!("decide: {}", verdict_name(verdict));
+        self.with(|w| *w.counts.branches.entry(name).or_default() += 1);
+    }
+
+    pub fn count_action(&self, action: &keeper::action::Action) {
+        let name = match action {
+            keeper::action::Action::Hold(hold) => {
+                let text = format!("{hold:?}");
+                format!("hold: {}", text.split(['(', ' ']).next().unwrap_or_default())
+            }
+            other => format!("reconcile: {:?}", other.kind()),
+        };
+        self.with(|w| *w.counts.branches.entry(name).or_default() += 1);
+    }
+}
