@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::report::{Confirmed, DataDirectory, MemberReport, Opened, Rejoin, Seal, Server};
+use proto::report::{Confirmed, DataDirectory, Ended, MemberReport, Opened, Rejoin, Seal, Server};
 use proto::{
     CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Moment, PrimaryKey, Timeline, WalPosition,
     WallTime,
@@ -12,6 +12,7 @@ use proto::spec::PostgresSpec;
 use store::LeaseId;
 
 use crate::action::ActionKind;
+use crate::health::{Disks, Pulse};
 use crate::member_files::MemberFiles;
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::Settings;
@@ -46,7 +47,7 @@ pub struct Facts {
     pub data: DataDirectory,
     /// The running server's answers; `None` while it gives none.
     pub sql: Option<SqlFacts>,
-    /// What the server was when it last answered, if that is no longer ago than `UNRESPONSIVE_AFTER`: overload is not
+    /// What the server was when it last answered, if that is no longer ago than `unresponsive_after`: overload is not
     /// death.
     pub known: Option<Server>,
     pub local: Local,
@@ -115,6 +116,11 @@ pub struct Local {
     /// Replication slots are as they should be for this set of members and role.
     pub slots_for: Option<(Vec<MemberName>, bool)>,
     pub failures: BTreeMap<ActionKind, Failure>,
+    /// For how long an open primary's probes have had no good answer.
+    pub pulse: Pulse,
+    pub disks: Disks,
+    /// Why the last PostgreSQL process ended, until the next one starts.
+    pub ended: Option<Ended>,
     /// The right to run as primary was taken for this epoch, under this lease.
     pub right: Option<(Epoch, LeaseId)>,
 }

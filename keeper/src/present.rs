@@ -146,6 +146,7 @@ pub fn problems(facts: &Facts) -> BTreeSet<String> {
                 .to_owned(),
         );
     }
+    problems.extend(facts.local.disks.problems().iter().cloned());
     problems
 }
 

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use proto::report::{DataDirectory, MemberReport, Server, Stream};
+use proto::report::{DataDirectory, MemberReport, Server, Stream, Unresponsive};
+use proto::spec::UNRESPONSIVE_AFTER;
 use proto::{ClusterState, Epoch, WallTime};
 
 use crate::facts::{ClusterView, Facts, Process};
@@ -51,6 +52,8 @@ pub fn report(
         stream: stream(view.state.as_ref(), facts),
         silence: silence(view.state.as_ref(), facts),
         hears: local.hears.clone(),
+        unresponsive: unresponsive(view, facts),
+        ended: local.ended.filter(|_| !matches!(local.process, Process::Running { .. })),
         seal: local.seal,
         rejoin: local.rejoin.clone(),
         problems,
@@ -96,6 +99,12 @@ fn leads(state: Option<&ClusterState>, facts: &Facts) -> bool {
 fn silence(state: Option<&ClusterState>, facts: &Facts) -> Option<Epoch> {
     let last = state?.epoch_of(facts.local.streamed?);
     facts.local.silence.filter(|epoch| Some(*epoch) == last)
+}
+
+fn unresponsive(view: &ClusterView, facts: &Facts) -> Option<Unresponsive> {
+    let epoch = facts.local.opened?.epoch;
+    let after = view.spec.as_ref().map_or(UNRESPONSIVE_AFTER, |spec| spec.unresponsive_after);
+    Some(Unresponsive { epoch, problem: facts.local.pulse.unresponsive(after)? })
 }
 
 fn stream(state: Option<&ClusterState>, facts: &Facts) -> Stream {

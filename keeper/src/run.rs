@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use proto::report::Ended;
 use proto::{Moment, WallTime};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -9,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::action::{Action, ActionKind, Hold};
 use crate::config::Config;
 use crate::facts::{ClusterView, Facts, Failure, Local, Process};
-use crate::fencer::FencerEvent;
+use crate::fencer::{FenceReason, FencerEvent};
 use crate::gather::Pace;
 use crate::member_files::Role;
 use crate::reconcile::reconcile;
@@ -163,6 +164,10 @@ impl Shell {
             FencerEvent::Exited { pid, status, clean, at } => {
                 tracing::warn!(pid, status, clean, "PostgreSQL has ended");
                 self.note_failed_start(&status);
+                let ended = self.why_ended(clean);
+                self.wires.worker.note_quietly(|local| {
+                    local.ended.get_or_insert(ended);
+                });
                 self.process_ended(at, false);
             }
             FencerEvent::Fenced { why, took } => {
@@ -171,6 +176,9 @@ impl Shell {
                     took_ms = took.as_millis() as u64,
                     "the fencer has fenced PostgreSQL"
                 );
+                if why == FenceReason::Deadline {
+                    self.wires.worker.update(|local| local.ended = Some(Ended::Expired));
+                }
             }
             FencerEvent::Gone => {
                 let noticed = match self.wires.worker.local().process {
@@ -182,6 +190,15 @@ impl Shell {
             FencerEvent::Lost => anyhow::bail!("the fencer is gone, and PostgreSQL with it"),
         }
         Ok(())
+    }
+
+    /// Returns why PostgreSQL has ended that nobody here has ended. The fencer says it too, but later.
+    fn why_ended(&self, clean: bool) -> Ended {
+        match self.serve_until {
+            Some(until) if store::clock::now() >= until => Ended::Expired,
+            Some(_) | None if clean => Ended::Stopped,
+            Some(_) | None => Ended::Died,
+        }
     }
 
     /// A server that ended before it answered did not start, and starting it again at once would not help.
@@ -253,6 +270,7 @@ impl Shell {
     async fn shut_down(mut self) -> anyhow::Result<()> {
         self.wires.worker.fencer.let_go().await;
         self.actions.shutdown().await;
+        self.wires.worker.note_quietly(|local| local.ended = Some(Ended::Stopped));
         let gone = crate::stopping::stop_postgres(&self.wires.worker, &mut self.wires.events).await;
         self.process_ended(store::clock::wall(), gone);
         let view = self.wires.view.borrow().clone();

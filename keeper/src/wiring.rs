@@ -1,7 +1,6 @@
 //! Starts the tasks around the loop and connects them: each one has one job, and watch channels lie between them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::signal::Signal;
@@ -22,6 +21,7 @@ use crate::fencer::{Fencer, FencerCommand, FencerEvent, KeeperCommand, Watched};
 use crate::gather::{Pace, gather};
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::{self, Place, Settings};
+use crate::pulse::pulse;
 use crate::renew::{Renewing, renew};
 use crate::report::Identity;
 use crate::sign::{Signing, sign};
@@ -100,6 +100,7 @@ pub async fn wire(
     let (pace, pace_rx) = watch::channel(Pace::Eager);
     let (sql_tx, sql) = watch::channel(None);
     tasks.spawn(gather(worker.clone(), pace_rx, sql_tx, ended.clone()));
+    tasks.spawn(pulse(worker.clone(), sql.clone(), ended.clone()));
     let socket = UdpSocket::from_std(echo_socket).context("take the echo's socket")?;
     let echoing = Echo { worker: worker.clone(), socket, sql: sql.clone() };
     tasks.spawn(echo(echoing, ended.clone()));
@@ -124,8 +125,7 @@ pub async fn wire(
     })
 }
 
-/// A server that has not answered for this long is not known to be anything: five probes that each wait two seconds.
-pub const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(10);
+pub use proto::spec::UNRESPONSIVE_AFTER;
 
 /// Puts together what is known of this member.
 pub fn facts(config: &Config, worker: &Worker, sql: Option<SqlFacts>) -> Facts {
@@ -133,6 +133,7 @@ pub fn facts(config: &Config, worker: &Worker, sql: Option<SqlFacts>) -> Facts {
     local.etcd_away = worker.etcd_is_away(store::clock::now());
     let is_running = matches!(local.process, Process::Running { .. });
     let now = store::clock::now();
+    let unresponsive_after = worker.spec().unresponsive_after;
     Facts {
         member: config.member.clone(),
         files: worker.files(),
@@ -140,7 +141,7 @@ pub fn facts(config: &Config, worker: &Worker, sql: Option<SqlFacts>) -> Facts {
         sql: sql.filter(|_| is_running),
         known: local
             .last_answer
-            .filter(|(_, at)| now.since(*at) < UNRESPONSIVE_AFTER)
+            .filter(|(_, at)| now.since(*at) < unresponsive_after)
             .map(|(s, _)| s),
         local,
         lease: worker.lease.borrow().map(|lease| lease.id),

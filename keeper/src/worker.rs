@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
+use proto::report::Ended;
 use proto::right::Secrets;
 use proto::spec::PostgresSpec;
 use proto::{ClusterSpec, ClusterState, Epoch, Moment};
@@ -313,6 +314,7 @@ impl Worker {
         self.update(|local| {
             local.opened = None;
             local.seal = None;
+            local.ended.get_or_insert(Ended::Fenced);
         });
         let fenced = self.fencer.fence().await.context("fence PostgreSQL")?;
         tracing::info!(

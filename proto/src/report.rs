@@ -46,6 +46,12 @@ pub struct MemberReport {
     /// While this standby's stream is silent: the other standbys that it hears, by echo.
     #[serde(default)]
     pub hears: BTreeSet<MemberName>,
+    /// What this primary's PostgreSQL has not done for `unresponsive_after`, though it runs.
+    #[serde(default)]
+    pub unresponsive: Option<Unresponsive>,
+    /// Why PostgreSQL last ended, while it is down.
+    #[serde(default)]
+    pub ended: Option<Ended>,
     pub seal: Option<Seal>,
     pub rejoin: Option<Rejoin>,
     /// What an operator should know, sorted; empty when all is well.
@@ -85,6 +91,29 @@ pub enum Server {
         noticed: WallTime,
         gone: bool,
     },
+}
+
+/// A primary that runs and does not do its work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unresponsive {
+    pub epoch: Epoch,
+    /// What does not work, and how that shows.
+    pub problem: String,
+}
+
+/// Why a PostgreSQL process is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ended {
+    /// By itself, or killed by somebody else.
+    Died,
+    /// Its keeper was told to stop, and stopped it.
+    Stopped,
+    /// Its fencer ended it, because nobody had renewed its right in time.
+    Expired,
+    /// It was fenced for another reason, such as a newer epoch.
+    Fenced,
 }
 
 /// A primary that serves.

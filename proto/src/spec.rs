@@ -24,6 +24,10 @@ pub struct ClusterSpec {
     /// How long a primary may be unheard, by echo and by stream, before its voters call it silent.
     #[serde(with = "duration")]
     pub silent_after: Duration,
+    /// How long a primary may commit nothing on its own disk, or accept no session, before it is replaced though it
+    /// answers on the sessions it has.
+    #[serde(with = "duration")]
+    pub unresponsive_after: Duration,
     /// How long a primary whose voters still hear it is left alone after its lease lapsed.
     #[serde(with = "duration")]
     pub isolation_grace: Duration,
@@ -106,6 +110,10 @@ pub enum Permission {
     Never,
 }
 
+/// The default of `unresponsive_after`: a disk under a checkpoint may take seconds for one sync, and five questions fit
+/// into it.
+pub const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(10);
+
 impl Document for ClusterSpec {
     const KIND: &'static str = "spec";
 }
@@ -118,6 +126,7 @@ impl Default for ClusterSpec {
             lease_ttl: Duration::from_secs(4),
             fence_time: Duration::from_millis(500),
             silent_after: Duration::from_secs(1),
+            unresponsive_after: UNRESPONSIVE_AFTER,
             isolation_grace: Duration::from_secs(10),
             seal_patience: Duration::from_millis(20),
             promote_patience: Duration::from_secs(5),
@@ -251,6 +260,8 @@ impl ClusterSpec {
         for (name, value, least, most) in [
             // Six questions of an echo; the longest silence without a fault under full load was 0.27 s.
             ("silent_after", self.silent_after, 600, 60_000),
+            // Below three seconds a disk that is merely busy looks like one that is gone.
+            ("unresponsive_after", self.unresponsive_after, 3_000, 600_000),
             ("isolation_grace", self.isolation_grace, 0, 600_000),
             ("seal_patience", self.seal_patience, 0, 10_000),
             ("promote_patience", self.promote_patience, 1_000, 600_000),

@@ -11,8 +11,8 @@ use proto::explanation::{Explanation, Rejection};
 use proto::history::{HistoryKind, HistoryRecord, PhaseRecord, RejoinRecord};
 use proto::proxy::ProxyReport;
 use proto::report::{
-    Confirmed, DataDirectory, MemberReport, Opened, Rejoin, RejoinBy, RejoinOutcome, Seal, Server,
-    Stream,
+    Confirmed, DataDirectory, Ended, MemberReport, Opened, Rejoin, RejoinBy, RejoinOutcome, Seal,
+    Server, Stream, Unresponsive,
 };
 use proto::request::{Answered, Request, RequestId, RequestKind, RequestOutcome, Wanted};
 use proto::right::Secrets;
@@ -115,6 +115,8 @@ fn report() -> MemberReport {
         stream: Stream::Live { epoch: Epoch(2), timeline: Timeline(2), voter: true },
         silence: Some(Epoch(2)),
         hears: ["c".parse().unwrap()].into(),
+        unresponsive: Some(Unresponsive { epoch: Epoch(7), problem: "no answer".into() }),
+        ended: Some(Ended::Expired),
         seal: Some(Seal {
             sealing: Epoch(3),
             position: position(),

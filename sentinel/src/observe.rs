@@ -71,6 +71,8 @@ pub enum Condition {
     Lapsed { epoch: Epoch },
     /// The same, and others are there that could replace it.
     Replaceable { epoch: Epoch },
+    /// The keeper of this open epoch's primary says that PostgreSQL does not do its work.
+    Unresponsive { epoch: Epoch },
     /// The primary's keeper lives and does not say that PostgreSQL serves.
     NotServing { epoch: Epoch },
     /// The primary has not opened and shows no progress since.

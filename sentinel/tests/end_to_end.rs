@@ -243,6 +243,8 @@ fn blank(name: &MemberName) -> MemberReport {
         stream: Stream::None,
         seal: None,
         rejoin: None,
+        unresponsive: None,
+        ended: None,
         silence: None,
         hears: Default::default(),
         problems: BTreeSet::new(),

@@ -71,6 +71,8 @@ fn report(member: &str, port: u16, server: Server, stream: Stream) -> MemberRepo
         stream,
         seal: None,
         rejoin: None,
+        unresponsive: None,
+        ended: None,
         silence: None,
         hears: Default::default(),
         problems: Default::default(),

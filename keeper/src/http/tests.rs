@@ -30,6 +30,8 @@ fn report(server: Server) -> MemberReport {
         stream: Stream::None,
         seal: None,
         rejoin: None,
+        unresponsive: None,
+        ended: None,
         silence: None,
         hears: Default::default(),
         problems: Default::default(),

@@ -54,16 +54,26 @@ impl Door {
         self.connect("-c synchronous_commit=on -c statement_timeout=0").await
     }
 
+    /// Asks for a session, and gives it back: whether one can be had at all.
+    pub async fn knock(&self, patience: Duration) -> Knock {
+        let config = self.config("");
+        match timeout(patience, config.connect(NoTls)).await {
+            Err(_) => Knock::Unanswered,
+            Ok(Ok(_)) => Knock::Answered,
+            Ok(Err(error)) if error.as_db_error().is_some() => Knock::Answered,
+            Ok(Err(error)) => {
+                let source = std::error::Error::source(&error);
+                let io = source.and_then(|e| e.downcast_ref::<std::io::Error>());
+                match io.map(std::io::Error::kind) {
+                    Some(std::io::ErrorKind::WouldBlock) => Knock::QueueIsFull,
+                    Some(_) | None => Knock::NoDoor,
+                }
+            }
+        }
+    }
+
     async fn connect(&self, options: &str) -> Result<Session, SqlError> {
-        let mut config = Config::new();
-        config
-            .host_path(&self.socket_dir)
-            .port(self.port)
-            .user(SUPERUSER)
-            .password(&self.password)
-            .dbname("postgres")
-            .application_name("pgdeputy-keeper")
-            .options(options);
+        let config = self.config(options);
         let connecting = timeout(STATEMENT_DEADLINE, config.connect(NoTls)).await;
         let (client, connection) = connecting
             .map_err(|_| SqlError::Deadline(STATEMENT_DEADLINE))?
@@ -74,6 +84,31 @@ impl Door {
         });
         Ok(Session { client, prepared: Mutex::default() })
     }
+
+    fn config(&self, options: &str) -> Config {
+        let mut config = Config::new();
+        config
+            .host_path(&self.socket_dir)
+            .port(self.port)
+            .user(SUPERUSER)
+            .password(&self.password)
+            .dbname("postgres")
+            .application_name("pgdeputy-keeper")
+            .options(options);
+        config
+    }
+}
+
+/// What became of asking for a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Knock {
+    /// One was granted, or refused in PostgreSQL's own words, such as "too many clients": it lives.
+    Answered,
+    /// Others have waited for so long that no more may.
+    QueueIsFull,
+    Unanswered,
+    /// There is no socket, or one that nobody listens at; PostgreSQL may be well behind another one.
+    NoDoor,
 }
 
 /// One open session.

@@ -54,6 +54,8 @@ fn report(member: &str) -> MemberReport {
         stream: Stream::None,
         seal: None,
         rejoin: None,
+        unresponsive: None,
+        ended: None,
         silence: None,
         hears: Default::default(),
         problems: Default::default(),

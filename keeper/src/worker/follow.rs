@@ -148,6 +148,7 @@ impl Worker {
         // PostgreSQL starts all the same. The fencer's events, and nothing else, say that it has ended.
         self.update(|local| {
             local.process = Process::Running { pid: 0 };
+            local.ended = None;
             local.end_of_wal = None;
             local.promoted = None;
             local.last_answer = None;

@@ -46,12 +46,14 @@ pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
                 number: inputs.restart_number(),
             }),
         },
+        // A PostgreSQL that still runs is not replaced by itself.
         (
             LossKind::Silent
             | LossKind::Unheard
             | LossKind::Deserted
             | LossKind::Isolated
-            | LossKind::Vanished,
+            | LossKind::Vanished
+            | LossKind::Unresponsive,
             _,
         ) => without_base(inputs),
     }
@@ -86,7 +88,7 @@ fn seal(inputs: &Inputs, loss: &Loss) -> Step {
     let sealing = inputs.state.epoch.next();
     let mut next = inputs.next();
     next.sealing = Some(sealing);
-    if let LossKind::Died { noticed } = loss.kind {
+    if let LossKind::Died { noticed, .. } = loss.kind {
         next.answered = Some(Death { member: inputs.primary().clone(), noticed });
     }
     let history = record::begin_failover(inputs, loss, sealing);

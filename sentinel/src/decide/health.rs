@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use proto::report::{Opened, Server, Stream};
+use proto::report::{Ended, Opened, Server, Stream};
 use proto::{Epoch, MemberName, MemberReport, Moment, Phase, WallTime};
 
 use super::silence::{self, Stalled};
@@ -37,8 +37,10 @@ pub struct Loss {
 /// How it was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LossKind {
-    /// Its keeper saw PostgreSQL die.
-    Died { noticed: WallTime },
+    /// Its keeper saw PostgreSQL end.
+    Died { noticed: WallTime, how: Ended },
+    /// It runs and does not do its work.
+    Unresponsive,
     /// Its keeper runs and PostgreSQL does not.
     Stopped,
     /// Its right lapsed and everybody who counts hears nothing of it.
@@ -60,7 +62,17 @@ impl LossKind {
     /// Returns the cause in one sentence.
     pub fn cause(self, primary: &MemberName) -> String {
         match self {
-            Self::Died { .. } => format!("PostgreSQL of primary {primary} died"),
+            Self::Died { how: Ended::Died, .. } => format!("PostgreSQL of primary {primary} died"),
+            Self::Died { how: Ended::Stopped, .. } => {
+                format!("PostgreSQL of primary {primary} was stopped")
+            }
+            Self::Died { how: Ended::Expired, .. } => {
+                format!("primary {primary} could not renew its right in time and was fenced")
+            }
+            Self::Died { how: Ended::Fenced, .. } => {
+                format!("PostgreSQL of primary {primary} was fenced")
+            }
+            Self::Unresponsive => format!("PostgreSQL of primary {primary} does not do its work"),
             Self::Stopped => format!("PostgreSQL of primary {primary} does not run"),
             Self::Silent => format!("primary {primary} is silent and its right lapsed"),
             Self::Unheard => format!("nobody hears primary {primary} any more"),
@@ -109,6 +121,9 @@ pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
                 if inputs.others_can_replace() {
                     holding.insert(Condition::Replaceable { epoch });
                 }
+            }
+            if report.and_then(|r| r.unresponsive.as_ref()).is_some_and(|u| u.epoch == epoch) {
+                holding.insert(Condition::Unresponsive { epoch });
             }
             if report.is_some_and(|r| !matches!(r.server, Server::Primary { .. })) {
                 holding.insert(Condition::NotServing { epoch });
@@ -168,8 +183,11 @@ fn by_its_keeper(inputs: &Inputs) -> Situation {
     let Some(report) = inputs.report(primary) else {
         return if inputs.right_is_held() { Situation::Steady } else { lapse(inputs, None) };
     };
+    if let Some(loss) = unresponsive(inputs, report).filter(|_| report.is_running()) {
+        return Situation::Lost(loss);
+    }
     match report.server {
-        Server::Dead { noticed, gone } => died(inputs, noticed, gone),
+        Server::Dead { noticed, gone } => died(inputs, report, (noticed, gone)),
         Server::Stopped => Situation::Lost(Loss {
             kind: LossKind::Stopped,
             since: inputs.wall_since(&Condition::NotServing { epoch }),
@@ -268,7 +286,7 @@ fn opening(inputs: &Inputs) -> Situation {
         return Situation::Opened(opened);
     }
     if let Some((noticed, gone)) = unanswered_death(inputs, report) {
-        return died(inputs, noticed, gone);
+        return died(inputs, report, (noticed, gone));
     }
     let waiting = match (&report.server, &state.phase) {
         (Server::Primary { .. }, _) => WaitingOn::VotersHold { primary: primary.clone() },
@@ -328,13 +346,34 @@ fn vanished(inputs: &Inputs) -> Situation {
     })
 }
 
-fn died(inputs: &Inputs, noticed: WallTime, gone: bool) -> Situation {
+fn died(inputs: &Inputs, report: &MemberReport, (noticed, gone): (WallTime, bool)) -> Situation {
     let primary = inputs.primary();
+    let how = report.ended.unwrap_or(Ended::Died);
+    let saw = match how {
+        Ended::Died => "saw PostgreSQL die",
+        Ended::Stopped => "saw PostgreSQL stop in good order",
+        Ended::Expired => "found PostgreSQL fenced at the end of its right",
+        Ended::Fenced => "has fenced PostgreSQL",
+    };
     let left = if gone { "no process of it is left" } else { "leftovers are being ended" };
     Situation::Lost(Loss {
-        kind: LossKind::Died { noticed },
+        kind: LossKind::Died { noticed, how },
         since: noticed,
-        evidence: vec![format!("the keeper of {primary} saw PostgreSQL die; {left}")],
+        evidence: vec![format!("the keeper of {primary} {saw}; {left}")],
+    })
+}
+
+/// A primary that runs, holds its right, is heard by all, and commits nothing or lets nobody in. Its keeper has waited for
+/// `unresponsive_after` before it said so.
+fn unresponsive(inputs: &Inputs, report: &MemberReport) -> Option<Loss> {
+    let epoch = inputs.state.epoch;
+    let unwell = report.unresponsive.as_ref().filter(|unwell| unwell.epoch == epoch)?;
+    let waited = inputs.spec.unresponsive_after.as_millis();
+    let since = inputs.wall_since(&Condition::Unresponsive { epoch });
+    Some(Loss {
+        kind: LossKind::Unresponsive,
+        since: WallTime(since.0 - i64::try_from(waited).unwrap_or(0)),
+        evidence: vec![format!("the keeper of {} reports: {}", report.member, unwell.problem)],
     })
 }
 

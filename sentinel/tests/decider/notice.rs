@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proto::Epoch;
-use proto::report::{Server, Stream};
+use proto::report::{Ended, Server, Stream, Unresponsive};
 use proto::spec::Permission;
 use sentinel::observe::{Probe, Stored};
 use sentinel::plan::WaitingOn;
@@ -324,4 +324,53 @@ fn silence_about_another_epoch_is_nothing() {
     scene.report("b").silence = Some(Epoch(7));
     scene.settle();
     assert_eq!(scene.sealing(), None);
+}
+
+fn unwell(scene: &mut Scene, epoch: u64) {
+    let problem = "a new session is not accepted: no answer".into();
+    scene.report("a").unresponsive = Some(Unresponsive { epoch: Epoch(epoch), problem });
+}
+
+#[test]
+fn a_primary_that_does_not_do_its_work_is_replaced_though_it_holds_its_right_and_is_heard() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    unwell(&mut scene, 1);
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+    let record = &scene.history[&(Epoch(2), 0)];
+    assert_eq!(record.cause, "PostgreSQL of primary a does not do its work");
+    let noticed = record.phases.first().unwrap();
+    let took = noticed.end.unwrap().ms_since(noticed.start);
+    assert!(took >= 10_000, "it counts from when it stopped working: {took} ms");
+}
+
+#[test]
+fn what_was_said_of_an_older_epoch_or_where_nobody_can_take_over_replaces_nobody() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    unwell(&mut scene, 0);
+    scene.settle();
+    assert_eq!(scene.sealing(), None);
+    unwell(&mut scene, 1);
+    scene.vanishes("b");
+    scene.vanishes("c");
+    scene.pass(Duration::from_secs(600));
+    assert_eq!(scene.sealing(), None, "a primary that works a little is better than none");
+    assert_eq!(scene.state().restart.as_ref().map(|r| r.number), Some(1), "nor is it restarted");
+}
+
+#[test]
+fn the_record_says_how_postgres_ended() {
+    for (ended, cause) in [
+        (None, "PostgreSQL of primary a died"),
+        (Some(Ended::Died), "PostgreSQL of primary a died"),
+        (Some(Ended::Stopped), "PostgreSQL of primary a was stopped"),
+        (Some(Ended::Expired), "primary a could not renew its right in time and was fenced"),
+        (Some(Ended::Fenced), "PostgreSQL of primary a was fenced"),
+    ] {
+        let mut scene = Scene::serving("a", &["b", "c"]);
+        scene.dies("a");
+        scene.report("a").ended = ended;
+        scene.settle();
+        assert_eq!(scene.history[&(Epoch(2), 0)].cause, cause);
+    }
 }

@@ -340,6 +340,8 @@ pub fn blank(member: &str) -> MemberReport {
         stream: Stream::None,
         seal: None,
         rejoin: None,
+        unresponsive: None,
+        ended: None,
         silence: None,
         hears: Default::default(),
         problems: BTreeSet::new(),

@@ -7,7 +7,7 @@ use super::repository;
 use super::rust_code::{Token, code_only, tokens, without_tests};
 
 /// Files that must be there; a decider's submodules lie in the directory of its name and are found by it.
-const PURE: [&str; 9] = [
+const PURE: [&str; 10] = [
     "sentinel/src/decide.rs",
     "sentinel/src/invariant.rs",
     "sentinel/src/plan.rs",
@@ -15,6 +15,7 @@ const PURE: [&str; 9] = [
     "sentinel/src/record.rs",
     "keeper/src/reconcile.rs",
     "keeper/src/facts.rs",
+    "keeper/src/health.rs",
     "keeper/src/action.rs",
     "proxy-config/src/route.rs",
 ];

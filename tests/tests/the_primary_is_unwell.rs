@@ -1,0 +1,116 @@
+//! PostgreSQL of the primary runs and does not do its work, or only seems not to. What counts is whether it commits and
+//! accepts sessions; overload and one stuck process are no reason to replace it.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
+
+use std::time::Duration;
+
+use chaos::evidence::Watchers;
+use chaos::lab::{Lab, Part};
+use chaos::session::Session;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proto::MemberName;
+use store::clock;
+use system_tests::{Scene, scene};
+
+const BOUND: Duration = Duration::from_secs(120);
+
+/// The shortest that a spec allows: the tests need not wait longer.
+const UNRESPONSIVE_AFTER: Duration = Duration::from_secs(3);
+
+/// A redundant cluster and its primary.
+async fn redundant() -> (Scene, MemberName) {
+    let scene = scene(|config| config.spec.unresponsive_after = UNRESPONSIVE_AFTER).await;
+    scene.lab.wait_redundant(BOUND).await.unwrap();
+    let primary = scene.lab.primary().await.unwrap();
+    (scene, primary)
+}
+
+/// Returns the process id of a server process by its kind, as in `pg_stat_activity`.
+async fn backend(session: &Session, kind: &str) -> i32 {
+    let question = "SELECT pid FROM pg_stat_activity WHERE backend_type = $1";
+    session.client().query_one(question, &[&kind]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn a_postmaster_that_stands_still_is_replaced_though_open_sessions_go_on() {
+    let (mut scene, primary) = redundant().await;
+    let lab = &mut scene.lab;
+    let watchers = Watchers::start(lab, 4).await.unwrap();
+    watchers.load.acknowledged_count(500, BOUND).await.unwrap();
+    let steady_from = clock::now();
+    let (before, _) = lab.cluster().await.unwrap().service().unwrap();
+    let struck = lab.freeze(&primary, Part::Postmaster).await.unwrap();
+    // It bites, and is not seen by anybody who has a session.
+    watchers.load.acknowledged_after(struck.at, BOUND).await.unwrap();
+    assert!(
+        Session::open(&lab.application_at(&primary).unwrap(), Duration::from_secs(1))
+            .await
+            .is_err()
+    );
+    let (_, by) = lab.wait_served_after(before, BOUND).await.unwrap();
+    let noticed = clock::now().since(struck.at);
+    eprintln!("replaced after {noticed:?}");
+    assert!(noticed >= UNRESPONSIVE_AFTER, "it is given its time");
+    assert_ne!(by, primary);
+    let cause = lab.history().await.unwrap().pop().unwrap().cause;
+    assert_eq!(cause, format!("PostgreSQL of primary {primary} does not do its work"));
+    lab.wait_redundant(BOUND).await.unwrap();
+    let (evidence, _) = watchers.finish(lab, (steady_from, struck.at)).await.unwrap();
+    let verdict = chaos::verdict::judge(&evidence);
+    assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn overload_and_a_stuck_process_replace_nobody() {
+    let (mut scene, primary) = redundant().await;
+    let lab = &mut scene.lab;
+    let before = lab.cluster().await.unwrap().service().unwrap();
+    let watchers = Watchers::start(lab, 4).await.unwrap();
+    watchers.load.acknowledged_count(200, BOUND).await.unwrap();
+    let session = lab.superuser(&primary).await.unwrap();
+    // Writers and checkpointer stand still: backends write for themselves.
+    for kind in ["checkpointer", "walwriter", "background writer"] {
+        let pid = backend(&session, kind).await;
+        // Stopped while it holds a lock it holds up all commits, and that is another matter.
+        while !commits_go_on_without(lab, &watchers, pid).await {
+            kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+        }
+    }
+    // A statement that takes long, and every session that there is, the superuser's reserved ones too.
+    let slow = lab.superuser(&primary).await.unwrap();
+    let slow =
+        tokio::spawn(async move { slow.client().batch_execute("SELECT pg_sleep(12)").await });
+    let crowd = exhaust(lab, &primary).await;
+    tokio::time::sleep(3 * UNRESPONSIVE_AFTER).await;
+    assert_eq!(lab.cluster().await.unwrap().service().unwrap(), before);
+    watchers.load.acknowledged_after(clock::now(), BOUND).await.unwrap();
+    drop(crowd);
+    lab.thaw(&primary).unwrap();
+    assert!(slow.await.unwrap().is_ok(), "its session was not cut");
+    lab.wait_redundant(BOUND).await.unwrap();
+    assert_eq!(lab.cluster().await.unwrap().service().unwrap(), before);
+    assert_eq!(watchers.load.told().unknown, 0, "no session of the load was cut");
+}
+
+async fn commits_go_on_without(lab: &Lab, watchers: &Watchers, pid: i32) -> bool {
+    let struck = lab.freeze_process(pid).await.unwrap();
+    let later = struck.at + Duration::from_millis(100);
+    watchers.load.acknowledged_after(later, Duration::from_secs(1)).await.is_ok()
+}
+
+/// Opens sessions as superuser until PostgreSQL has no more, and proves that it has none.
+async fn exhaust(lab: &Lab, member: &MemberName) -> Vec<Session> {
+    let mut crowd = Vec::new();
+    let target = lab.superuser_at(member).unwrap();
+    loop {
+        match Session::open(&target, Duration::from_secs(10)).await {
+            Ok(session) => crowd.push(session),
+            Err(error) => {
+                assert!(format!("{error:#}").contains("too many clients"), "{error:#}");
+                return crowd;
+            }
+        }
+    }
+}
