@@ -144,6 +144,14 @@ impl Follower {
         let snapshot = self.store.read(self.keys.prefix()).await?;
         let mut values: BTreeMap<String, Vec<u8>> =
             snapshot.entries.into_iter().map(|(key, entry)| (key, entry.value)).collect();
+        if !values.contains_key(&self.keys.state()) && !values.contains_key(&self.keys.spec()) {
+            let unknown = format!("nothing is known under {}", self.keys.prefix());
+            if self.said.insert(unknown.clone()) {
+                warn!(
+                    "{unknown}: check --cluster and --etcd, or create the cluster with `pgdeputy init`; waiting"
+                );
+            }
+        }
         self.publish(&values);
         let mut watch: Watch = self.store.watch(self.keys.prefix(), snapshot.revision + 1).await?;
         self.heard.watches(sent);

@@ -226,7 +226,9 @@ impl Care {
                 return Ok(Some(spec.clone()));
             }
             Stored::Absent => {
-                "there is no spec: create the cluster with `pgdeputy init`".to_owned()
+                "there is no spec under this name: check --cluster and --etcd, or create the cluster with \
+                 `pgdeputy init`; waiting"
+                    .to_owned()
             }
             Stored::Newer(problem) | Stored::Malformed(problem) => problem.to_string(),
         };
