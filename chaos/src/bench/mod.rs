@@ -97,6 +97,7 @@ async fn measure_all(config: &Config, cases: &[Case], pgdeputy: PathBuf) -> anyh
             postgres_bin: config.postgres_bin.clone(),
             postgres_user: config.postgres_user.clone(),
             placement: placement(needs_network),
+            keepers_restart: true,
             narrate: Arc::new(|line| eprintln!("{line}")),
             ..LabConfig::new(pgdeputy.clone())
         })

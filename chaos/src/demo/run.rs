@@ -69,6 +69,8 @@ async fn start(config: &Config, pgdeputy: PathBuf, timeline: &Timeline) -> anyho
         etcd_members: config.etcd_members,
         spec,
         placement: placement(config.fault.needs_network()),
+        // As in production; for the other faults it would come back while it is to be away.
+        keepers_restart: config.fault == Fault::Keeper,
         postgres_bin: config.postgres_bin.clone(),
         postgres_user: config.postgres_user.clone(),
         lifetime: if config.keep { Lifetime::MayBeKept } else { Lifetime::Tied },

@@ -101,7 +101,17 @@ impl Lab {
 
 /// Returns whether the kernel shows the process as stopped; one that is gone is as still as can be.
 pub fn is_stopped(pid: i32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    let state = stat.rsplit_once(')').and_then(|(_, tail)| tail.split_whitespace().next());
-    matches!(state, Some("T" | "t" | "Z" | "X"))
+    is_dead(pid) || matches!(state(pid).as_deref(), Some("T" | "t"))
+}
+
+/// Returns whether the process is gone, or a zombie that its parent has yet to reap.
+pub fn is_dead(pid: i32) -> bool {
+    matches!(state(pid).as_deref(), None | Some("Z" | "X"))
+}
+
+/// Returns the letter by which the kernel tells the process's state.
+fn state(pid: i32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, tail) = stat.rsplit_once(')')?;
+    tail.split_whitespace().next().map(str::to_owned)
 }

@@ -10,6 +10,7 @@ use store::clock;
 
 use super::cleanup::{self, Found};
 use super::commands::{self, MemberAddress};
+use super::freeze::is_dead;
 use super::network::{Site, host};
 use super::{Lab, Member};
 
@@ -88,7 +89,8 @@ impl Lab {
         let pid = self.members.get(name).and_then(|member| member.keeper);
         let pid = pid.with_context(|| format!("the keeper of {name} does not run"))?;
         let struck = self.signal_keeper(name, Signal::SIGKILL)?;
-        while self.home.spawner.ended(pid).is_none() {
+        // It may be its fencer's child, and only reaped there.
+        while !is_dead(pid) {
             ensure!(clock::now() < struck.at + GONE_BOUND, "the keeper of {name} does not end");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -99,7 +101,9 @@ impl Lab {
     pub async fn keeper_back(&mut self, name: &MemberName) -> anyhow::Result<()> {
         let deadline = clock::now() + KEEPER_BACK;
         while clock::now() < deadline {
-            if self.keeper_process(name).is_some() {
+            if let Some(pid) = self.keeper_process(name) {
+                let member = self.members.get_mut(name).with_context(|| format!("no {name}"))?;
+                member.keeper = Some(pid);
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
