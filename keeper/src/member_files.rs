@@ -68,7 +68,18 @@ pub struct RejoinMarker {
     pub phase: RejoinPhase,
     /// What the source had written when the copy or rewind ended: the member is complete beyond it.
     pub until: Option<Lsn>,
+    /// Where a rewind leaves this member's own WAL, which a second try can no longer find out from the data.
+    #[serde(default)]
+    pub fork: Option<Fork>,
     pub started: WallTime,
+}
+
+/// The end of the newest timeline that a member has in common with its new primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fork {
+    pub timeline: Timeline,
+    pub lsn: Lsn,
 }
 
 impl RejoinMarker {
@@ -254,6 +265,7 @@ mod tests {
                 attempt: 1,
                 phase: RejoinPhase::Modifying,
                 until: None,
+                fork: None,
                 started: WallTime(1_790_000_000_000),
             }),
         }

@@ -1,5 +1,6 @@
 //! Does what `reconcile` chose. No choices are left here; each action is safe when it is cut anywhere (I20).
 
+mod diverged;
 mod follow;
 mod found;
 mod open;

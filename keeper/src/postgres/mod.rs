@@ -3,7 +3,10 @@
 pub mod binaries;
 pub mod control;
 pub mod copy;
+pub mod fork;
+pub mod gateway;
 pub mod initdb;
+pub mod kept_wal;
 pub mod probe;
 pub mod program;
 pub mod rewind;

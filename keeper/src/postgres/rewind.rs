@@ -4,19 +4,23 @@
 //! proves nothing: against a source without a checkpoint on its new timeline `pg_rewind` finds nothing to do and
 //! says so with status 0, although both have diverged.
 //!
-//! Everything goes through `Command` and the lines that it prints. To copy only what changed, point `Target::source`
-//! at something that stands between and filters: nothing else here has to know.
+//! A stock pg_rewind copies all WAL of its source. `rewind_delta` lets it see, through the gateway, only what is
+//! missing; where that cannot be it goes on without, and says so.
 
 use std::path::Path;
 
 use anyhow::{Context, ensure};
 use proto::{Lsn, Timeline};
+use tokio::sync::watch;
 
 use super::binaries::PostgresBinaries;
 use super::control::{ControlFile, ControlState};
 use super::copy::{CopyPhase, CopyProgress, parse_progress};
+use super::gateway::{self, Divergence, Gateway, Traffic, Trouble};
+use super::kept_wal::{self, ForkSegment};
 use super::program::{self, Finished};
 use super::source::Source;
+use super::wal_files;
 use crate::durable;
 
 /// What is rewound: a stopped member whose keeper has fsynced the mark *incomplete* and the rejoin marker.
@@ -43,7 +47,7 @@ pub enum RewindOutcome {
 }
 
 /// A rewind that was done and seen in the data directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rewound {
     pub diverged_at: Lsn,
     /// The common timeline, which ended there.
@@ -53,6 +57,27 @@ pub struct Rewound {
     /// How far it must be replayed to be consistent, and on which timeline.
     pub consistent_at: Lsn,
     pub timeline: Timeline,
+    pub route: Route,
+}
+
+/// How the source's files came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// Only what was missing.
+    Gateway(Traffic),
+    /// With all of the source's WAL, and why.
+    Stock(String),
+}
+
+/// What a rewind through the gateway needs besides.
+pub struct Delta<'a> {
+    pub password: &'a str,
+    /// Where both histories part: pg_rewind must find the same.
+    pub expected: (Timeline, Lsn),
+    /// Notes the fork, durably, before the first file of the member gets a second name.
+    pub on_fork: &'a (dyn Fn(ForkSegment) -> anyhow::Result<()> + Sync),
+    /// Saves a segment of the member's own WAL from the fork on, before it goes.
+    pub on_diverged: &'a (dyn Fn(&Path, &str) -> std::io::Result<()> + Sync),
 }
 
 /// Why it failed, and what that did to the data.
@@ -71,36 +96,178 @@ pub enum Damage {
     Modified,
 }
 
-/// Rewinds `target`. Dropping the future kills `pg_rewind` and what it started; the data is then as after a failure
+/// Rewinds `target` and copies only what it lacks; without the gateway where that cannot be. A rewind that was cut
+/// before is taken up again: the member's own WAL is first put back.
+pub async fn rewind_delta(
+    binaries: &PostgresBinaries,
+    target: &Target<'_>,
+    delta: &Delta<'_>,
+    progress: impl Fn(CopyProgress) + Send,
+) -> RewindOutcome {
+    if let Err(error) = take_up_again(target.data_dir) {
+        return untouched(&error);
+    }
+    if let Err(error) = ready(binaries, target).await {
+        return untouched(&error);
+    }
+    let fork = std::sync::Mutex::new(None);
+    let on_fork = |segment: ForkSegment| {
+        *fork.lock().expect("no thread panics while it holds this lock") = Some(segment);
+        (delta.on_fork)(segment)
+    };
+    let plan = gateway::Plan {
+        source: target.source,
+        password: delta.password,
+        data_dir: target.data_dir,
+        expected: delta.expected,
+        on_fork: &on_fork,
+    };
+    let outcome = match Gateway::listen(plan, binaries.user()) {
+        Ok(gateway) => through(binaries, target, gateway, &progress).await,
+        Err(error) => Err(error),
+    };
+    let fork = *fork.lock().expect("no thread panics while it holds this lock");
+    let settled = match (&outcome, fork) {
+        (Ok(RewindOutcome::Rewound(_)), Some(fork)) => finish(target.data_dir, &fork, delta),
+        _ => take_up_again(target.data_dir),
+    };
+    match (outcome, settled) {
+        (Ok(outcome), Ok(())) => outcome,
+        (Ok(_) | Err(_), Err(error)) => RewindOutcome::Failed(RewindFailure {
+            damage: Damage::Modified,
+            problem: format!("settle the WAL after the rewind: {error:#}"),
+        }),
+        (Err(why), Ok(())) => {
+            let why = format!("{why:#}");
+            tracing::warn!(
+                why,
+                "pg_rewind copies all WAL of the source: it runs without the gateway"
+            );
+            stock(binaries, target, why, progress).await
+        }
+    }
+}
+
+/// Ends a rewind that pg_rewind had finished: settles the member's own WAL. Safe to repeat.
+pub fn finish(data_dir: &Path, fork: &ForkSegment, delta: &Delta<'_>) -> anyhow::Result<()> {
+    let pg_wal = wal_files::pg_wal_of(data_dir)?;
+    kept_wal::finish(&pg_wal, fork, |path, name| (delta.on_diverged)(path, name))
+        .context("put back this member's own WAL")
+}
+
+/// Returns whether pg_rewind had finished on `timeline` before its keeper was cut: it writes the control file last.
+/// What it had written is durable when this returns true.
+pub fn was_finished(data_dir: &Path, timeline: Timeline) -> anyhow::Result<bool> {
+    let control = ControlFile::read(data_dir)?;
+    let finished = control.state == ControlState::InArchiveRecovery
+        && control.min_recovery_timeline == timeline
+        && data_dir.join("backup_label").exists()
+        && wal_files::pg_wal_of(data_dir)?.join(timeline.history_file_name()).exists();
+    if finished {
+        let dir = std::fs::File::open(data_dir).context("open the data directory")?;
+        nix::unistd::syncfs(&dir).context("sync the data directory")?;
+    }
+    Ok(finished)
+}
+
+/// Puts back the member's own WAL, and takes away the label of a rewind that did not get to its end.
+fn take_up_again(data_dir: &Path) -> anyhow::Result<()> {
+    let restored = kept_wal::restore(&wal_files::pg_wal_of(data_dir)?)
+        .context("put back this member's own WAL")?;
+    let label = data_dir.join("backup_label");
+    let text = durable::read_optional(&label).context("read backup_label")?.unwrap_or_default();
+    let is_pg_rewinds = String::from_utf8_lossy(&text).contains("BACKUP METHOD: pg_rewind");
+    if is_pg_rewinds && ControlFile::read(data_dir)?.is_clean() {
+        durable::remove_if_there(&label).context("remove backup_label")?;
+    }
+    if restored > 0 {
+        tracing::info!(restored, "put this member's own WAL back");
+    }
+    Ok(())
+}
+
+/// Runs pg_rewind through `gateway`. An error: it cannot be used here, and nothing of the data has changed.
+async fn through(
+    binaries: &PostgresBinaries,
+    target: &Target<'_>,
+    gateway: Gateway<'_>,
+    progress: &(impl Fn(CopyProgress) + Send),
+) -> anyhow::Result<RewindOutcome> {
+    let (tell, said) = watch::channel(None);
+    let mut reading = Reading::default();
+    let command = command(binaries, target, &gateway.conninfo());
+    let running = program::run(command, |line| {
+        reading.take(line);
+        tell.send_replace(reading.divergence());
+        progress(reading.progress());
+        reading.phase().patience()
+    });
+    // When the gateway gives up, the program is killed with what it started.
+    let ended = tokio::select! {
+        ended = running => Ok(ended),
+        trouble = gateway.serve(&said) => Err(trouble),
+    };
+    let traffic = gateway.traffic();
+    reading.copying |= traffic.listed;
+    Ok(match ended {
+        Ok(Ok(finished)) if traffic.listed => {
+            judge(&reading, &finished, target.data_dir, Route::Gateway(traffic))
+        }
+        Ok(Ok(finished)) => {
+            let why = "this pg_rewind asks for the list of files in another way than is known";
+            judge(&reading, &finished, target.data_dir, Route::Stock(why.to_owned()))
+        }
+        Err(Trouble::Unfit(why)) if !traffic.listed => return Err(why),
+        Ok(Err(error)) | Err(Trouble::Unfit(error) | Trouble::Failed(error)) => {
+            reading.failure(format!("{error:#}"))
+        }
+    })
+}
+
+/// Rewinds `target` without the gateway. Dropping the future kills `pg_rewind` and what it started; the data is then as after a failure
 /// with `Damage::Modified`.
 pub async fn rewind(
     binaries: &PostgresBinaries,
     target: &Target<'_>,
     progress: impl Fn(CopyProgress) + Send,
 ) -> RewindOutcome {
-    let untouched = |error: anyhow::Error| {
-        let problem = format!("{error:#}");
-        RewindOutcome::Failed(RewindFailure { damage: Damage::None, problem })
-    };
-    let prepared = match prepare(target.data_dir) {
-        Ok(control) if control.is_clean() => Ok(()),
-        Ok(_) => recover(binaries, target).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = prepared {
-        return untouched(error);
+    if let Err(error) = ready(binaries, target).await {
+        return untouched(&error);
     }
+    stock(binaries, target, "as asked".to_owned(), progress).await
+}
+
+async fn stock(
+    binaries: &PostgresBinaries,
+    target: &Target<'_>,
+    why: String,
+    progress: impl Fn(CopyProgress) + Send,
+) -> RewindOutcome {
     let mut reading = Reading::default();
-    let ended = program::run(command(binaries, target), |line| {
+    let conninfo = target.source.conninfo(binaries.major(), Some(gateway::DATABASE));
+    // A temporary table of some versions must not wait for a synchronous standby, which may be this very member.
+    let conninfo = format!("{conninfo} options='-c synchronous_commit=local'");
+    let ended = program::run(command(binaries, target, &conninfo), |line| {
         reading.take(line);
         progress(reading.progress());
         reading.phase().patience()
     })
     .await;
     match ended {
-        Ok(finished) => judge(&reading, &finished, target.data_dir),
+        Ok(finished) => judge(&reading, &finished, target.data_dir, Route::Stock(why)),
         Err(error) => reading.failure(format!("{error:#}")),
     }
+}
+
+fn untouched(error: &anyhow::Error) -> RewindOutcome {
+    let problem = format!("{error:#}");
+    RewindOutcome::Failed(RewindFailure { damage: Damage::None, problem })
+}
+
+/// Checks that the member can be rewound, and recovers it where it crashed.
+async fn ready(binaries: &PostgresBinaries, target: &Target<'_>) -> anyhow::Result<()> {
+    let control = prepare(target.data_dir)?;
+    if control.is_clean() { Ok(()) } else { recover(binaries, target).await }
 }
 
 /// Checks that the member can be rewound, and takes away what stands in the way of its crash recovery.
@@ -155,20 +322,22 @@ async fn recover(binaries: &PostgresBinaries, target: &Target<'_>) -> anyhow::Re
     Ok(())
 }
 
-fn command(binaries: &PostgresBinaries, target: &Target<'_>) -> tokio::process::Command {
-    let conninfo = target.source.conninfo(binaries.major(), Some("postgres"));
+fn command(
+    binaries: &PostgresBinaries,
+    target: &Target<'_>,
+    conninfo: &str,
+) -> tokio::process::Command {
     let mut command = program::command(&binaries.pg_rewind(), binaries.user());
     command
         .arg("--target-pgdata")
         .arg(target.data_dir)
         .arg("--source-server")
-        // A temporary table of some versions must not wait for a synchronous standby, which may be this very member.
-        .arg(format!("{conninfo} options='-c synchronous_commit=local'"))
+        .arg(conninfo)
         .args(["--progress", "--no-ensure-shutdown"]);
     command
 }
 
-fn judge(reading: &Reading, finished: &Finished, data_dir: &Path) -> RewindOutcome {
+fn judge(reading: &Reading, finished: &Finished, data_dir: &Path, route: Route) -> RewindOutcome {
     if !finished.status.success() {
         let text = format!("pg_rewind {}: {}", finished.ending(), finished.last_words());
         return reading.failure(text);
@@ -188,6 +357,7 @@ fn judge(reading: &Reading, finished: &Finished, data_dir: &Path) -> RewindOutco
             from_checkpoint,
             consistent_at: control.min_recovery_point,
             timeline: control.min_recovery_timeline,
+            route,
         }),
         Err(error) => reading.failure(format!("pg_rewind exited with 0, but {error:#}")),
     }
@@ -244,6 +414,11 @@ impl Reading {
             self.copying = true;
             (self.copied_bytes, self.total_bytes) = (copied, total);
         }
+    }
+
+    fn divergence(&self) -> Option<Divergence> {
+        let (at, timeline) = self.diverged?;
+        Some(Divergence { at, timeline, from_checkpoint: self.from_checkpoint? })
     }
 
     fn phase(&self) -> CopyPhase {

@@ -58,12 +58,7 @@ pub fn scan(data_dir: &Path) -> anyhow::Result<EndOfWal> {
 }
 
 fn scan_from(data_dir: &Path, control: &ControlFile) -> anyhow::Result<EndOfWal> {
-    let wal = WalDir {
-        pg_wal: wal_files::pg_wal_of(data_dir)?,
-        segment_size: control.wal_segment_size,
-        system_identifier: control.system_identifier,
-        major: control.major,
-    };
+    let wal = wal_dir(data_dir, control)?;
     let start = WalStart {
         lsn: control.checkpoint,
         timeline: control.checkpoint_timeline,
@@ -72,6 +67,15 @@ fn scan_from(data_dir: &Path, control: &ControlFile) -> anyhow::Result<EndOfWal>
     };
     newest_end(&wal, &start)
         .with_context(|| format!("find the end of the WAL in {}", wal.pg_wal.display()))
+}
+
+fn wal_dir(data_dir: &Path, control: &ControlFile) -> anyhow::Result<WalDir> {
+    Ok(WalDir {
+        pg_wal: wal_files::pg_wal_of(data_dir)?,
+        segment_size: control.wal_segment_size,
+        system_identifier: control.system_identifier,
+        major: control.major,
+    })
 }
 
 /// Finds the end of the log along the newest timeline that it goes over to.
@@ -120,8 +124,7 @@ pub fn end_of_wal(
         checkpoint.0 > 0 && checkpoint.0 < u64::MAX / 2,
         "{checkpoint} is no place for a record"
     );
-    let mut walk =
-        Walk { pages: PageReader::new(wal, history)?, previous: None, header: [0; HEADER] };
+    let mut walk = Walk::new(wal, history)?;
     let first = match walk.record(checkpoint).context("read WAL")? {
         Ok(record) if record.is_checkpoint => record,
         Ok(_) => bail!("the record at {checkpoint} is no checkpoint: copy this member anew"),
@@ -148,6 +151,32 @@ pub fn end_of_wal(
     }
 }
 
+/// A checkpoint record, read from the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Where replay from it begins.
+    pub redo: Lsn,
+    pub segment_size: u32,
+}
+
+/// Reads the checkpoint record at `lsn` of `timeline` or one of its ancestors.
+pub fn checkpoint(data_dir: &Path, timeline: Timeline, lsn: Lsn) -> anyhow::Result<Checkpoint> {
+    let control = ControlFile::read(data_dir)?;
+    let wal = wal_dir(data_dir, &control)?;
+    let history = wal_files::history(&wal.pg_wal, timeline)?;
+    let mut walk = Walk::new(&wal, &history)?;
+    let record = walk
+        .record(lsn)
+        .context("read WAL")?
+        .map_err(|why| anyhow!("the checkpoint record at {lsn} cannot be read ({why})"))?;
+    let redo = Lsn(u64_at(&walk.body, 2));
+    ensure!(
+        record.is_checkpoint && walk.body[0] == SHORT_DATA && redo <= lsn,
+        "the record at {lsn} is no checkpoint"
+    );
+    Ok(Checkpoint { redo, segment_size: control.wal_segment_size })
+}
+
 /// Refuses a record that another timeline wrote where this history has long gone over to the next one.
 fn belongs(history: &TimelineHistory, record: Record) -> Result<Record, Absent> {
     let owner = history.writer_of(after(record.start));
@@ -165,6 +194,12 @@ fn after(lsn: Lsn) -> Lsn {
 /// The size of a record's header, and where its checksum stands in it.
 const HEADER: usize = 24;
 const CRC_AT: usize = 20;
+
+/// How much of a record's data is kept: the id and length of a short main part, and a checkpoint's first field.
+const BODY: usize = 10;
+
+/// The id of a main part of less than 256 bytes.
+const SHORT_DATA: u8 = 255;
 
 const XLOG_RESOURCE_MANAGER: u8 = 0;
 const CHECKPOINT_SHUTDOWN: u8 = 0x00;
@@ -189,6 +224,7 @@ struct Walk<'a> {
     pages: PageReader<'a>,
     previous: Option<Lsn>,
     header: [u8; HEADER],
+    body: [u8; BODY],
 }
 
 type Read<T> = std::io::Result<Result<T, Absent>>;
@@ -203,7 +239,12 @@ macro_rules! found {
     };
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(wal: &'a WalDir, history: &'a TimelineHistory) -> std::io::Result<Self> {
+        let pages = PageReader::new(wal, history)?;
+        Ok(Self { pages, previous: None, header: [0; HEADER], body: [0; BODY] })
+    }
+
     /// Reads the record at or, past a page header, after `at`.
     fn record(&mut self, at: Lsn) -> Read<Record> {
         let mut at = at;
@@ -239,7 +280,9 @@ impl Walk<'_> {
             return Ok(Err("the next record has an invalid length"));
         }
         let mut sum = Sum { got: 0, crc: 0 };
-        sum.feed(&mut self.header, &bytes[offset..(offset + total).min(PAGE as usize)]);
+        self.body = [0; BODY];
+        let (header, body) = (&mut self.header, &mut self.body);
+        sum.feed(header, body, &bytes[offset..(offset + total).min(PAGE as usize)]);
         let mut end = start.0 + align(total as u64);
         if sum.got >= HEADER {
             found!(self.check_header(start));
@@ -281,7 +324,7 @@ impl Walk<'_> {
             }
             let header_was_split = sum.got < HEADER;
             let bytes = &self.pages.bytes(&page)[page.header_bytes..];
-            sum.feed(&mut self.header, &bytes[..remaining.min(bytes.len())]);
+            sum.feed(&mut self.header, &mut self.body, &bytes[..remaining.min(bytes.len())]);
             if header_was_split {
                 found!(self.check_header(start));
             }
@@ -326,12 +369,17 @@ struct Sum {
 }
 
 impl Sum {
-    fn feed(&mut self, header: &mut [u8; HEADER], mut bytes: &[u8]) {
+    fn feed(&mut self, header: &mut [u8; HEADER], body: &mut [u8; BODY], mut bytes: &[u8]) {
         if self.got < HEADER {
             let part = bytes.len().min(HEADER - self.got);
             header[self.got..self.got + part].copy_from_slice(&bytes[..part]);
             self.got += part;
             bytes = &bytes[part..];
+        }
+        if (HEADER..HEADER + BODY).contains(&self.got) {
+            let free = &mut body[self.got - HEADER..];
+            let part = bytes.len().min(free.len());
+            free[..part].copy_from_slice(&bytes[..part]);
         }
         self.crc = crc32c::crc32c_append(self.crc, bytes);
         self.got += bytes.len();

@@ -274,6 +274,7 @@ fn a_half_rewound_directory_is_never_started() {
         attempt: 1,
         phase: RejoinPhase::Modifying,
         until: None,
+        fork: None,
         started: WallTime(0),
     };
     facts.files.rejoin = Some(marker.clone());
@@ -302,6 +303,7 @@ fn an_incomplete_member_becomes_complete_only_past_what_its_source_had_written()
         attempt: 1,
         phase: RejoinPhase::CatchingUp,
         until: Some(Lsn(150)),
+        fork: None,
         started: WallTime(0),
     });
     let upstream = Upstream {

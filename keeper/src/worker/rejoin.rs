@@ -10,21 +10,25 @@ use anyhow::{Context, bail, ensure};
 use proto::assignment::Follow;
 use proto::cfg::joining_name;
 use proto::report::{RejoinBy, RejoinOutcome};
-use proto::{Lsn, Timeline};
+use proto::{Lsn, Timeline, TimelineHistory};
 use tokio::time::timeout;
-use tokio_postgres::NoTls;
+use tokio_postgres::{Client, NoTls};
 
 use super::Worker;
+use super::diverged::Diverged;
 use super::follow::passfile_line;
 use super::found::put_in_place;
 use crate::durable::{fsync_dir, write_atomic};
-use crate::member_files::{RejoinMarker, RejoinPhase, Role};
+use crate::member_files::{Fork, RejoinMarker, RejoinPhase, Role};
 use crate::postgres::control::ControlFile;
 use crate::postgres::copy::{self, CopyPhase, CopyProgress};
-use crate::postgres::rewind::{self, RewindOutcome, Target};
+use crate::postgres::fork::fork_of;
+use crate::postgres::kept_wal::ForkSegment;
+use crate::postgres::rewind::{self, Delta, RewindOutcome, Route, Target};
 use crate::postgres::session::describe;
 use crate::postgres::settings::{REPLICATION_ROLE, REWIND_ROLE};
 use crate::postgres::source::Source;
+use crate::postgres::{wal_files, wal_scan};
 
 /// The checkpoint after a promotion is asked for at once; with very large buffers it takes minutes.
 const SOURCE_CHECKPOINT_AT_MOST: Duration = Duration::from_secs(600);
@@ -38,24 +42,100 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
     // Asked before anything changes: a source that cannot be reached costs nothing but a retry.
     let source = source_of(worker, follow, REWIND_ROLE, &worker.secrets.rewind)?;
     source_is_ready(worker, follow, &source).await?;
-    mark(worker, follow, RejoinBy::Rewind, RejoinPhase::Modifying)?;
+    let cut = worker.files().rejoin.filter(|m| {
+        m.by == RejoinBy::Rewind && m.source_timeline == follow.timeline && !m.may_start()
+    });
+    let fork = match cut.and_then(|marker| marker.fork) {
+        Some(fork) => fork,
+        None => find_fork(worker, follow, &source).await?,
+    };
+    mark(worker, follow, RejoinBy::Rewind, RejoinPhase::Modifying, Some(fork))?;
     let data_dir = &worker.place.data_dir;
     // A lock file that names a dead postmaster's zombie would stop the recovery that a rewind begins with.
     crate::fencer::clear_stale_locks(data_dir);
-    let target = Target { data_dir, config_file: None, source: &source };
-    match rewind::rewind(&worker.binaries, &target, |progress| note_progress(worker, progress))
-        .await
-    {
+    let diverged = Diverged::new(&worker.place.state_dir, follow.epoch)?;
+    let delta = Delta {
+        password: &worker.secrets.rewind,
+        expected: (fork.timeline, fork.lsn),
+        // It is in the marker.
+        on_fork: &|_| Ok(()),
+        on_diverged: &|path, name| diverged.save(path, name),
+    };
+    if rewind::was_finished(data_dir, follow.timeline)? {
+        let segment_size = ControlFile::read(data_dir)?.wal_segment_size;
+        let number = fork.lsn.0 / u64::from(segment_size);
+        let fork = ForkSegment { common: fork.timeline, number, segment_size };
+        rewind::finish(data_dir, &fork, &delta)?;
+        tracing::info!("the rewind had been finished before the keeper was cut");
+    } else {
+        run_rewind(worker, &source, &delta, reason).await?;
+    }
+    let until = source_is_ready(worker, follow, &source).await?;
+    catch_up(worker, until)
+}
+
+async fn run_rewind(
+    worker: &Worker,
+    source: &Source,
+    delta: &Delta<'_>,
+    reason: &str,
+) -> anyhow::Result<()> {
+    let target = Target { data_dir: &worker.place.data_dir, config_file: None, source };
+    let note = |progress| note_progress(worker, progress);
+    match rewind::rewind_delta(&worker.binaries, &target, delta, note).await {
         RewindOutcome::Rewound(done) => {
-            tracing::info!(diverged_at = %done.diverged_at, from = %done.from_checkpoint, "rewound");
+            let (bytes, without_gateway) = match &done.route {
+                Route::Gateway(traffic) => (traffic.bytes, None),
+                Route::Stock(why) => (0, Some(why.as_str())),
+            };
+            tracing::info!(diverged_at = %done.diverged_at, from = %done.from_checkpoint, bytes, without_gateway, "rewound");
+            Ok(())
         }
         RewindOutcome::NotRequired => bail!("pg_rewind found nothing to do, although {reason}"),
         RewindOutcome::Failed(failure) => {
             bail!("pg_rewind ({:?} damage): {}", failure.damage, failure.problem)
         }
     }
-    let until = source_is_ready(worker, follow, &source).await?;
-    catch_up(worker, until)
+}
+
+/// Returns where this member's log leaves the source's, by both histories. Fails if the two show no divergence.
+async fn find_fork(worker: &Worker, follow: &Follow, source: &Source) -> anyhow::Result<Fork> {
+    let theirs = source_history(worker, follow, source).await?;
+    let data_dir = worker.place.data_dir.clone();
+    let end = tokio::task::spawn_blocking(move || wal_scan::scan(&data_dir))
+        .await
+        .context("scan for the end of WAL")??;
+    let ours = wal_files::history(&worker.pg_wal(), end.timeline)?;
+    let fork = fork_of(&ours, &theirs).context("no timeline is common with the source")?;
+    let lsn = fork.until.context("the source is on this member's own timeline")?;
+    ensure!(
+        end.lsn > lsn,
+        "this member's WAL ends at {} and does not pass the fork at {lsn} of timeline {}",
+        end.lsn,
+        fork.timeline
+    );
+    Ok(Fork { timeline: fork.timeline, lsn })
+}
+
+async fn source_history(
+    worker: &Worker,
+    follow: &Follow,
+    source: &Source,
+) -> anyhow::Result<TimelineHistory> {
+    if follow.timeline == Timeline(1) {
+        return Ok(TimelineHistory::first(follow.timeline));
+    }
+    let path = format!("pg_wal/{}", follow.timeline.history_file_name());
+    let (client, connection) = session_with(worker, source).await?;
+    let asking =
+        async { client.query_one("SELECT pg_catalog.pg_read_binary_file($1)", &[&path]).await };
+    let row = timeout(SOURCE_ANSWERS_WITHIN, asking).await;
+    connection.abort();
+    let row = row
+        .context("the source does not answer")?
+        .map_err(|e| anyhow::anyhow!("read the source's history: {}", describe(&e)))?;
+    let text = String::from_utf8_lossy(row.get::<_, &[u8]>(0)).into_owned();
+    TimelineHistory::parse(follow.timeline, &text).context("read the source's history")
 }
 
 /// Copies the primary into a new directory and puts it in the place of the old one, which is kept.
@@ -64,7 +144,7 @@ pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Res
     let source = source_of(worker, follow, REPLICATION_ROLE, &worker.secrets.replication)?;
     let asked = source_of(worker, follow, REWIND_ROLE, &worker.secrets.rewind)?;
     source_is_ready(worker, follow, &asked).await?;
-    mark(worker, follow, RejoinBy::Copy, RejoinPhase::Copying)?;
+    mark(worker, follow, RejoinBy::Copy, RejoinPhase::Copying, None)?;
     let fresh = beside(&worker.place.data_dir, &format!("copy-e{}", follow.epoch))?;
     copy::base_backup(&worker.binaries, &source, &fresh, |progress| {
         note_progress(worker, progress)
@@ -78,7 +158,7 @@ pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Res
         control.system_identifier
     );
     let until = source_is_ready(worker, follow, &asked).await?;
-    mark(worker, follow, RejoinBy::Copy, RejoinPhase::Swapping)?;
+    mark(worker, follow, RejoinBy::Copy, RejoinPhase::Swapping, None)?;
     let kept = set_aside(&worker.place.data_dir, &format!("old-e{}", follow.epoch))?;
     put_in_place(&fresh, &worker.place.data_dir)?;
     worker.update(|local| {
@@ -101,7 +181,13 @@ fn catch_up(worker: &Worker, until: Lsn) -> anyhow::Result<()> {
     })
 }
 
-fn mark(worker: &Worker, follow: &Follow, by: RejoinBy, phase: RejoinPhase) -> anyhow::Result<()> {
+fn mark(
+    worker: &Worker,
+    follow: &Follow,
+    by: RejoinBy,
+    phase: RejoinPhase,
+    fork: Option<Fork>,
+) -> anyhow::Result<()> {
     worker.save(|files| {
         let before =
             files.rejoin.take().filter(|m| m.by == by && m.source_timeline == follow.timeline);
@@ -119,6 +205,7 @@ fn mark(worker: &Worker, follow: &Follow, by: RejoinBy, phase: RejoinPhase) -> a
             attempt: before.map_or(0, |m| m.attempt) + u32::from(!goes_on),
             phase,
             until: None,
+            fork,
             started: store::clock::wall(),
         });
     })
@@ -161,20 +248,7 @@ fn source_of(
 /// copied from its disk is newer. (What it has inserted may lie a page header further, which an idle source never
 /// sends.)
 async fn source_is_ready(worker: &Worker, follow: &Follow, source: &Source) -> anyhow::Result<Lsn> {
-    let mut config = tokio_postgres::Config::new();
-    config
-        .host(&source.host)
-        .port(source.port)
-        .user(&source.user)
-        .password(&worker.secrets.rewind)
-        .dbname("postgres")
-        .application_name(&source.application_name)
-        .connect_timeout(Duration::from_secs(5));
-    let (client, connection) = timeout(SOURCE_ANSWERS_WITHIN, config.connect(NoTls))
-        .await
-        .context("the source accepts no session")?
-        .map_err(|e| anyhow::anyhow!("connect to the source: {}", describe(&e)))?;
-    let connection = tokio::spawn(connection);
+    let (client, connection) = session_with(worker, source).await?;
     let asking = async {
         let deadline = store::clock::now() + SOURCE_CHECKPOINT_AT_MOST;
         loop {
@@ -203,6 +277,26 @@ async fn source_is_ready(worker: &Worker, follow: &Follow, source: &Source) -> a
     connection.abort();
     answer
 }
+
+async fn session_with(worker: &Worker, source: &Source) -> anyhow::Result<(Client, Talking)> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(&source.host)
+        .port(source.port)
+        .user(&source.user)
+        .password(&worker.secrets.rewind)
+        .dbname("postgres")
+        .application_name(&source.application_name)
+        .connect_timeout(Duration::from_secs(5));
+    let (client, connection) = timeout(SOURCE_ANSWERS_WITHIN, config.connect(NoTls))
+        .await
+        .context("the source accepts no session")?
+        .map_err(|e| anyhow::anyhow!("connect to the source: {}", describe(&e)))?;
+    Ok((client, tokio::spawn(connection)))
+}
+
+/// The task that carries a session.
+type Talking = tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>;
 
 fn beside(data_dir: &Path, suffix: &str) -> anyhow::Result<PathBuf> {
     let name = data_dir.file_name().context("the data directory has no name")?.to_string_lossy();

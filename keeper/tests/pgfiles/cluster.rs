@@ -20,8 +20,10 @@ pub const PASSWORD: &str = "se'cret:\\x";
 /// No test waits longer than this for one fact.
 const BOUND: Duration = Duration::from_secs(60);
 
+/// The programs in `PGDEPUTY_TEST_POSTGRES`, so that other versions can be tested, or those installed.
 pub fn binaries() -> PostgresBinaries {
-    let binaries = PostgresBinaries::find(None).unwrap();
+    let explicit = std::env::var_os("PGDEPUTY_TEST_POSTGRES").map(PathBuf::from);
+    let binaries = PostgresBinaries::find(explicit.as_deref()).unwrap();
     match postgres_user() {
         Some(user) => binaries.run_as(user),
         None => binaries,

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod control;
+mod delta;
 mod made_wal;
 mod scan_made;
 mod scan_real;

@@ -1,0 +1,78 @@
+//! Keeps the WAL that a rewind discards, for a person who wants to know what was in it.
+//!
+//! Rule: it is a help and not a promise. It is bounded, only the last rewind's is kept, and no failure here stops a
+//! rejoin.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Context;
+use proto::Epoch;
+
+/// A synchronous cluster's unacknowledged tail is a few segments; more is an asynchronous standby's lag.
+const AT_MOST_BYTES: u64 = 256 << 20;
+
+/// Where the segments of one rewind go: `<state dir>/diverged/e<epoch>`.
+pub struct Diverged {
+    dir: PathBuf,
+    left: AtomicU64,
+}
+
+impl Diverged {
+    /// Makes room for the rewind that leads to `epoch`: what earlier ones kept goes.
+    pub fn new(state_dir: &Path, epoch: Epoch) -> anyhow::Result<Self> {
+        let parent = state_dir.join("diverged");
+        let dir = parent.join(format!("e{epoch}"));
+        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        for entry in fs::read_dir(&parent).context("list what was kept of diverged WAL")? {
+            let older = entry?.path();
+            if older != dir {
+                for file in fs::read_dir(&older)? {
+                    fs::remove_file(file?.path())
+                        .context("remove diverged WAL of a rewind before")?;
+                }
+                fs::remove_dir(&older).context("remove diverged WAL of a rewind before")?;
+            }
+        }
+        Ok(Self { dir, left: AtomicU64::new(AT_MOST_BYTES) })
+    }
+
+    /// Keeps the segment at `path` under `name`, while there is room.
+    pub fn save(&self, path: &Path, name: &str) -> io::Result<()> {
+        let bytes = fs::metadata(path)?.len();
+        let left = self.left.load(Ordering::Relaxed);
+        if let Some(rest) = left.checked_sub(bytes) {
+            self.left.store(rest, Ordering::Relaxed);
+            let to = self.dir.join(name);
+            let saved = fs::hard_link(path, &to).or_else(|_| fs::copy(path, &to).map(drop));
+            if let Err(error) = saved {
+                tracing::warn!(%error, name, "diverged WAL is not kept");
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_rewinds_segments_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let segment = dir.path().join("segment");
+        fs::write(&segment, "diverged").unwrap();
+        for epoch in [4, 5] {
+            let diverged = Diverged::new(dir.path(), Epoch(epoch)).unwrap();
+            diverged.save(&segment, "000000010000000000000003").unwrap();
+            // A second try finds it there.
+            diverged.save(&segment, "000000010000000000000003").unwrap();
+        }
+        let kept = dir.path().join("diverged");
+        assert!(!kept.join("e4").exists());
+        let saved = kept.join("e5/000000010000000000000003");
+        assert_eq!(fs::read_to_string(saved).unwrap(), "diverged");
+    }
+}

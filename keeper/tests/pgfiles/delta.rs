@@ -1,0 +1,276 @@
+//! pg_rewind through the gateway: what crosses the wire, what stays, and what a cut leaves behind.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+
+use keeper::postgres::control::{ControlFile, ControlState};
+use keeper::postgres::copy::{CopyPhase, CopyProgress, base_backup};
+use keeper::postgres::fork::fork_of;
+use keeper::postgres::gateway::Traffic;
+use keeper::postgres::kept_wal::{ForkSegment, KEPT};
+use keeper::postgres::rewind::{
+    Damage, Delta, RewindOutcome, Rewound, Route, Target, finish, rewind, rewind_delta,
+    was_finished,
+};
+use keeper::postgres::wal_files::{self, Segment};
+use keeper::postgres::wal_scan::scan;
+use proto::{Lsn, Timeline};
+
+use crate::cluster::{Cluster, PASSWORD, binaries, judge};
+
+const SEGMENT: u32 = 1 << 20;
+
+/// An old primary that crashed with commits of its own, the promoted one, and `retained_mb` of WAL that both have.
+async fn diverged(retained_mb: u32) -> (Cluster, Cluster) {
+    let mut old = Cluster::new(SEGMENT >> 20).await;
+    old.start().await;
+    old.sql("CREATE TABLE t AS SELECT i, repeat('x', 500) AS text FROM generate_series(1, 4000) i");
+    let mut new = Cluster::empty();
+    base_backup(&binaries(), &old.source(), &new.data, |_| {}).await.unwrap();
+    new.follow(&old);
+    new.start().await;
+    retain(&old, retained_mb);
+    old.sql("CHECKPOINT");
+    old.sql("INSERT INTO t VALUES (0, 'common')");
+    new.caught_up(&old).await;
+    part(&mut old, &new).await;
+    (old, new)
+}
+
+fn retain(primary: &Cluster, megabytes: u32) {
+    for _ in 0..megabytes {
+        primary.sql("SELECT pg_logical_emit_message(false, '', repeat('w', 1000000))");
+    }
+}
+
+/// Cuts the stream, gives the old primary commits of its own, crashes it and promotes the new one.
+async fn part(old: &mut Cluster, new: &Cluster) {
+    new.sql("ALTER SYSTEM SET primary_conninfo = ''");
+    new.sql("SELECT pg_reload_conf()");
+    new.eventually("it receives nothing", |c| {
+        c.sql("SELECT 1 FROM pg_stat_wal_receiver").is_empty()
+    })
+    .await;
+    old.sql("UPDATE t SET text = 'lost' WHERE i BETWEEN 1 AND 100");
+    old.sql("CREATE TABLE lost AS SELECT 1");
+    old.crash();
+    new.sql("SELECT pg_promote(wait => true)");
+    new.sql("UPDATE t SET text = 'kept' WHERE i > 3900");
+    new.sql("CREATE TABLE kept AS SELECT i FROM generate_series(1, 1000) i");
+    new.sql("CHECKPOINT");
+}
+
+/// Returns where the histories on both disks part.
+fn fork(old: &Cluster, new: &Cluster) -> (Timeline, Lsn) {
+    let newest = ControlFile::read(&new.data).unwrap().timeline();
+    let source = wal_files::history(&new.pg_wal(), newest).unwrap();
+    let own = scan(&old.data).unwrap();
+    let target = wal_files::history(&old.pg_wal(), own.timeline).unwrap();
+    let fork = fork_of(&target, &source).unwrap();
+    (fork.timeline, fork.until.unwrap())
+}
+
+/// What a keeper notes besides.
+#[derive(Default)]
+struct Notes {
+    fork: Mutex<Option<ForkSegment>>,
+    saved: Mutex<BTreeMap<String, u64>>,
+}
+
+async fn rejoin(
+    old: &Cluster,
+    new: &Cluster,
+    expected: (Timeline, Lsn),
+    notes: &Notes,
+    progress: impl Fn(CopyProgress) + Send,
+) -> RewindOutcome {
+    let on_fork = |fork: ForkSegment| {
+        *notes.fork.lock().unwrap() = Some(fork);
+        Ok(())
+    };
+    let on_diverged = |path: &Path, name: &str| {
+        notes.saved.lock().unwrap().insert(name.to_owned(), fs::metadata(path)?.len());
+        Ok(())
+    };
+    let delta =
+        Delta { password: PASSWORD, expected, on_fork: &on_fork, on_diverged: &on_diverged };
+    let source = new.source();
+    let target = Target { data_dir: &old.data, config_file: None, source: &source };
+    rewind_delta(&binaries(), &target, &delta, progress).await
+}
+
+fn through_gateway(outcome: RewindOutcome) -> (Rewound, Traffic) {
+    match outcome {
+        RewindOutcome::Rewound(rewound) => match rewound.route.clone() {
+            Route::Gateway(traffic) => (rewound, traffic),
+            Route::Stock(why) => panic!("without the gateway: {why}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Starts it as a standby and compares it with its primary, row by row and with PostgreSQL's own checkers.
+async fn joins_equal(old: &mut Cluster, new: &Cluster) {
+    old.follow(new);
+    old.start().await;
+    new.sql("INSERT INTO t VALUES (-1, 'after')");
+    let sum = "SELECT md5(string_agg(t::text, ',' ORDER BY i, text)) FROM t";
+    let theirs = new.sql(sum);
+    old.eventually("it has replayed to the same rows", |c| c.sql(sum) == theirs).await;
+    assert_eq!(old.sql("SELECT count(*) FROM t WHERE text = 'lost'"), "0");
+    assert_eq!(old.sql("SELECT to_regclass('lost') IS NULL, count(*) FROM kept"), "t|1000");
+    old.stop().await;
+    let (listed, errors) = judge("pg_checksums", &["--check", "-D", old.data.to_str().unwrap()]);
+    assert!(listed.contains("Bad checksums:  0"), "{listed}{errors}");
+    let left = fs::read_dir(old.pg_wal()).unwrap().map(|e| e.unwrap().file_name());
+    let left: Vec<_> = left.filter(|n| n.to_string_lossy().ends_with(KEPT)).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn segments_before(cluster: &Cluster, fork: &ForkSegment) -> BTreeMap<String, Vec<u8>> {
+    let segments = wal_files::segments(&cluster.pg_wal(), SEGMENT).unwrap();
+    segments
+        .into_iter()
+        .filter(|s| s.number < fork.number)
+        .map(|s| s.file_name(SEGMENT))
+        .map(|name| (name.clone(), fs::read(cluster.pg_wal().join(name)).unwrap()))
+        .collect()
+}
+
+#[tokio::test]
+async fn no_wal_from_before_the_fork_is_copied_and_all_that_was_there_stays() {
+    let (mut old, new) = diverged(60).await;
+    let (notes, expected) = (Notes::default(), fork(&old, &new));
+    let end = scan(&old.data).unwrap().lsn;
+    let (rewound, traffic) = through_gateway(rejoin(&old, &new, expected, &notes, |_| {}).await);
+    assert_eq!((rewound.diverged_timeline, rewound.diverged_at), expected);
+    let fork = notes.fork.lock().unwrap().unwrap();
+    assert!(traffic.before(&fork).is_empty(), "{:?}", traffic.before(&fork));
+    assert!(traffic.files.len() > 100 && traffic.bytes < 24 << 20, "{} bytes", traffic.bytes);
+    // All that diverged was handed out before it went, and nothing of it is left to be replayed.
+    let diverged = Segment::at(expected.0, expected.1, SEGMENT).file_name(SEGMENT);
+    assert!(notes.saved.lock().unwrap().contains_key(&diverged));
+    assert!(end > expected.1 && !old.pg_wal().join(diverged).exists());
+    let (ours, theirs) = (segments_before(&old, &fork), segments_before(&new, &fork));
+    let both: Vec<_> = ours.keys().filter(|name| theirs.contains_key(*name)).collect();
+    assert!(both.len() >= 50, "{} segments", both.len());
+    assert!(both.iter().all(|name| ours[*name] == theirs[*name]));
+    joins_equal(&mut old, &new).await;
+}
+
+#[tokio::test]
+async fn bytes_do_not_grow_with_the_wal_that_the_source_retains_where_stock_pg_rewind_copies_it_all()
+ {
+    let mut bytes = Vec::new();
+    for retained in [10, 80] {
+        let (old, new) = diverged(retained).await;
+        let expected = fork(&old, &new);
+        let (_, traffic) =
+            through_gateway(rejoin(&old, &new, expected, &Notes::default(), |_| {}).await);
+        bytes.push(traffic.bytes);
+    }
+    assert!(bytes[1] < bytes[0] + (4 << 20), "{bytes:?}");
+    let (old, new) = diverged(80).await;
+    let most = Mutex::new(0);
+    let source = new.source();
+    let target = Target { data_dir: &old.data, config_file: None, source: &source };
+    let outcome = rewind(&binaries(), &target, |p| *most.lock().unwrap() = p.copied_bytes).await;
+    assert!(matches!(outcome, RewindOutcome::Rewound(_)), "{outcome:?}");
+    let stock = most.into_inner().unwrap();
+    assert!(stock > bytes[1] + (60 << 20), "stock {stock}, ours {bytes:?}");
+}
+
+#[tokio::test]
+async fn members_fail_back_and_forth_over_five_timelines() {
+    let (mut down, mut up) = diverged(5).await;
+    for timeline in 2..=5 {
+        let (notes, expected) = (Notes::default(), fork(&down, &up));
+        assert_eq!(expected.0, Timeline(timeline - 1));
+        let (_, traffic) = through_gateway(rejoin(&down, &up, expected, &notes, |_| {}).await);
+        let fork = notes.fork.lock().unwrap().unwrap();
+        assert!(traffic.before(&fork).is_empty(), "{:?}", traffic.before(&fork));
+        joins_equal(&mut down, &up).await;
+        if timeline == 5 {
+            break;
+        }
+        up.sql("DROP TABLE kept");
+        up.sql("CHECKPOINT");
+        down.start().await;
+        down.caught_up(&up).await;
+        part(&mut up, &down).await;
+        std::mem::swap(&mut up, &mut down);
+    }
+}
+
+/// Cut while files are written, once after each of several shares of the whole; then the next try finishes.
+#[tokio::test]
+async fn a_rewind_that_is_cut_anywhere_is_taken_up_again_and_the_member_comes_back_equal() {
+    for cut_after in [0.0, 0.1, 0.5, 0.9] {
+        let (mut old, new) = diverged(5).await;
+        let (notes, expected) = (Notes::default(), fork(&old, &new));
+        let (tell, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let progress = move |p: CopyProgress| {
+            let share = p.copied_bytes as f64 / p.total_bytes.max(1) as f64;
+            if p.phase == CopyPhase::Copying && share >= cut_after {
+                let _ = tell.send(());
+            }
+        };
+        {
+            let cut = rejoin(&old, &new, expected, &notes, progress);
+            tokio::select! {
+                _ = cut => {}
+                _ = heard.recv() => {}
+            }
+        }
+        let finished = was_finished(&old.data, Timeline(2)).unwrap();
+        if finished {
+            let fork = notes.fork.lock().unwrap().unwrap();
+            let nothing = |_: &Path, _: &str| Ok(());
+            let delta =
+                Delta { password: PASSWORD, expected, on_fork: &|_| Ok(()), on_diverged: &nothing };
+            finish(&old.data, &fork, &delta).unwrap();
+        } else {
+            through_gateway(rejoin(&old, &new, expected, &notes, |_| {}).await);
+        }
+        joins_equal(&mut old, &new).await;
+    }
+}
+
+#[tokio::test]
+async fn a_fork_that_pg_rewind_sees_elsewhere_ends_the_rewind_with_nothing_changed() {
+    let (mut old, new) = diverged(2).await;
+    let (timeline, lsn) = fork(&old, &new);
+    let wrong = (timeline, Lsn(lsn.0 + 8));
+    let outcome = rejoin(&old, &new, wrong, &Notes::default(), |_| {}).await;
+    let RewindOutcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(failure.damage, Damage::None);
+    assert!(failure.problem.contains("sees the fork at"), "{}", failure.problem);
+    assert_eq!(ControlFile::read(&old.data).unwrap().state, ControlState::ShutDown);
+    old.start().await;
+    assert_eq!(old.sql("SELECT count(*) FROM t WHERE text = 'lost'"), "100");
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_a_source_that_is_gone_cost_nothing_but_a_retry() {
+    let (old, mut new) = diverged(2).await;
+    let expected = fork(&old, &new);
+    let delta = Delta {
+        password: "wrong",
+        expected,
+        on_fork: &|_| panic!("nothing was listed"),
+        on_diverged: &|_, _| panic!("nothing was rewound"),
+    };
+    let source = new.source();
+    let target = Target { data_dir: &old.data, config_file: None, source: &source };
+    let outcome = rewind_delta(&binaries(), &target, &delta, |_| {}).await;
+    let RewindOutcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(failure.damage, Damage::None);
+    assert!(failure.problem.contains("password"), "{}", failure.problem);
+    new.stop().await;
+    let outcome = rejoin(&old, &new, expected, &Notes::default(), |_| {}).await;
+    let RewindOutcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(failure.damage, Damage::None);
+    assert!(failure.problem.contains("connect to the source"), "{}", failure.problem);
+}
