@@ -41,11 +41,15 @@ impl Diverged {
 
     /// Keeps the segment at `path` under `name`, while there is room.
     pub fn save(&self, path: &Path, name: &str) -> io::Result<()> {
+        let to = self.dir.join(name);
+        // Copying over another name of the same file would empty both.
+        if to.exists() {
+            return Ok(());
+        }
         let bytes = fs::metadata(path)?.len();
         let left = self.left.load(Ordering::Relaxed);
         if let Some(rest) = left.checked_sub(bytes) {
             self.left.store(rest, Ordering::Relaxed);
-            let to = self.dir.join(name);
             let saved = fs::hard_link(path, &to).or_else(|_| fs::copy(path, &to).map(drop));
             if let Err(error) = saved {
                 tracing::warn!(%error, name, "diverged WAL is not kept");
