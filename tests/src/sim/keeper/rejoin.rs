@@ -153,6 +153,7 @@ fn mark(worker: &Worker, follow: &Follow, by: RejoinBy, phase: RejoinPhase) {
             attempt: before.map_or(0, |m| m.attempt) + u32::from(!goes_on),
             phase,
             until: None,
+            fork: None,
             started,
         });
     });
