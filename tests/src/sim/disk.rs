@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use keeper::facts::ClusterView;
 use keeper::member_files::MemberFiles;
 use keeper::postgres::settings::Settings;
 use proto::spec::PostgresSpec;
@@ -61,6 +62,8 @@ pub struct Disk {
     pub files: Option<MemberFiles>,
     pub settings: Option<Settings>,
     pub accepted: Option<PostgresSpec>,
+    /// The member's copy of what was agreed.
+    pub copy: Option<ClusterView>,
     /// The epochs for which a replication password lies there.
     pub passfiles: BTreeSet<Epoch>,
     /// Data directories that were set aside.

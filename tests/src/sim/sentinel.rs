@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use proto::ClusterSpec;
 use sentinel::decide::decide;
-use sentinel::observe::{Stored, Timers, World as Seen, observe};
-use sentinel::plan::Verdict;
+use sentinel::observe::{Probe, Stored, Timers, World as Seen, observe};
+use sentinel::plan::{Verdict, WaitingOn};
 use sentinel::{invariant, write};
 use store::{Guard, LeaseId, Operation, StoreError, Txn, TxnOutcome, WatchEvent};
 use tokio::sync::mpsc;
@@ -18,6 +18,9 @@ use super::net::Host;
 const LEADER_TTL: Duration = Duration::from_secs(3);
 const SAFETY_TICK: Duration = Duration::from_secs(2);
 const AFTER_TROUBLE: Duration = Duration::from_millis(100);
+/// Questions in a row that a leader may leave unanswered.
+const SILENT_AFTER: u32 = 6;
+const ANSWER_WITHIN: Duration = Duration::from_millis(100);
 
 impl Sim {
     /// Starts a sentinel.
@@ -26,6 +29,15 @@ impl Sim {
         self.with(|w| w.sentinels[number] = Some(proc));
         let sentinel = Sentinel { host: self.host(Node::Sentinel(number)), number, proc };
         self.spawn(proc, sentinel.campaign());
+    }
+
+    /// Whether a sentinel answers a candidate's question.
+    async fn sentinel_answers(&self, from: Node, number: usize) -> bool {
+        let to = Node::Sentinel(number);
+        let Some(proc) = self.with(|w| w.sentinels[number]) else { return false };
+        self.datagram(from, to).await
+            && self.call(proc, async {}).1.await.is_ok()
+            && self.datagram(to, from).await
     }
 
     pub fn sentinel_dies(&self, number: usize) {
@@ -52,6 +64,7 @@ struct Leading {
 struct Memory {
     timers: Timers,
     watch: Option<mpsc::UnboundedReceiver<Vec<WatchEvent>>>,
+    probe: Option<Probe>,
     spec: Option<ClusterSpec>,
 }
 
@@ -72,18 +85,9 @@ impl Sentinel {
         let key = sim.with(|w| w.keys.leader());
         let snapshot = sim.etcd_read(node, &key).await?;
         if snapshot.entries.contains_key(&key) {
-            let mut watch = sim.etcd_watch(node, &key, snapshot.revision + 1).await?;
-            loop {
-                let batch = self.host.within(Duration::from_secs(3), watch.recv()).await;
-                match batch {
-                    Some(Some(batch))
-                        if batch.iter().any(|e| matches!(e, WatchEvent::Delete { .. })) =>
-                    {
-                        break;
-                    }
-                    Some(Some(_)) => {}
-                    Some(None) | None => return Ok(None),
-                }
+            let watch = sim.etcd_watch(node, &key, snapshot.revision + 1).await?;
+            if !self.until_free(&snapshot.entries[&key], watch).await {
+                return Ok(None);
             }
         }
         let sent = self.host.now();
@@ -109,6 +113,66 @@ impl Sentinel {
         sim.trace(|| format!("s{} leads", self.number));
         sim.with(|w| w.counts.elections += 1);
         Ok(Some(Leading { guard: Guard::CreateRevision(key, created), lease, expires }))
+    }
+
+    /// Waits until the leader's key is gone, at most for a while. A leader that was heard and is heard no more is deposed.
+    async fn until_free(
+        &self,
+        held: &store::Entry,
+        mut watch: mpsc::UnboundedReceiver<Vec<WatchEvent>>,
+    ) -> bool {
+        let (sim, node) = (&self.host.sim, self.host.node);
+        let leader = std::str::from_utf8(&held.value).ok().and_then(|s| s[1..].parse().ok());
+        let (mut heard, mut unanswered) = (false, 0);
+        for _ in 0..30 {
+            let batch = self.host.within(Duration::from_millis(100), watch.recv()).await;
+            match batch {
+                Some(Some(batch))
+                    if batch.iter().any(|e| matches!(e, WatchEvent::Delete { .. })) =>
+                {
+                    return true;
+                }
+                Some(Some(_)) => continue,
+                Some(None) => return false,
+                None => {}
+            }
+            let Some(leader) = leader else { continue };
+            let answer = sim.within(100_000, sim.sentinel_answers(node, leader)).await;
+            match answer {
+                Some(true) => (heard, unanswered) = (true, 0),
+                Some(false) | None => unanswered += 1,
+            }
+            if heard && unanswered >= SILENT_AFTER {
+                let key = sim.with(|w| w.keys.leader());
+                let when = vec![Guard::CreateRevision(key.clone(), held.create_revision)];
+                let then = vec![Operation::Delete { key }];
+                let deposed = sim.etcd_commit(node, Txn { when, then }).await;
+                sim.trace(|| format!("s{} deposes s{leader}: {deposed:?}", self.number));
+                return false;
+            }
+        }
+        false
+    }
+
+    /// The leader's own question to the primary's keeper.
+    async fn probe(&self, seen: &Seen, primary: &proto::MemberName) -> Option<Probe> {
+        let Stored::Known(state) = &seen.state else { return None };
+        let (sim, epoch) = (&self.host.sim, state.epoch);
+        let member = sim.with(|w| w.index_of(primary))?;
+        let (here, there) = (self.host.node, Node::Member(member));
+        for _ in 0..5 {
+            let asked = async {
+                sim.datagram(here, there).await
+                    && sim.echo_answers(member, epoch).await
+                    && sim.datagram(there, here).await
+            };
+            let begun = self.host.now();
+            if self.host.within(ANSWER_WITHIN, asked).await == Some(true) {
+                return Some(Probe { epoch, answered: true, at: self.host.now() });
+            }
+            self.host.sleep_until(begun + ANSWER_WITHIN).await;
+        }
+        Some(Probe { epoch, answered: false, at: self.host.now() })
     }
 
     /// Decides until the lease is over by this sentinel's own clock.
@@ -166,6 +230,7 @@ impl Sentinel {
         }
         let mut seen = observe(&snapshot, &keys, &format!("s{}", self.number));
         sim.mutate_seen(&mut seen);
+        seen.seen.probe = memory.probe;
         let spec = match (&seen.spec, &memory.spec) {
             (Stored::Known(spec), _) => spec.clone(),
             (_, Some(spec)) => spec.clone(),
@@ -182,6 +247,7 @@ impl Sentinel {
                     self.host.sleep(AFTER_TROUBLE).await;
                 }
             }
+            Decided::Probe(primary) => memory.probe = self.probe(&seen, &primary).await,
             Decided::Wait(until) => self.wait(memory, until, &keys).await,
         }
     }
@@ -213,6 +279,9 @@ impl Sentinel {
                 why.clone()
             }
             Verdict::Record { why, .. } => why.clone(),
+            Verdict::Wait(WaitingOn::OwnProbe { primary }) => {
+                return Decided::Probe(primary.clone());
+            }
             Verdict::Wait(_) => return Decided::Wait(until),
         };
         let keys = sim.with(|w| w.keys.clone());
@@ -252,6 +321,7 @@ impl Sentinel {
 
 enum Decided {
     Commit(Txn, String),
+    Probe(proto::MemberName),
     Wait(proto::Moment),
 }
 

@@ -14,9 +14,10 @@ mod worker;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::sim::watch;
-use keeper::facts::{Local, Names, Process};
+use keeper::facts::{ClusterView, Local, Names, Process};
 use keeper::member_files::{MemberFiles, Role};
 use keeper::postgres::probe::SqlFacts;
 use keeper::report::Identity;
@@ -127,9 +128,8 @@ fn first_files(sim: &Sim, member: usize) -> MemberFiles {
 async fn live(sim: &Sim, member: usize, proc: ProcId) -> anyhow::Result<()> {
     let host = sim.host(Node::Member(member));
     let keys = sim.with(|w| w.keys.clone());
-    host.sleep(std::time::Duration::from_millis(30)).await;
-    let snapshot = sim.etcd_read(host.node, keys.prefix()).await?;
-    let first = keeper::cluster::view_of(&keys, &snapshot);
+    host.sleep(Duration::from_millis(30)).await;
+    let first = what_was_agreed(&host, member).await?;
     let files = first_files(sim, member);
     let (fencer, events, watched) = Client::attach(sim, member).await?;
     let (view_tx, view) = watch::channel(Arc::new(first));
@@ -152,6 +152,7 @@ async fn live(sim: &Sim, member: usize, proc: ProcId) -> anyhow::Result<()> {
         view: view.clone(),
         lease: lease.clone(),
         fencer,
+        begun: host.now(),
         changed: Notify::new(),
         voters_follow: Notify::new(),
         local: RefCell::new(local),
@@ -165,6 +166,7 @@ async fn live(sim: &Sim, member: usize, proc: ProcId) -> anyhow::Result<()> {
     };
     sim.spawn(proc, tasks::renew(renewing, files.lease_id.map(LeaseId)));
     sim.spawn(proc, tasks::watch_cluster(host.clone(), view_tx));
+    sim.spawn(proc, tasks::keep_copy(host.clone(), member, view.clone()));
     sim.spawn(proc, tasks::announce(worker.clone(), report, lease));
     sim.spawn(proc, tasks::gather(worker.clone(), eager, sql_tx));
     sim.spawn(proc, tasks::sign(worker.clone(), renewed.clone(), signed_tx));
@@ -190,6 +192,21 @@ async fn live(sim: &Sim, member: usize, proc: ProcId) -> anyhow::Result<()> {
         last_decision: None,
     };
     shell.turn().await
+}
+
+/// The cluster as etcd shows it, or this member's copy where etcd does not answer at once. A first start needs etcd.
+async fn what_was_agreed(host: &Host, member: usize) -> anyhow::Result<ClusterView> {
+    let keys = host.sim.with(|w| w.keys.clone());
+    let asked = host.sim.etcd_read(host.node, keys.prefix());
+    let copy = host.sim.with(|w| w.members[member].disk.copy.clone());
+    let snapshot = match copy {
+        None => asked.await?,
+        Some(copy) => match host.within(Duration::from_millis(500), asked).await {
+            Some(Ok(snapshot)) => snapshot,
+            Some(Err(_)) | None => return Ok(copy),
+        },
+    };
+    Ok(keeper::cluster::view_of(&keys, &snapshot))
 }
 
 fn identity(member: usize, started: WallTime) -> Identity {

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use keeper::facts::Names;
 use keeper::member_files::Role;
 use keeper::postgres::settings::{Access, Settings};
+use keeper::sign::whose_signs_count;
 use keeper::worker::serve_until;
 use proto::assignment::Lead;
 use proto::cfg::unsatisfiable_names;
@@ -15,6 +16,7 @@ use proto::{Cfg, ClusterState, Epoch, Lsn, PrimaryKey, Timeline};
 use store::{Guard, Operation, Txn, TxnOutcome};
 
 use super::prove;
+use super::tasks::give;
 use super::worker::{SOON, Worker};
 use crate::sim::postgres::{Pg, Phase};
 
@@ -148,6 +150,21 @@ fn checkpoint_soon(worker: &Worker, session: &Pg) {
 
 /// Starts PostgreSQL closed, as the primary of its own epoch.
 pub async fn start_primary(worker: &Worker, restart: u64) -> anyhow::Result<()> {
+    prepare_closed(worker);
+    let lease = (*worker.lease.borrow()).context("this keeper has no lease to start under")?;
+    worker.save(|files| files.restarted = files.restarted.max(restart));
+    worker.start_postgres(Some(serve_until(lease.expires, &worker.spec()))).await?;
+    started_as_primary(worker).await
+}
+
+/// The same while etcd is away: no time is set until it is opened.
+pub async fn start_alone(worker: &Worker) -> anyhow::Result<()> {
+    prepare_closed(worker);
+    worker.start_postgres(None).await?;
+    started_as_primary(worker).await
+}
+
+fn prepare_closed(worker: &Worker) {
     worker.forget_credentials(None);
     worker.sim.with(|w| {
         if let Some(data) = &mut w.members[worker.member].disk.data {
@@ -162,9 +179,9 @@ pub async fn start_primary(worker: &Worker, restart: u64) -> anyhow::Result<()> 
         access: if open { Access::Open } else { Access::Closed },
         eager: false,
     });
-    let lease = (*worker.lease.borrow()).context("this keeper has no lease to start under")?;
-    worker.save(|files| files.restarted = files.restarted.max(restart));
-    worker.start_postgres(Some(serve_until(lease.expires, &worker.spec()))).await?;
+}
+
+async fn started_as_primary(worker: &Worker) -> anyhow::Result<()> {
     let session = worker.admin_within(REDO_AT_MOST).await?;
     if session.sql(|pg| pg.with(|s| s.phase != Phase::Primary)).await? {
         bail!("PostgreSQL is in recovery although it was started as a primary");
@@ -175,32 +192,59 @@ pub async fn start_primary(worker: &Worker, restart: u64) -> anyhow::Result<()> 
 /// Takes the right, proves that backends wait for standbys, and lets clients in.
 pub async fn open(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
     let session = worker.admin()?;
-    let timeline = current_timeline(&session).await?;
+    check_timeline(worker, &session, lead).await?;
+    take_right(worker, lead.epoch, lead.restart.unwrap_or(0)).await?;
+    worker.bound_service();
+    if worker.settings().access != Access::Open {
+        let cfg = lead.own_cfg().context("the state holds no Cfg of this epoch")?;
+        wait_until_safe(worker, &session, cfg).await?;
+        let_clients_in(worker).await?;
+    }
+    note_open(worker, &session, lead).await
+}
+
+/// Lets clients in by a sign of the voters, while etcd is away.
+pub async fn open_by_signs(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
+    let session = worker.admin()?;
+    check_timeline(worker, &session, lead).await?;
+    let cfg = whose_signs_count(&worker.files(), worker.state()?)?;
+    if worker.settings().access != Access::Open {
+        wait_until_safe(worker, &session, &cfg).await?;
+    }
+    let spec = worker.spec();
+    let given = worker.host.within(spec.lease_ttl / 2, give(worker)).await;
+    let at = given.context("the voters gave no sign in time")??;
+    worker.fencer.lease_at_most(spec.lease_ttl);
+    worker.fencer.serve_until(Some(serve_until(at + spec.lease_ttl, &spec)));
+    let_clients_in(worker).await?;
+    note_open(worker, &session, lead).await
+}
+
+async fn check_timeline(worker: &Worker, session: &Pg, lead: &Lead) -> anyhow::Result<()> {
+    let timeline = current_timeline(session).await?;
     if timeline != lead.timeline {
         worker.fence().await?;
         bail!("PostgreSQL writes timeline {timeline}, the state names {}", lead.timeline);
     }
-    let restart = lead.restart.unwrap_or(0);
-    take_right(worker, lead.epoch, restart).await?;
-    worker.bound_service();
-    if worker.settings().access != Access::Open {
-        wait_until_safe(worker, &session, lead).await?;
-        let_clients_in(worker).await?;
-    }
-    let start_lsn = match lead.start_lsn {
-        Some(known) => known,
-        None => switch_point(&session).await?,
-    };
-    worker.update(|local| {
-        local.opened = Some(Opened { epoch: lead.epoch, timeline, start_lsn, restart });
-    });
-    checkpoint_soon(worker, &session);
     Ok(())
 }
 
-async fn wait_until_safe(worker: &Worker, session: &Pg, lead: &Lead) -> anyhow::Result<()> {
+async fn note_open(worker: &Worker, session: &Pg, lead: &Lead) -> anyhow::Result<()> {
+    let (timeline, restart) = (lead.timeline, lead.restart.unwrap_or(0));
+    let start_lsn = match lead.start_lsn {
+        Some(known) => known,
+        None => switch_point(session).await?,
+    };
+    worker.save(|files| files.restarted = files.restarted.max(restart));
+    worker.update(|local| {
+        local.opened = Some(Opened { epoch: lead.epoch, timeline, start_lsn, restart });
+    });
+    checkpoint_soon(worker, session);
+    Ok(())
+}
+
+async fn wait_until_safe(worker: &Worker, session: &Pg, cfg: &Cfg) -> anyhow::Result<()> {
     let recovered = session.own_record().await?;
-    let cfg = lead.own_cfg().context("the state holds no Cfg of this epoch")?;
     if cfg.k == 0 {
         return prove::canary_waits(worker, session).await;
     }

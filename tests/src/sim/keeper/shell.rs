@@ -69,7 +69,8 @@ impl Shell {
     }
 
     fn facts(&self, sql: Option<SqlFacts>) -> Facts {
-        let local = self.worker.local();
+        let mut local = self.worker.local();
+        local.etcd_away = self.worker.etcd_is_away();
         let is_running = matches!(local.process, Process::Running { .. });
         let now = self.worker.host.now();
         let empty = self.worker.sim.with(|w| w.members[self.worker.member].disk.data.is_none());
@@ -296,7 +297,9 @@ async fn perform(worker: &Worker, action: &Action) -> anyhow::Result<()> {
         }
         Action::Promote(lead) => promote::promote(worker, lead).await,
         Action::StartPrimary { restart, .. } => promote::start_primary(worker, *restart).await,
+        Action::StartAlone(_) => promote::start_alone(worker).await,
         Action::Open(lead) => promote::open(worker, lead).await,
+        Action::OpenBySigns(lead) => promote::open_by_signs(worker, lead).await,
         Action::Confirm { cfg, proof } => prove::confirm(worker, cfg, *proof).await,
         Action::KeepSlots { members, primary } => {
             worker.admin()?.sql(|_| Some(())).await?;

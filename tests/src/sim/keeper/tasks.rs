@@ -148,6 +148,29 @@ async fn follow(host: &Host, view: &watch::Sender<Arc<ClusterView>>) -> Result<(
     Ok(())
 }
 
+/// Keeps the member's copy of what was agreed; a report that has lapsed stays in it.
+pub async fn keep_copy(host: Host, member: usize, mut view: watch::Receiver<Arc<ClusterView>>) {
+    loop {
+        let seen = view.borrow_and_update().clone();
+        if !seen.is_copy() && seen.state.is_some() {
+            host.sim.with(|w| {
+                let disk = &mut w.members[member].disk;
+                let mut copy = (*seen).clone();
+                copy.state_revision = 0;
+                copy.primary_key = None;
+                for (name, report) in disk.copy.take().into_iter().flat_map(|c| c.reports) {
+                    copy.reports.entry(name).or_insert(report);
+                }
+                disk.copy = Some(copy);
+            });
+        }
+        if view.changed().await.is_err() {
+            return;
+        }
+        host.sleep(Duration::from_millis(200)).await;
+    }
+}
+
 /// Puts each new report, and the last one again under each new lease.
 pub async fn announce(
     worker: Shared,
@@ -285,7 +308,8 @@ pub async fn sign(
     }
 }
 
-async fn give(worker: &Worker) -> anyhow::Result<Moment> {
+/// Returns the moment of which the voters gave a sign.
+pub async fn give(worker: &Worker) -> anyhow::Result<Moment> {
     let cfg = whose_signs_count(&worker.files(), worker.state()?)?;
     let at = worker.host.now();
     if cfg.k == 0 {

@@ -32,6 +32,7 @@ pub struct Worker {
     pub view: watch::Receiver<Arc<ClusterView>>,
     pub lease: watch::Receiver<Option<LeaseView>>,
     pub fencer: Client,
+    pub begun: Moment,
     pub changed: Notify,
     pub voters_follow: Notify,
     pub local: RefCell<Local>,
@@ -77,6 +78,13 @@ impl Worker {
             return;
         }
         self.save(|files| files.promise = files.promise.max(epoch));
+    }
+
+    /// Returns whether no renewal has reached etcd for `lease_ttl`.
+    pub fn etcd_is_away(&self) -> bool {
+        let ttl = self.view.borrow().spec.as_ref().map_or(Duration::from_secs(4), |s| s.lease_ttl);
+        let renewed = self.lease.borrow().map(|lease| lease.expires - ttl);
+        self.host.now().since(renewed.unwrap_or(self.begun).max(self.begun)) >= ttl
     }
 
     pub fn is_running(&self) -> bool {
