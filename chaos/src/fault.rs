@@ -33,10 +33,14 @@ pub enum Fault {
     StandbyFreeze,
     /// Every etcd member is killed, and started again later.
     Etcd,
+    /// Nothing breaks: an operator asks for a switchover.
+    Switchover,
+    /// The primary's keeper is asked to stop, as at a reboot, and started again later.
+    Stop,
 }
 
 /// All faults, in the order of the help text.
-pub const ALL: [Fault; 10] = [
+pub const ALL: [Fault; 12] = [
     Fault::Member,
     Fault::Freeze,
     Fault::Partition,
@@ -47,6 +51,8 @@ pub const ALL: [Fault; 10] = [
     Fault::Standby,
     Fault::StandbyFreeze,
     Fault::Etcd,
+    Fault::Switchover,
+    Fault::Stop,
 ];
 
 impl Fault {
@@ -63,6 +69,8 @@ impl Fault {
             Fault::Standby => "standby",
             Fault::StandbyFreeze => "standby-freeze",
             Fault::Etcd => "etcd",
+            Fault::Switchover => "switchover",
+            Fault::Stop => "stop",
         }
     }
 
@@ -74,7 +82,9 @@ impl Fault {
             | Fault::Partition
             | Fault::Crash
             | Fault::CrashTwice
-            | Fault::SentinelAndMember => Hits::Primary,
+            | Fault::SentinelAndMember
+            | Fault::Switchover
+            | Fault::Stop => Hits::Primary,
             Fault::Keeper => Hits::PrimaryUnseen,
             Fault::Standby | Fault::StandbyFreeze => Hits::Standby,
             Fault::Etcd => Hits::Store,
@@ -96,16 +106,20 @@ impl Fault {
             Fault::Keeper => lab.kill_keeper(victim).await,
             Fault::SentinelAndMember => lab.kill_leader_with(victim).await,
             Fault::Etcd => lab.kill_etcd(),
+            Fault::Switchover => lab.ask_for_switchover(None).await.map(|(struck, _)| struck),
+            Fault::Stop => lab.stop_member(victim),
         }
     }
 
     /// Returns what an operator or a machine that starts again would do about it, if anything is to be done.
     pub fn remedy(self, victim: &MemberName) -> Option<String> {
         match self {
-            Fault::Member | Fault::Standby => Some(format!("{victim} is started again")),
+            Fault::Member | Fault::Standby | Fault::Stop => {
+                Some(format!("{victim} is started again"))
+            }
             Fault::Freeze | Fault::StandbyFreeze => Some(format!("{victim} is thawed")),
             Fault::Partition => Some(format!("the network of {victim} is mended")),
-            Fault::Crash | Fault::CrashTwice => None,
+            Fault::Crash | Fault::CrashTwice | Fault::Switchover => None,
             Fault::Keeper => Some(format!("the keeper of {victim} is to run again")),
             Fault::SentinelAndMember => {
                 Some(format!("the sentinel and {victim} are started again"))
@@ -117,10 +131,10 @@ impl Fault {
     /// Does what `remedy` says.
     pub async fn mend(self, lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {
         match self {
-            Fault::Member | Fault::Standby => start_again(lab, victim).await,
+            Fault::Member | Fault::Standby | Fault::Stop => start_again(lab, victim).await,
             Fault::Freeze | Fault::StandbyFreeze => lab.thaw(victim).map(drop),
             Fault::Partition => lab.heal().await.map(drop),
-            Fault::Crash | Fault::CrashTwice => Ok(()),
+            Fault::Crash | Fault::CrashTwice | Fault::Switchover => Ok(()),
             Fault::Keeper => lab.keeper_back(victim).await,
             Fault::SentinelAndMember => {
                 lab.start_sentinels()?;
@@ -156,6 +170,8 @@ impl Fault {
                 format!("kill -STOP keeper, fencer and PostgreSQL of the standby {victim}")
             }
             Fault::Etcd => "kill -9 every etcd member".to_owned(),
+            Fault::Switchover => format!("a switchover from the primary {victim} is asked for"),
+            Fault::Stop => format!("the keeper of the primary {victim} is asked to stop"),
         }
     }
 }

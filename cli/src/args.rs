@@ -58,6 +58,8 @@ pub enum Command {
     History(crate::history::HistoryArgs),
     /// Say why this primary, why not the others, and what is being waited for
     Explain(crate::explain::ExplainArgs),
+    /// Hand over from the primary to another member, without loss
+    Switchover(crate::switchover::SwitchoverArgs),
     /// Print a connection string that finds the primary by itself
     Dsn(crate::dsn::DsnArgs),
     /// Run beside one PostgreSQL: start it, watch it, bring it in line with what was agreed

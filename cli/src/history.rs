@@ -120,6 +120,7 @@ impl Change {
             true => before.last().and_then(|p| p.end),
             false => None,
         };
+        let stop = record.phases.iter().find(|p| p.name == "stop").map(|p| p.start);
         let after_start = |time: Option<WallTime>| Some(time?.ms_since(start?));
         Self {
             number: match record.restart {
@@ -131,9 +132,27 @@ impl Change {
             to: record.to.clone(),
             cause: record.cause.clone(),
             start,
-            total_ms: after_start(back),
+            total_ms: match record.kind {
+                // Clients write on while the checkpoint is written.
+                HistoryKind::Switchover => back.zip(stop).map(|(back, stop)| back.ms_since(stop)),
+                HistoryKind::Founding | HistoryKind::Failover | HistoryKind::Restart => {
+                    after_start(back)
+                }
+            },
             redundant_after_ms: after_start(record.redundant),
         }
+    }
+}
+
+impl Change {
+    /// Returns whom it took the primary's part from.
+    pub fn from(&self) -> Option<MemberName> {
+        self.from.clone()
+    }
+
+    /// Returns how long writes were away, once they were back.
+    pub fn writes_away_ms(&self) -> Option<i64> {
+        self.total_ms
     }
 }
 

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -49,6 +50,9 @@ pub struct KeeperArgs {
     /// Whether the fencer starts a keeper again that has died [auto: unless systemd or supervisord started it]
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     restart_keeper: RestartKeeper,
+    /// How long a primary that is told to stop may take to hand over to another member first; 0s: not at all
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = hand_over_within)]
+    hand_over_within: Duration,
     /// Where the keeper keeps its own files [default: the data directory's name with .pgdeputy]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -208,6 +212,7 @@ fn config(args: KeeperArgs, variable: impl Fn(&str) -> Option<String>) -> Result
         postgres_bin: args.postgres_bin,
         zone: args.zone,
         restarted_by_fencer: args.restart_keeper.by_fencer(std::process::id(), variable),
+        hand_over_within: args.hand_over_within,
         secrets,
     })
 }
@@ -222,6 +227,15 @@ fn directory(flag: &str, given: &Path) -> Result<PathBuf, Failure> {
     match plain.file_name() {
         Some(_) => Ok(plain),
         None => Err(about("name a directory below the root, without `..` at its end")),
+    }
+}
+
+/// Below the 30 s that the service manager leaves, with the 10 s in which PostgreSQL stops without one to take over.
+fn hand_over_within(given: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(given) {
+        Ok(within) if within <= Duration::from_secs(600) => Ok(within),
+        Ok(_) => Err("use 0s to 10m, and less than the service manager's stop timeout".into()),
+        Err(e) => Err(format!("not a duration such as 15s: {e}")),
     }
 }
 

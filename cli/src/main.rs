@@ -3,7 +3,6 @@
 //! A bad value ends with status 64 and one line before any socket is opened; whatever fails later with 1.
 
 mod args;
-#[expect(dead_code, reason = "its first command comes with the next commit")]
 mod ask;
 mod demo;
 mod dsn;
@@ -20,6 +19,7 @@ mod read;
 mod runtime;
 mod sentinel_role;
 mod status;
+mod switchover;
 mod table;
 mod target;
 mod version;
@@ -52,6 +52,7 @@ fn run() -> Result<u8, Failure> {
         Command::Status(args) => status::run(args),
         Command::History(args) => history::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Switchover(args) => switchover::run(args),
         Command::Dsn(args) => dsn::run(args),
         Command::Keeper(args) => keeper_role::run(args),
         Command::Sentinel(args) => sentinel_role::run(args),

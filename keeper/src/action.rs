@@ -3,9 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use proto::assignment::{Follow, Lead};
+use proto::assignment::{Follow, HandOver, Lead};
 use proto::spec::PostgresSpec;
-use proto::{Cfg, Epoch, MemberName, Timeline, WalPosition};
+use proto::{Cfg, Epoch, MemberName, RequestId, Timeline, WalPosition};
 
 use crate::postgres::settings::StreamName;
 
@@ -71,6 +71,15 @@ pub enum Action {
         members: Vec<MemberName>,
         primary: bool,
     },
+    /// Write a checkpoint, so that the stop of this primary is short, and see that the target is near.
+    PrepareHandOver {
+        request: RequestId,
+        /// The name under which the target streams, if it was asked for by name.
+        target: Option<String>,
+        patience: Duration,
+    },
+    /// Stop this primary, promise the next epoch and seal for it.
+    HandOver(HandOver),
     /// Bring a diverged former primary back by pg_rewind.
     Rewind {
         follow: Follow,
@@ -155,6 +164,8 @@ pub enum ActionKind {
     Confirm,
     TakeSettings,
     KeepSlots,
+    PrepareHandOver,
+    HandOver,
     Rewind,
     Copy,
 }
@@ -180,6 +191,8 @@ impl Action {
             Action::Confirm { .. } => ActionKind::Confirm,
             Action::TakeSettings(_) => ActionKind::TakeSettings,
             Action::KeepSlots { .. } => ActionKind::KeepSlots,
+            Action::PrepareHandOver { .. } => ActionKind::PrepareHandOver,
+            Action::HandOver(_) => ActionKind::HandOver,
             Action::Rewind { .. } => ActionKind::Rewind,
             Action::Copy { .. } => ActionKind::Copy,
         }
@@ -192,7 +205,8 @@ impl Action {
     /// member counts, and its seal may be the one that is needed.
     pub fn yields_to(&self, other: &Action) -> bool {
         let takes_the_power_away =
-            matches!(other.kind(), ActionKind::Fence | ActionKind::Seal) && self != other;
+            matches!(other.kind(), ActionKind::Fence | ActionKind::Seal | ActionKind::HandOver)
+                && self != other;
         match (self, other) {
             (Action::Fence(_) | Action::Hold(_) | Action::Found, _) => false,
             (Action::Rewind { .. } | Action::Copy { .. }, other) => {
@@ -201,6 +215,8 @@ impl Action {
             // It may wait for voters that never come; the next Cfg is the way out.
             (Action::Confirm { cfg, .. }, Action::Confirm { cfg: newer, .. }) => cfg.id != newer.id,
             (Action::Confirm { .. }, Action::KeepSlots { .. }) => true,
+            // It may take minutes, and the primary's own affairs do not wait for it.
+            (Action::PrepareHandOver { .. }, other) => self != other,
             // So may an opening that waits for the voters of a Cfg that has a successor.
             (Action::Open(lead), Action::Open(newer)) => {
                 lead.cfgs.last().map(|c| c.id) != newer.cfgs.last().map(|c| c.id)

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proto::{ClusterName, HostPort, MemberName};
 use store::EtcdAccess;
@@ -25,6 +26,8 @@ pub struct Config {
     pub zone: Option<String>,
     /// Whether the fencer starts this keeper again should it die: not where a service manager does.
     pub restarted_by_fencer: bool,
+    /// How long a primary whose keeper is asked to stop may take to hand over; zero: it stops at once.
+    pub hand_over_within: Duration,
     pub secrets: SecretsSource,
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::echo::{LONGEST_PACKET, Packet};
-use proto::{Epoch, MemberName, Phase};
+use proto::{Epoch, MemberName};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -153,8 +153,7 @@ impl Echo {
     /// Returns whom to ask: the open primary of the state, unless it is this member itself.
     fn target(&self) -> Option<Target> {
         let view = self.worker.view.borrow();
-        let state =
-            view.state.as_ref().filter(|s| s.phase == Phase::Open && s.sealing.is_none())?;
+        let state = view.state.as_ref().filter(|s| s.is_open())?;
         let primary = state.primary.clone().filter(|p| *p != self.worker.place.member)?;
         // A report that is gone leaves the address: with its lease lapsed a primary may still be heard.
         let address = view.reports.get(&primary)?.http_address.clone();

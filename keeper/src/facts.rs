@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::report::{Confirmed, DataDirectory, Ended, MemberReport, Opened, Rejoin, Seal, Server};
+use proto::report::{
+    Confirmed, DataDirectory, Ended, Handover, MemberReport, Opened, Rejoin, Seal, Server,
+};
 use proto::{
     CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Moment, PrimaryKey, Timeline, WalPosition,
     WallTime,
@@ -106,6 +108,10 @@ pub struct Local {
     /// The other standbys that are heard by echo, asked only while this one's stream is silent.
     pub hears: BTreeSet<MemberName>,
     pub names: Names,
+    /// What this primary has said of the switchover that is under way.
+    pub handover: Option<Handover>,
+    /// This keeper was asked to stop.
+    pub leaving: bool,
     /// The timeline that a promotion has ended on, before the server is asked again.
     pub promoted: Option<Timeline>,
     /// A Cfg waits for voters for longer than they need to follow: they may lack their slots.

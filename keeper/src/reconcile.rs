@@ -5,6 +5,7 @@ mod primary;
 mod rejoin;
 mod seal;
 mod standby;
+mod switchover;
 
 #[cfg(test)]
 mod tests;
@@ -66,6 +67,11 @@ fn choose(view: &ClusterView, facts: &Facts) -> Action {
         Assignment::Wait => Action::Hold(Hold::NotAdmitted),
         Assignment::Found => seal::found(facts),
         Assignment::Seal { sealing } => seal::next(facts, sealing),
+        // Its promise of the next epoch is part of it: a keeper that was restarted goes on.
+        Assignment::HandOver(handover) if handover.sealing < facts.files.promise => {
+            Action::Hold(Hold::StaleEpoch)
+        }
+        Assignment::HandOver(handover) => switchover::hand_over(facts, handover),
         Assignment::Lead(lead) if lead.epoch < facts.files.promise => {
             Action::Hold(Hold::StaleEpoch)
         }

@@ -55,6 +55,11 @@ pub fn report(
         unresponsive: unresponsive(view, facts),
         ended: local.ended.filter(|_| !matches!(local.process, Process::Running { .. })),
         seal: local.seal,
+        handover: local.handover.clone().filter(|h| {
+            let under_way = view.state.as_ref().and_then(ClusterState::switchover);
+            under_way.is_some_and(|s| s.request == h.request)
+        }),
+        leaving: local.leaving,
         rejoin: local.rejoin.clone(),
         problems,
     }

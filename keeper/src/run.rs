@@ -1,5 +1,7 @@
 //! The shell: wires the tasks together and turns the loop. Gather, decide, do; woken by events, never by polling.
 
+use std::future::pending;
+use std::pin::Pin;
 use std::time::Duration;
 
 use proto::report::Ended;
@@ -15,7 +17,7 @@ use crate::gather::Pace;
 use crate::member_files::Role;
 use crate::reconcile::reconcile;
 use crate::wiring::{Wires, facts, wire};
-use crate::{late_store, present, startup, worker};
+use crate::{late_store, present, startup, stopping, worker};
 
 /// How long facts are asked for eagerly after something changed.
 const BUSY_FOR: Duration = Duration::from_secs(2);
@@ -69,10 +71,18 @@ impl Shell {
 
     async fn turn(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let changed = self.wires.worker.changed.clone();
+        let mut relieved: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(pending());
+        let mut leaving = false;
         loop {
             self.decide().await;
             tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.cancelled(), if !leaving => {
+                    leaving = true;
+                    let worker = self.wires.worker.clone();
+                    worker.update(|local| local.leaving = true);
+                    relieved = Box::pin(stopping::be_relieved(worker, self.config.hand_over_within));
+                }
+                () = &mut relieved => break,
                 _ = self.wires.view.changed() => {}
                 _ = self.wires.sql.changed() => {}
                 _ = self.wires.renewed.changed() => self.renewed(),
@@ -271,13 +281,13 @@ impl Shell {
         self.wires.worker.fencer.let_go().await;
         self.actions.shutdown().await;
         self.wires.worker.note_quietly(|local| local.ended = Some(Ended::Stopped));
-        let gone = crate::stopping::stop_postgres(&self.wires.worker, &mut self.wires.events).await;
+        let gone = stopping::stop_postgres(&self.wires.worker, &mut self.wires.events).await;
         self.process_ended(store::clock::wall(), gone);
         let view = self.wires.view.borrow().clone();
         self.publish(&view, &facts(&self.config, &self.wires.worker, None));
         // The right is given back only when nothing is left that could use it; otherwise it ends with the lease.
         if gone {
-            crate::stopping::give_back(&self.wires.worker).await;
+            stopping::give_back(&self.wires.worker).await;
         }
         self.wires.ended.cancel();
         self.wires.tasks.shutdown().await;

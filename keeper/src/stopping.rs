@@ -1,8 +1,12 @@
-//! The end of a keeper that was asked to stop: PostgreSQL first, then the keys.
+//! The end of a keeper that was asked to stop: a primary hands over first; then PostgreSQL, then the keys.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use proto::request::{Request, RequestId, RequestOutcome, Wanted};
+use proto::{ClusterState, MemberName};
+use store::requests::{AskError, Asked, ask};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -14,6 +18,85 @@ const FAST_STOP_AT_MOST: Duration = Duration::from_secs(10);
 
 /// Long enough for the last report to be put, and for the leader to read it before the lease is gone.
 const LAST_WORD: Duration = Duration::from_millis(300);
+
+/// Between two tries to ask while another's request waits, or the store does not answer.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Returns once this member's PostgreSQL may stop for all that the cluster needs of it: it is no primary, or handed over,
+/// or nobody can take over, or `within` has passed.
+pub async fn be_relieved(worker: Arc<Worker>, within: Duration) {
+    let member = worker.place.member.clone();
+    let leads = || worker.view.borrow().state.as_ref().is_some_and(|s| leads(s, &member));
+    if within.is_zero() || !leads() {
+        return;
+    }
+    tracing::info!(?within, "this member is the primary: asks for a switchover before it stops");
+    let mut asked = None;
+    match timeout(within, relief(&worker, &member, within, &mut asked)).await {
+        Ok(why) => tracing::info!(why, "stops now"),
+        Err(_) => tracing::warn!("nobody took over in time: stops nevertheless"),
+    }
+    // What is not begun by now must not begin later: the member would come back to it.
+    if let Some(asked) = asked
+        && let Err(error) = asked.withdraw(worker.store.as_ref()).await
+    {
+        tracing::warn!(%error, "withdraw the request for a switchover");
+    }
+}
+
+/// Asks, and returns why there is nothing more to wait for.
+async fn relief(
+    worker: &Worker,
+    member: &MemberName,
+    within: Duration,
+    asked: &mut Option<Asked>,
+) -> String {
+    let mut view = worker.view.clone();
+    loop {
+        let state = view.borrow_and_update().state.clone();
+        let Some(state) = state.filter(|s| leads(s, member)) else {
+            return "another member takes over".into();
+        };
+        if let Some(reason) = asked.as_ref().and_then(|asked| failed(&state, &asked.id)) {
+            return format!("nobody takes over: {reason}");
+        }
+        if asked.is_none() && state.switchover().is_none() {
+            match ask(worker.store.as_ref(), &worker.keys, &request(member, within)).await {
+                Ok(put) => *asked = Some(put),
+                Err(AskError::Waiting(other)) => {
+                    tracing::info!(by = other.by, "another request for a switchover waits");
+                }
+                Err(error) => tracing::warn!(%error, "ask for a switchover"),
+            }
+        }
+        let pause = if asked.is_some() { within } else { ASK_AGAIN };
+        let _ = timeout(pause, view.changed()).await;
+    }
+}
+
+fn request(member: &MemberName, within: Duration) -> Request {
+    Request {
+        id: RequestId::from_random(rand::random()),
+        by: format!("keeper of {member}, which was asked to stop"),
+        asked: store::clock::wall(),
+        valid_for: within,
+        wanted: Wanted::Switchover { to: None },
+    }
+}
+
+/// Returns whether `member` is the primary that others depend on.
+fn leads(state: &ClusterState, member: &MemberName) -> bool {
+    state.primary.as_ref() == Some(member) && (state.is_open() || state.handing_over().is_some())
+}
+
+fn failed(state: &ClusterState, id: &RequestId) -> Option<String> {
+    match &state.request(id)?.outcome {
+        RequestOutcome::Refused { reason } | RequestOutcome::Nothing { reason } => {
+            Some(reason.clone())
+        }
+        RequestOutcome::Started { .. } | RequestOutcome::Done { .. } => None,
+    }
+}
 
 /// Stops PostgreSQL fast, and fences it where that takes too long. Returns whether no process of it lives.
 pub async fn stop_postgres(

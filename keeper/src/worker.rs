@@ -10,6 +10,7 @@ mod rejoin;
 mod right;
 mod seal;
 mod slots;
+mod switchover;
 
 use std::fs;
 use std::ops::Deref;
@@ -143,6 +144,10 @@ impl Worker {
             Action::OpenBySigns(lead) => open::open_by_signs(self, lead).await,
             Action::Confirm { cfg, proof } => prove::confirm(self, cfg, *proof).await,
             Action::KeepSlots { members, primary } => slots::keep(self, members, *primary).await,
+            Action::PrepareHandOver { request, target, patience } => {
+                switchover::prepare(self, request, target.as_deref(), *patience).await
+            }
+            Action::HandOver(handover) => switchover::hand_over(self, handover).await,
             Action::Rewind { follow, reason } => rejoin::rewind(self, follow, reason).await,
             Action::Copy { follow, reason } => rejoin::copy(self, follow, reason).await,
         }

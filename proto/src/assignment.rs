@@ -13,6 +13,8 @@ pub enum Assignment {
     Seal { sealing: Epoch },
     /// Be the primary of `epoch`.
     Lead(Lead),
+    /// Stop being the primary of `epoch`, promise the next one and seal for it.
+    HandOver(HandOver),
     /// Stream from the primary of `epoch`.
     Follow(Follow),
 }
@@ -35,6 +37,15 @@ impl Lead {
     pub fn own_cfg(&self) -> Option<&Cfg> {
         self.cfgs.iter().rev().find(|cfg| cfg.epoch == self.epoch)
     }
+}
+
+/// The primary's part in a switchover, once it is past recall.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandOver {
+    /// The epoch to promise and to seal for.
+    pub sealing: Epoch,
+    /// The names under which the voters and the target stream: the stop waits for nobody else.
+    pub waits_for: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +72,11 @@ pub fn assignment(state: &ClusterState, member: &MemberName) -> Assignment {
     if let Some(sealing) = state.sealing {
         return Assignment::Seal { sealing };
     }
+    if primary == member
+        && let Some(switchover) = state.handing_over()
+    {
+        return Assignment::HandOver(hand_over(state, &switchover.target));
+    }
     if primary == member {
         let restart =
             state.restart.as_ref().filter(|r| r.epoch == state.epoch && r.member == *member);
@@ -83,4 +99,13 @@ pub fn assignment(state: &ClusterState, member: &MemberName) -> Assignment {
         start_lsn: state.epoch_record(state.epoch).and_then(|r| r.start_lsn),
         round: in_force.map_or(0, |c| c.round),
     })
+}
+
+fn hand_over(state: &ClusterState, target: &MemberName) -> HandOver {
+    let in_force = state.newest_cfg().filter(|c| c.epoch == state.epoch);
+    let names = |cfg: &Cfg| {
+        let members = cfg.voters.iter().chain([target]);
+        members.map(|m| cfg.wire_name(m)).collect()
+    };
+    HandOver { sealing: state.epoch.next(), waits_for: in_force.map_or_else(Vec::new, names) }
 }

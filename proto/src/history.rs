@@ -34,10 +34,12 @@ pub struct HistoryRecord {
 pub enum HistoryKind {
     Founding,
     Failover,
+    Switchover,
     Restart,
 }
 
-/// One phase: `notice`, `seal`, `choose`, `promote`, `redundancy`; for a restart `notice`, `restart`, `redundancy`.
+/// One phase: `notice`, `seal`, `choose`, `promote`, `redundancy`; for a switchover `checkpoint`, `stop`
+/// in place of `notice`; for a restart `notice`, `restart`, `redundancy`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PhaseRecord {

@@ -3,10 +3,11 @@
 //! Rewritten only when something that matters changed. Positions that move with every commit are asked of the
 //! keeper directly (see `status`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::request::RequestId;
 use crate::{
     CfgId, Document, Epoch, Incarnation, Lsn, MemberName, SystemIdentifier, Timeline, WalPosition,
     WallTime,
@@ -53,6 +54,12 @@ pub struct MemberReport {
     #[serde(default)]
     pub ended: Option<Ended>,
     pub seal: Option<Seal>,
+    /// How ready the primary is for the switchover that is under way.
+    #[serde(default)]
+    pub handover: Option<Handover>,
+    /// Its keeper was asked to stop: it is chosen for nothing that another could do.
+    #[serde(default)]
+    pub leaving: bool,
     pub rejoin: Option<Rejoin>,
     /// What an operator should know, sorted; empty when all is well.
     pub problems: BTreeSet<String>,
@@ -162,6 +169,23 @@ pub struct Seal {
     pub replayed: Lsn,
     /// Whether PostgreSQL runs as a standby, or stopped cleanly at `position`: else it may hold a torn tail.
     pub clean: bool,
+}
+
+/// The primary's word on the switchover of one request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handover {
+    pub request: RequestId,
+    pub readiness: Readiness,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state", deny_unknown_fields)]
+pub enum Readiness {
+    /// The checkpoint is written. `left`: how many bytes each standby that streams had left to replay then.
+    Ready { left: BTreeMap<MemberName, u64> },
+    /// The target would take too long, `reason` says why.
+    Impossible { reason: String },
 }
 
 /// The last return of this member to the cluster.

@@ -108,6 +108,14 @@ pub enum RequestOutcome {
 }
 
 impl RequestOutcome {
+    /// Returns what it says, for people.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Started { what } | Self::Done { what } => what,
+            Self::Refused { reason } | Self::Nothing { reason } => reason,
+        }
+    }
+
     /// Returns whether nothing more will come of the request.
     pub fn is_final(&self) -> bool {
         match self {

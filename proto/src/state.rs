@@ -1,10 +1,12 @@
 //! ClusterState: what was agreed. One document, written only by the leader sentinel, in a guarded transaction.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::request::{Answered, RequestId};
+use crate::time::duration;
 use crate::{
     Cfg, CfgId, Document, Epoch, Incarnation, Lsn, MemberName, StateNumber, SystemIdentifier,
     Timeline, WalPosition, WallTime,
@@ -68,6 +70,37 @@ pub enum Phase {
     Restarting,
     /// The primary serves.
     Open,
+    /// The primary is to hand over to another member, in this epoch still.
+    Switchover(Switchover),
+}
+
+/// A planned change of primary that is under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Switchover {
+    pub target: MemberName,
+    /// Whether the target was asked for by name; else a better one may still be taken before the stop.
+    pub named: bool,
+    /// The request that it carries out.
+    pub request: RequestId,
+    pub by: String,
+    pub started: WallTime,
+    /// How long after its start it may still be stopped for; past that it ends with nothing done.
+    #[serde(with = "duration")]
+    pub within: Duration,
+    pub step: SwitchoverStep,
+}
+
+/// How far a switchover has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "name", deny_unknown_fields)]
+pub enum SwitchoverStep {
+    /// The primary serves on, and writes a checkpoint so that its stop is short.
+    Checkpoint,
+    /// The primary stops, promises the next epoch and seals for it. From here on every outcome is a new epoch.
+    Stop,
+    /// The next epoch is being sealed; `position` is where the stopped primary's WAL ends: what the next one must hold.
+    Sealed { position: WalPosition },
 }
 
 /// One epoch, its timeline, and where that timeline begins.
@@ -126,10 +159,30 @@ impl Document for ClusterState {
 impl ClusterState {
     /// Returns the member to which clients may send writes: an open primary that is not being replaced.
     pub fn writable_primary(&self) -> Option<&MemberName> {
-        match (&self.phase, self.sealing) {
-            (Phase::Open, None) => self.primary.as_ref(),
-            _ => None,
+        self.is_open().then_some(self.primary.as_ref()).flatten()
+    }
+
+    /// Returns whether the primary serves as far as is agreed, and is not being replaced.
+    pub fn is_open(&self) -> bool {
+        let serves = match &self.phase {
+            Phase::Open => true,
+            Phase::Switchover(switchover) => switchover.step == SwitchoverStep::Checkpoint,
+            Phase::Founding { .. } | Phase::Promoting | Phase::Restarting => false,
+        };
+        serves && self.sealing.is_none()
+    }
+
+    /// Returns the switchover that is under way.
+    pub fn switchover(&self) -> Option<&Switchover> {
+        match &self.phase {
+            Phase::Switchover(switchover) => Some(switchover),
+            Phase::Founding { .. } | Phase::Promoting | Phase::Restarting | Phase::Open => None,
         }
+    }
+
+    /// Returns the switchover that is past recall: its primary is to stop, or has.
+    pub fn handing_over(&self) -> Option<&Switchover> {
+        self.switchover().filter(|s| s.step != SwitchoverStep::Checkpoint)
     }
 
     /// Returns the answered request `id`, if it is remembered.

@@ -11,13 +11,13 @@ use proto::explanation::{Explanation, Rejection};
 use proto::history::{HistoryKind, HistoryRecord, PhaseRecord, RejoinRecord};
 use proto::proxy::ProxyReport;
 use proto::report::{
-    Confirmed, DataDirectory, Ended, MemberReport, Opened, Rejoin, RejoinBy, RejoinOutcome, Seal,
-    Server, Stream, Unresponsive,
+    Confirmed, DataDirectory, Ended, Handover, MemberReport, Opened, Readiness, Rejoin, RejoinBy,
+    RejoinOutcome, Seal, Server, Stream, Unresponsive,
 };
 use proto::request::{Answered, Request, RequestId, RequestKind, RequestOutcome, Wanted};
 use proto::right::Secrets;
 use proto::spec::{MemberSpec, Permission};
-use proto::state::{Admitted, Death, EpochRecord, Floor, RestartOrder};
+use proto::state::{Admitted, Death, EpochRecord, Floor, RestartOrder, Switchover, SwitchoverStep};
 use proto::*;
 
 fn name(text: &str) -> MemberName {
@@ -123,6 +123,11 @@ fn report() -> MemberReport {
             replayed: Lsn(0x300_0100),
             clean: true,
         }),
+        handover: Some(Handover {
+            request: RequestId::from_random(9),
+            readiness: Readiness::Ready { left: BTreeMap::from([(name("c"), 4096)]) },
+        }),
+        leaving: true,
         rejoin: Some(Rejoin {
             epoch: Epoch(2),
             by: RejoinBy::Rewind,
@@ -230,6 +235,24 @@ fn every_document_is_written_as_its_golden_file_says_and_every_released_format_d
     check("proxy", &ProxyReport { id: "proxy-1".into(), epoch: Epoch(2) });
     let secrets = Secrets { superuser: "s".into(), replication: "r".into(), rewind: "w".into() };
     check("secrets", &secrets);
+}
+
+#[test]
+fn a_switchover_under_way_is_read_as_it_was_written() {
+    let step = SwitchoverStep::Sealed { position: position() };
+    for step in [SwitchoverStep::Checkpoint, SwitchoverStep::Stop, step] {
+        let switchover = Switchover {
+            target: name("c"),
+            named: true,
+            request: RequestId::from_random(9),
+            by: "ann@north".into(),
+            started: WallTime(1_795_000_000_123),
+            within: std::time::Duration::from_secs(30),
+            step,
+        };
+        let state = ClusterState { phase: Phase::Switchover(switchover), ..state() };
+        assert_eq!(decode::<ClusterState>(encode(&state).as_bytes()).unwrap(), state);
+    }
 }
 
 #[test]

@@ -51,6 +51,8 @@ pub fn decide(
         Situation::Opened(opened) => failover::open(&inputs, &opened),
         Situation::Waiting(waiting, wake_at) => meanwhile(&inputs, waiting, wake_at),
         Situation::Steady => steady(&inputs),
+        Situation::Checkpoint => checkpoint(&inputs),
+        Situation::HandedOver => switchover::seal(&inputs),
     };
     let step = match &step.verdict {
         Verdict::Change { .. } => step,
@@ -79,6 +81,14 @@ fn steady(inputs: &Inputs) -> Step {
         .or_else(|| membership::admit(inputs))
         .or_else(|| synchronous::append(inputs))
         .or_else(|| record::follow(inputs))
+        .unwrap_or_else(|| synchronous::waiting(inputs))
+}
+
+/// The primary serves and prepares to hand over: who votes stays as it is meanwhile.
+fn checkpoint(inputs: &Inputs) -> Step {
+    synchronous::confirm(inputs)
+        .or_else(|| membership::admit(inputs))
+        .or_else(|| inputs.state.switchover().map(|s| switchover::advance(inputs, s)))
         .unwrap_or_else(|| synchronous::waiting(inputs))
 }
 

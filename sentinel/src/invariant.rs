@@ -3,6 +3,8 @@
 //! The one rule: it shares no code with the deciders, so that one mistake has to be made twice to
 //! get through.
 
+mod planned;
+
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -40,6 +42,10 @@ pub enum Rule {
     Restart,
     /// Only what the primary's keeper says opens a phase.
     Opening,
+    /// A switchover goes forward, and from its stop on only to another epoch whose primary holds what was stopped.
+    Switchover,
+    /// A request is answered once, and its end stays as it was told.
+    Requests,
 }
 
 impl fmt::Display for Violation {
@@ -70,6 +76,8 @@ pub fn check(
             members(&step, &mut found);
             restart(&step, &mut found);
             opening(&step, &mut found);
+            planned::handover(&step, &mut found);
+            planned::requests(&step, &mut found);
         }
     }
     found.0
@@ -125,7 +133,7 @@ fn first(next: &ClusterState, seen: &Observations, found: &mut Found) {
         Phase::Founding { founder } => {
             seen.members.get(founder).is_some_and(|r| r.data == DataDirectory::Empty)
         }
-        Phase::Promoting | Phase::Restarting | Phase::Open => false,
+        Phase::Promoting | Phase::Restarting | Phase::Open | Phase::Switchover(_) => false,
     };
     found.unless(founder_is_empty, Rule::Opening, || {
         "a cluster begins with a founder that reports an empty data directory".into()
@@ -392,7 +400,9 @@ fn restart(step: &Step, found: &mut Found) {
 
 fn opening(step: &Step, found: &mut Found) {
     let Step { old, next, seen } = step;
-    if next.phase != Phase::Open || old.phase == Phase::Open {
+    // One that is called off goes back to where it came from.
+    let served = matches!(old.phase, Phase::Open | Phase::Switchover(_));
+    if next.phase != Phase::Open || served && old.epoch == next.epoch {
         return;
     }
     let opened = next.primary.as_ref().and_then(|p| trusted(old, seen, p)).and_then(|r| r.opened);

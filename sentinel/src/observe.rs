@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::document::{DecodeError, decode};
 use proto::history::HistoryRecord;
-use proto::request::{Request, RequestKind};
+use proto::request::{Request, RequestId, RequestKind};
 use proto::{
     CfgId, ClusterSpec, ClusterState, Document, Epoch, Lsn, MemberName, MemberReport, Moment,
     PrimaryKey,
@@ -85,6 +85,8 @@ pub enum Condition {
     Ordered { epoch: Epoch, restart: u64 },
     /// PostgreSQL died while it was promoted, and without its member there is no base.
     DiedPromoting { epoch: Epoch },
+    /// The switchover of this request has not come to its end, or `stops`: has not stopped the primary.
+    Switchover { request: RequestId, stops: bool },
     /// A base exists for this epoch.
     Base { sealing: Epoch },
     /// These members could vote, and the newest Cfg is this one.

@@ -91,6 +91,10 @@ pub enum WaitingOn {
     NextRestart { primary: MemberName, number: u64 },
     /// PostgreSQL runs as primary and waits until k voters hold all that it holds.
     VotersHold { primary: MemberName },
+    /// The primary writes a checkpoint, then it hands over.
+    Checkpoint { primary: MemberName, target: MemberName },
+    /// The primary stops, to hand over.
+    HandOver { primary: MemberName, target: MemberName },
     /// Fewer complete members stream than must acknowledge a commit.
     Voters { present: Vec<MemberName>, wanted: usize },
     /// A change of the voters waits for others to settle.
@@ -205,6 +209,13 @@ impl fmt::Display for WaitingOn {
             ),
             Self::VotersHold { primary } => {
                 write!(f, "waits until enough voters hold all that {primary} holds, then it opens")
+            }
+            Self::Checkpoint { primary, target } => write!(
+                f,
+                "switchover to {target}: waits for {primary} to write a checkpoint, it serves meanwhile"
+            ),
+            Self::HandOver { primary, target } => {
+                write!(f, "switchover to {target}: waits for {primary} to stop and to seal")
             }
             Self::Voters { present, wanted } => write!(
                 f,

@@ -2,9 +2,12 @@
 //!
 //! The one rule: records are for people. No decision reads them back.
 
+use std::collections::BTreeMap;
+
 use proto::explanation::Rejection;
 use proto::history::{HistoryKind, HistoryRecord, PhaseRecord, RejoinRecord};
 use proto::report::{MemberReport, RejoinOutcome};
+use proto::state::Switchover;
 use proto::{ClusterState, Epoch, MemberName};
 
 use crate::decide::base::Choice;
@@ -17,6 +20,9 @@ use crate::plan::{HistoryWrite, Verdict};
 pub fn current(state: &ClusterState) -> (Epoch, u64) {
     if let Some(sealing) = state.sealing {
         return (sealing, 0);
+    }
+    if state.handing_over().is_some() {
+        return (state.epoch.next(), 0);
     }
     // The founder's first start is an order too, and belongs to the founding.
     let founding = |number: u64| state.epoch == Epoch(1) && number == 1;
@@ -47,7 +53,37 @@ pub(crate) fn begin_restart(inputs: &Inputs, loss: &Loss, number: u64) -> Vec<Hi
     begin(inputs, loss, record, "restart")
 }
 
-/// Ends what the record before still counts, and begins the new one with what was noticed.
+/// Begins the record of a switchover when it is past recall. One that is called off before leaves none: see the answered
+/// requests of the state.
+pub(crate) fn begin_switchover(
+    inputs: &Inputs,
+    switchover: &Switchover,
+    left: &BTreeMap<MemberName, u64>,
+) -> Vec<HistoryWrite> {
+    let cause = format!("{} asked for a switchover to {}", switchover.by, switchover.target);
+    let epoch = inputs.state.epoch.next();
+    let mut record = blank(HistoryKind::Switchover, epoch, 0, cause);
+    record.from = Some(inputs.primary().clone());
+    record.evidence.push(format!("{} has written its checkpoint", inputs.primary()));
+    record
+        .evidence
+        .extend(left.iter().map(|(m, bytes)| format!("{m} has {bytes} bytes left to replay")));
+    record.advance(Some("checkpoint"), switchover.started.min(inputs.wall));
+    record.advance(Some("stop"), inputs.wall);
+    ended(inputs).into_iter().chain([write(record)]).collect()
+}
+
+/// Begins the next phase of the record that is being written.
+pub(crate) fn advance(inputs: &Inputs, phase: &str, evidence: Vec<String>) -> Vec<HistoryWrite> {
+    let record = inputs.seen.history.clone().map(|mut record| {
+        record.advance(Some(phase), inputs.wall);
+        record.evidence.extend(evidence);
+        write(record)
+    });
+    record.into_iter().collect()
+}
+
+/// Ends what the record before still counts still counts, and begins the new one with what was noticed.
 fn begin(
     inputs: &Inputs,
     loss: &Loss,
@@ -59,13 +95,14 @@ fn begin(
     // Another host's wall clock may be ahead of this one.
     record.advance(Some("notice"), loss.since.min(inputs.wall));
     record.advance(Some(phase), inputs.wall);
-    let mut writes = Vec::new();
-    if let Some(mut before) = inputs.seen.history.clone().filter(is_open) {
-        before.advance(None, inputs.wall);
-        writes.push(write(before));
-    }
-    writes.push(write(record));
-    writes
+    ended(inputs).into_iter().chain([write(record)]).collect()
+}
+
+/// Returns the present record, ended.
+fn ended(inputs: &Inputs) -> Option<HistoryWrite> {
+    let mut before = inputs.seen.history.clone().filter(is_open)?;
+    before.advance(None, inputs.wall);
+    Some(write(before))
 }
 
 pub(crate) fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Vec<HistoryWrite> {

@@ -151,6 +151,7 @@ impl Keeper {
             Assignment::Wait => {}
             Assignment::Found => made(report),
             Assignment::Seal { sealing } => seal(report, state, sealing),
+            Assignment::HandOver(handover) => seal(report, state, handover.sealing),
             Assignment::Lead(lead) => {
                 let dead = matches!(report.server, Server::Dead { .. });
                 if dead && lead.phase == Phase::Open {
@@ -247,6 +248,8 @@ fn blank(name: &MemberName) -> MemberReport {
         ended: None,
         silence: None,
         hears: Default::default(),
+        handover: None,
+        leaving: false,
         problems: BTreeSet::new(),
     }
 }

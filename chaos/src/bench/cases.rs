@@ -110,6 +110,20 @@ pub const CASES: &[Case] = &[
     },
     UNNOTICED,
     Case {
+        name: "switchover",
+        aim: "below 500 ms",
+        patroni_seconds: Some((6.3, 3.1)),
+        fault: Fault::Switchover,
+        ..LOST
+    },
+    Case {
+        name: "member stopped",
+        aim: "below 500 ms",
+        patroni_seconds: None,
+        fault: Fault::Stop,
+        ..LOST
+    },
+    Case {
         name: "one of two standbys frozen",
         patroni_seconds: Some((34.0, 20.0)),
         fault: Fault::StandbyFreeze,

@@ -1,6 +1,7 @@
 //! Tells what changed between two looks at the cluster, in a line for each change. A pure function.
 
 use proto::report::{RejoinBy, RejoinOutcome, Server, Stream};
+use proto::state::SwitchoverStep;
 use proto::{ClusterState, MemberName, MemberReport, Phase};
 
 use crate::lab::Cluster;
@@ -115,6 +116,18 @@ fn state_lines(old: Option<&ClusterState>, new: &ClusterState) -> Vec<String> {
                 new.epoch
             ),
             Phase::Open => format!("sentinel: {primary} serves epoch {}", new.epoch),
+            Phase::Switchover(s) => match s.step {
+                SwitchoverStep::Checkpoint => format!(
+                    "sentinel: {primary} is to hand over to {}, and writes a checkpoint first",
+                    s.target
+                ),
+                SwitchoverStep::Stop => {
+                    format!("sentinel: {primary} is to stop and to hand over to {}", s.target)
+                }
+                SwitchoverStep::Sealed { position } => {
+                    format!("sentinel: {primary} has stopped at {}", position.lsn)
+                }
+            },
         });
     }
     let cfgs =

@@ -163,7 +163,10 @@ impl Report {
         );
         let recovered = match self.recovered_by {
             RecoveredBy::Restart => "a restart in place",
-            RecoveredBy::Failover => "a failover",
+            RecoveredBy::Failover => match self.fault {
+                Fault::Switchover | Fault::Stop => "a switchover",
+                _ => "a failover",
+            },
             RecoveredBy::None => "nothing: writes went on",
         };
         let mut facts = vec![

@@ -19,6 +19,7 @@ mod ports;
 mod sentinels;
 mod spawner;
 mod start;
+mod switchover;
 pub mod view;
 mod wait;
 

@@ -47,6 +47,7 @@ impl Change {
         match self.kind {
             HistoryKind::Founding => "founding",
             HistoryKind::Failover => "failover",
+            HistoryKind::Switchover => "switchover",
             HistoryKind::Restart => "restart",
         }
     }

@@ -57,6 +57,7 @@ fn phase(state: Option<&ClusterState>) -> &'static str {
             Phase::Promoting => "promoting",
             Phase::Restarting => "restarting",
             Phase::Open => "open",
+            Phase::Switchover(_) => "switching over",
         },
     }
 }

@@ -75,6 +75,8 @@ fn report(member: &str, port: u16, server: Server, stream: Stream) -> MemberRepo
         ended: None,
         silence: None,
         hears: Default::default(),
+        handover: None,
+        leaving: false,
         problems: Default::default(),
     }
 }
@@ -102,6 +104,8 @@ fn reports() -> BTreeMap<MemberName, MemberReport> {
         rejoin: Some(copying),
         silence: None,
         hears: Default::default(),
+        handover: None,
+        leaving: false,
         problems: ["WAL disk is 91 % full".to_owned()].into(),
         ..report("d", 5435, Server::Stopped, Stream::None)
     };

@@ -34,6 +34,8 @@ fn report(server: Server) -> MemberReport {
         ended: None,
         silence: None,
         hears: Default::default(),
+        handover: None,
+        leaving: false,
         problems: Default::default(),
     }
 }

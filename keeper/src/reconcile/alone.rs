@@ -57,6 +57,7 @@ fn start_alone(view: &ClusterView, facts: &Facts) -> Option<Action> {
         | Assignment::Wait
         | Assignment::Found
         | Assignment::Seal { .. }
+        | Assignment::HandOver(_)
         | Assignment::Follow(_) => None,
     }
 }

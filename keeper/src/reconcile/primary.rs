@@ -3,6 +3,7 @@
 use proto::assignment::Lead;
 use proto::{Cfg, ClusterState, MemberName, WalPosition};
 
+use super::switchover;
 use crate::action::{Action, ActionKind, FenceReason, Hold, Proof};
 use crate::facts::{Facts, Names, Process};
 use crate::member_files::Role;
@@ -102,7 +103,10 @@ fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     {
         return confirm(facts, cfg);
     }
-    slots
+    match slots {
+        Action::Hold(Hold::Leading) => switchover::prepare(state, facts, &lead).unwrap_or(slots),
+        slots => slots,
+    }
 }
 
 fn confirm(facts: &Facts, cfg: &Cfg) -> Action {

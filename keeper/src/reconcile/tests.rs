@@ -53,6 +53,8 @@ fn report(member: &str) -> MemberReport {
         confirmed: None,
         stream: Stream::None,
         seal: None,
+        handover: None,
+        leaving: false,
         rejoin: None,
         unresponsive: None,
         ended: None,

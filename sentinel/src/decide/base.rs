@@ -12,7 +12,7 @@ use proto::report::Seal;
 use proto::state::Floor;
 use proto::{Epoch, MemberName, WalPosition};
 
-use super::Inputs;
+use super::{Inputs, switchover};
 
 /// Why a member was not chosen, or could not be. `Display` goes into records and explanations.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +46,9 @@ pub enum Reject {
     LaterName,
     NotVoter,
     NotStreaming,
+    Leaving,
+    /// Another one was asked for.
+    NotTarget,
 }
 
 impl fmt::Display for Reject {
@@ -81,6 +84,8 @@ impl fmt::Display for Reject {
             Self::LowerPriority => f.write_str("holds as much, but another has a higher priority"),
             Self::LaterName => f.write_str("holds as much; the name broke the tie"),
             Self::NotVoter => f.write_str("not a voter of the newest Cfg"),
+            Self::Leaving => f.write_str("its keeper was asked to stop"),
+            Self::NotTarget => f.write_str("holds as much, but the switchover is to another"),
             Self::NotStreaming => f.write_str("does not stream from the primary of this epoch"),
         }
     }
@@ -149,7 +154,11 @@ pub(crate) fn unfit(inputs: &Inputs, member: &MemberName) -> Option<Reject> {
     (!report.complete).then_some(Reject::Incomplete)
 }
 
-fn standing(inputs: &Inputs, member: &MemberName, sealing: Epoch) -> Result<Seal, Reject> {
+pub(super) fn standing(
+    inputs: &Inputs,
+    member: &MemberName,
+    sealing: Epoch,
+) -> Result<Seal, Reject> {
     if let Some(reject) = unfit(inputs, member) {
         return Err(reject);
     }
@@ -183,7 +192,12 @@ pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Outcome {
     let mut without = sealed.members.clone();
     without.remove(inputs.primary());
     let mut outcome = Outcome::NoBase;
-    for pool in [&without, &sealed.members] {
+    // One that has handed over holds the measure: whoever is chosen holds all of it.
+    let pools = match switchover::handed_over(inputs) {
+        Some(_) => [&sealed.members, &without],
+        None => [&without, &sealed.members],
+    };
+    for pool in pools {
         let names: BTreeSet<MemberName> = pool.keys().cloned().collect();
         if !inputs.seal_all_cfgs(&names) {
             continue;
@@ -199,12 +213,33 @@ pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Outcome {
 }
 
 /// Orders members that hold equally much; the least is preferred.
-type Rank<'a> = (bool, u64, Reverse<u8>, &'a MemberName);
+type Rank<'a> = (Standby, bool, u64, Reverse<u8>, &'a MemberName);
+
+/// What a member is to a switchover; all are the same to a failover, but for those whose keepers were asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standby {
+    Target,
+    Other,
+    Leaving,
+    /// The primary that hands over.
+    Before,
+}
 
 fn rank<'a>(inputs: &Inputs, member: &'a MemberName, seal: &Seal) -> Rank<'a> {
     let runs = inputs.report(member).is_some_and(|r| r.is_running());
     let left = seal.position.lsn.bytes_ahead_of(seal.replayed);
-    (!runs, left, Reverse(inputs.spec.member(member).priority), member)
+    (standby(inputs, member), !runs, left, Reverse(inputs.spec.member(member).priority), member)
+}
+
+fn standby(inputs: &Inputs, member: &MemberName) -> Standby {
+    match inputs.state.handing_over() {
+        Some(switchover) if switchover.target == *member => Standby::Target,
+        Some(_) if member == inputs.primary() => Standby::Before,
+        Some(_) | None => match inputs.report(member).is_some_and(|r| r.leaving) {
+            true => Standby::Leaving,
+            false => Standby::Other,
+        },
+    }
 }
 
 fn best(inputs: &Inputs, pool: &BTreeMap<MemberName, Seal>) -> Result<MemberName, Vec<MemberName>> {
@@ -225,16 +260,20 @@ fn explained(
     member: &MemberName,
 ) -> Choice {
     let seal = pool[member];
-    let (runs, left, priority, _) = rank(inputs, member, &seal);
+    let (standby, runs, left, priority, _) = rank(inputs, member, &seal);
     let mut rejected = sealed.rejected.clone();
     for (other, theirs) in sealed.members.iter().filter(|(name, _)| *name != member) {
-        let (their_runs, their_left, their_priority, _) = rank(inputs, other, theirs);
+        let (theirs_is, their_runs, their_left, their_priority, _) = rank(inputs, other, theirs);
         let reject = if !pool.contains_key(other) {
             Reject::NotNeeded
         } else if theirs.position < seal.position {
             Reject::Behind { position: theirs.position, most: seal.position }
         } else if !inputs.may_be_promoted(other) {
             Reject::MayNotBePromoted
+        } else if theirs_is == Standby::Leaving && theirs_is != standby {
+            Reject::Leaving
+        } else if theirs_is != standby {
+            Reject::NotTarget
         } else if their_runs != runs {
             Reject::NotRunning
         } else if their_left != left {

@@ -113,7 +113,11 @@ pub(crate) fn found(inputs: &Inputs, founder: &MemberName) -> Step {
 pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
     let away = match &inputs.state.phase {
         Phase::Founding { founder } if !inputs.seen.members.contains_key(founder) => Some(founder),
-        Phase::Founding { .. } | Phase::Promoting | Phase::Restarting | Phase::Open => None,
+        Phase::Founding { .. }
+        | Phase::Promoting
+        | Phase::Restarting
+        | Phase::Open
+        | Phase::Switchover(_) => None,
     };
     away.into_iter().map(|founder| Condition::FounderAway { founder: founder.clone() }).collect()
 }

@@ -13,7 +13,7 @@ use proto::{ClusterState, Epoch, MemberName, Phase};
 
 use super::base::{self, Choice, Outcome};
 use super::health::{Loss, LossKind};
-use super::{Inputs, Step};
+use super::{Inputs, Step, switchover};
 use crate::observe::Condition;
 use crate::plan::WaitingOn;
 use crate::record;
@@ -26,6 +26,10 @@ pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
     }
     if inputs.others_can_replace() {
         return seal(inputs, loss);
+    }
+    if inputs.state.handing_over().is_some() {
+        // It may have promised the next epoch already, so that nothing starts it again in this one.
+        return seal_with_it(inputs, loss);
     }
     match (loss.kind, &inputs.state.phase) {
         (LossKind::Died { .. } | LossKind::Stuck | LossKind::Stopped, Phase::Promoting) => {
@@ -53,7 +57,8 @@ pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
             | LossKind::Deserted
             | LossKind::Isolated
             | LossKind::Vanished
-            | LossKind::Unresponsive,
+            | LossKind::Unresponsive
+            | LossKind::KeptOn,
             _,
         ) => without_base(inputs),
     }
@@ -88,10 +93,14 @@ fn seal(inputs: &Inputs, loss: &Loss) -> Step {
     let sealing = inputs.state.epoch.next();
     let mut next = inputs.next();
     next.sealing = Some(sealing);
+    switchover::broken_off(inputs, &mut next, &loss.kind.cause(inputs.primary()));
     if let LossKind::Died { noticed, .. } = loss.kind {
         next.answered = Some(Death { member: inputs.primary().clone(), noticed });
     }
-    let history = record::begin_failover(inputs, loss, sealing);
+    let history = match inputs.state.handing_over() {
+        Some(_) => record::advance(inputs, "seal", loss.evidence.clone()),
+        None => record::begin_failover(inputs, loss, sealing),
+    };
     let why = format!("seal epoch {sealing}: {}", loss.kind.cause(inputs.primary()));
     Step::change(next, history, why)
 }
@@ -141,6 +150,7 @@ fn restart(inputs: &Inputs, loss: &Loss) -> Step {
     }
     let number = state.restart.as_ref().map_or(0, |r| r.number) + 1;
     let mut next = inputs.next();
+    switchover::broken_off(inputs, &mut next, &loss.kind.cause(primary));
     next.phase = Phase::Restarting;
     next.restart = Some(RestartOrder { member: primary.clone(), epoch: state.epoch, number });
     // What it recovers was perhaps never acknowledged: readers see it only once k voters hold it
@@ -160,6 +170,11 @@ fn restart(inputs: &Inputs, loss: &Loss) -> Step {
 /// standby (measured: 1.5 s against 0.1 s on two busy cores).
 const PATIENCE_FOR_OTHERS: Duration = Duration::from_millis(500);
 
+/// Whether this is the member to which the primary hands over: with it nobody else need be waited for.
+fn is_target(inputs: &Inputs, member: &MemberName) -> bool {
+    inputs.state.handing_over().is_some_and(|s| s.target == *member)
+}
+
 /// Sealing: wait for a base, then name the primary of the sealed epoch.
 pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Step {
     match base::choose(inputs, sealing) {
@@ -178,7 +193,7 @@ pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Step {
                 .map(|(name, _)| name.clone())
                 .collect();
             let condition = Condition::Base { sealing };
-            let patience = match choice.needs_old_primary {
+            let patience = match choice.needs_old_primary && !is_target(inputs, &choice.member) {
                 true => inputs.spec.seal_patience.max(PATIENCE_FOR_OTHERS),
                 false => inputs.spec.seal_patience,
             };
@@ -249,7 +264,9 @@ fn first_cfg(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Cfg {
         })
         .map(|(name, _)| name.clone())
         .collect();
-    let voters: BTreeSet<MemberName> = match ready.len() >= count {
+    // The primary before is down: it is a voter like any other, and none that follows at once.
+    let quick = ready.iter().filter(|m| *m != inputs.primary()).count();
+    let voters: BTreeSet<MemberName> = match quick >= count {
         true => ready,
         false => {
             let all = inputs.state.members.keys();
@@ -298,6 +315,7 @@ pub(crate) fn open(inputs: &Inputs, opened: &Opened) -> Step {
     {
         epoch.start_lsn = Some(opened.start_lsn);
     }
+    switchover::completed(inputs, &mut next);
     let why =
         format!("{} serves epoch {}, timeline {}", inputs.primary(), next.epoch, next.timeline);
     Step::change(next, record::opened(inputs), why)

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proto::report::{Ended, Opened, Server, Stream};
+use proto::state::SwitchoverStep;
 use proto::{Epoch, MemberName, MemberReport, Moment, Phase, WallTime};
 
 use super::silence::{self, Stalled};
@@ -24,6 +25,10 @@ pub(crate) enum Situation {
     Opened(Opened),
     Waiting(WaitingOn, Option<Moment>),
     Steady,
+    /// The primary serves, and writes a checkpoint to hand over soon.
+    Checkpoint,
+    /// The primary has stopped to hand over, and has sealed.
+    HandedOver,
 }
 
 /// A primary that has to be replaced or restarted.
@@ -56,6 +61,8 @@ pub enum LossKind {
     Vanished,
     /// It was to open, and nothing moved.
     Stuck,
+    /// It was to stop and hand over, and did not.
+    KeptOn,
 }
 
 impl LossKind {
@@ -83,6 +90,7 @@ impl LossKind {
                 format!("primary {primary} lost its right and did not take it back in time")
             }
             Self::Vanished => format!("{primary} vanished before it opened as primary"),
+            Self::KeptOn => format!("{primary} did not stop in time to hand over"),
             Self::Stuck => format!("{primary} made no progress on its way to open as primary"),
         }
     }
@@ -101,6 +109,15 @@ pub(crate) fn situation(inputs: &Inputs) -> Situation {
         Phase::Founding { founder } => Situation::Founding(founder.clone()),
         Phase::Promoting | Phase::Restarting => opening(inputs),
         Phase::Open => serving(inputs),
+        Phase::Switchover(switchover) => match switchover.step {
+            SwitchoverStep::Checkpoint => match serving(inputs) {
+                Situation::Steady => Situation::Checkpoint,
+                other => other,
+            },
+            SwitchoverStep::Stop | SwitchoverStep::Sealed { .. } => {
+                super::switchover::stopping(inputs, switchover)
+            }
+        },
     }
 }
 
@@ -115,7 +132,7 @@ pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
     let report = inputs.report(primary);
     match &state.phase {
         Phase::Founding { .. } => {}
-        Phase::Open => {
+        Phase::Open | Phase::Switchover(_) => {
             if !inputs.right_is_held() {
                 holding.insert(Condition::Lapsed { epoch });
                 if inputs.others_can_replace() {
@@ -129,6 +146,7 @@ pub(crate) fn conditions(inputs: &Inputs) -> BTreeSet<Condition> {
                 holding.insert(Condition::NotServing { epoch });
             }
             holding.extend(silence::conditions(inputs));
+            holding.extend(state.switchover().map(super::switchover::condition));
         }
         Phase::Promoting | Phase::Restarting => {
             holding.insert(Condition::Ordered { epoch, restart });
@@ -221,7 +239,7 @@ fn by_its_keeper(inputs: &Inputs) -> Situation {
 /// contain a seal set of every Cfg, their last WAL is of this epoch, and all call the stream
 /// silent. After a stall of etcd every lease can be gone at the first look, so absence alone waits
 /// for `isolation_grace`.
-fn lapse(inputs: &Inputs, report: Option<&MemberReport>) -> Situation {
+pub(super) fn lapse(inputs: &Inputs, report: Option<&MemberReport>) -> Situation {
     let primary = inputs.primary();
     let (heard_by, silent) = hearing(inputs);
     let condition = Condition::Lapsed { epoch: inputs.state.epoch };
@@ -291,7 +309,7 @@ fn opening(inputs: &Inputs) -> Situation {
     let waiting = match (&report.server, &state.phase) {
         (Server::Primary { .. }, _) => WaitingOn::VotersHold { primary: primary.clone() },
         (_, Phase::Restarting) => WaitingOn::Restart { primary: primary.clone(), number: restart },
-        (_, Phase::Promoting | Phase::Open | Phase::Founding { .. }) => {
+        (_, Phase::Promoting | Phase::Open | Phase::Switchover(_) | Phase::Founding { .. }) => {
             WaitingOn::Promotion { primary: primary.clone(), epoch: state.epoch }
         }
     };

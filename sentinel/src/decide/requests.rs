@@ -11,7 +11,6 @@ use super::{Inputs, Step, switchover};
 use crate::plan::HistoryWrite;
 
 /// What becomes of one request now.
-#[expect(dead_code, reason = "the first request that can be begun comes with the next commit")]
 pub(crate) enum Answer {
     /// It is begun: `next` is the state that begins it.
     Started { next: Box<ClusterState>, history: Vec<HistoryWrite>, what: String },
@@ -76,7 +75,6 @@ fn note(state: &mut ClusterState, request: &Request, outcome: RequestOutcome, at
     });
 }
 
-#[expect(dead_code, reason = "the first request that can be begun comes with the next commit")]
 /// Notes in `state` what has come of the request `id` that was begun.
 pub(crate) fn ended(
     state: &mut ClusterState,

@@ -1,12 +1,295 @@
-//! A planned change of primary.
+//! A planned change of primary: check the target, have the primary write a checkpoint, have it stop and seal, and then
+//! seal the next epoch with what it held as the measure.
+//!
+//! The one rule (I12): until the stop everything can be called off and nothing has changed; from the stop on every
+//! outcome is a new epoch, whose primary holds all that the stopped one held, as long as that one still says so.
 
-use proto::MemberName;
-use proto::request::Request;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::Inputs;
-use super::requests::Answer;
+use proto::report::{Handover, Readiness, Seal, Server};
+use proto::request::{Request, RequestKind, RequestOutcome};
+use proto::state::{Switchover, SwitchoverStep};
+use proto::{ClusterState, MemberName, Phase};
+
+use super::base::{self, Reject};
+use super::health::{self, Loss, LossKind, Situation};
+use super::requests::{self, Answer};
+use super::{Inputs, Step, streams_as_voter};
+use crate::observe::Condition;
+use crate::plan::{WaitingOn, list};
+use crate::record;
+
+/// The keeper bounds its stop by 10 s and fences then; after this long it is not going to say anything.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// What two standbys have left to replay is told apart in steps of this many bytes: less is replayed within milliseconds.
+const EQUALLY_FAR: u64 = 1 << 20;
 
 /// Answers the request for a switchover.
-pub(crate) fn begin(_inputs: &Inputs, _request: &Request, _to: Option<&MemberName>) -> Answer {
-    Answer::Refused("this version cannot do it yet".into())
+pub(crate) fn begin(inputs: &Inputs, request: &Request, to: Option<&MemberName>) -> Answer {
+    let state = inputs.state;
+    if let Some(reason) = busy(inputs) {
+        return Answer::Refused(reason);
+    }
+    if state.cfgs.iter().any(|cfg| cfg.epoch != state.epoch) {
+        // The last change of primary is proven within moments, or commits wait and nothing is to be stopped.
+        return Answer::Later;
+    }
+    let target = match to {
+        Some(named) => eligible(inputs, named).map(|()| named.clone()),
+        None => best(inputs, &BTreeMap::new()),
+    };
+    let target = match target {
+        Ok(target) => target,
+        Err(reason) => return Answer::Refused(reason),
+    };
+    let what = format!("switchover from {} to {target}", inputs.primary());
+    let mut next = inputs.next();
+    next.phase = Phase::Switchover(Switchover {
+        target,
+        named: to.is_some(),
+        request: request.id.clone(),
+        by: request.by.clone(),
+        started: inputs.wall,
+        within: request.valid_for,
+        step: SwitchoverStep::Checkpoint,
+    });
+    Answer::Started { next: Box::new(next), history: Vec::new(), what }
+}
+
+/// Returns why no switchover can begin now, if so.
+fn busy(inputs: &Inputs) -> Option<String> {
+    let state = inputs.state;
+    let Some(primary) = &state.primary else {
+        return Some("the cluster is being founded: wait until it serves".into());
+    };
+    if let Some(under_way) = state.switchover() {
+        let (to, by) = (&under_way.target, &under_way.by);
+        return Some(format!(
+            "a switchover to {to}, asked for by {by}, is under way: wait for its end"
+        ));
+    }
+    if state.phase != Phase::Open || state.sealing.is_some() {
+        return Some(
+            "the primary is being replaced or started again: wait until it serves (pgdeputy status)".into(),
+        );
+    }
+    let serves = inputs.report(primary).is_some_and(|r| matches!(r.server, Server::Primary { .. }));
+    (!serves || !inputs.right_is_held()).then(|| {
+        format!("{primary} does not serve just now, and only a healthy primary hands over: see pgdeputy status")
+    })
+}
+
+/// Says why `member` cannot take over without loss and at once, if so.
+fn eligible(inputs: &Inputs, member: &MemberName) -> Result<(), String> {
+    let state = inputs.state;
+    if !state.members.contains_key(member) {
+        let known: Vec<MemberName> = state.members.keys().cloned().collect();
+        return Err(format!("there is no member {member}: the members are {}", list(&known)));
+    }
+    if member == inputs.primary() {
+        return Err(format!("{member} is the primary already: name another member"));
+    }
+    let refuse = |reject: Reject| Err(format!("{member} cannot take over: {reject}"));
+    if !inputs.may_be_promoted(member) {
+        return refuse(Reject::MayNotBePromoted);
+    }
+    if let Some(reject) = base::unfit(inputs, member) {
+        return refuse(reject);
+    }
+    let Some(report) = inputs.report(member) else { return refuse(Reject::NoReport) };
+    if report.leaving {
+        return refuse(Reject::Leaving);
+    }
+    match streams_as_voter(state, report) && matches!(report.server, Server::Standby { .. }) {
+        true => Ok(()),
+        false => refuse(Reject::NotStreaming),
+    }
+}
+
+/// Returns the standby that should take over where nobody was named: the healthiest, then the one with the least `left`
+/// to replay, then by priority and name.
+fn best(inputs: &Inputs, left: &BTreeMap<MemberName, u64>) -> Result<MemberName, String> {
+    let others = inputs.state.members.keys().filter(|m| *m != inputs.primary());
+    let judged: Vec<_> = others.map(|m| (m, eligible(inputs, m))).collect();
+    let rank = |member: &MemberName| {
+        let problems = inputs.report(member).map_or(0, |r| r.problems.len());
+        let left = left.get(member).map_or(0, |bytes| bytes / EQUALLY_FAR);
+        (problems, left, Reverse(inputs.spec.member(member).priority))
+    };
+    let able = judged.iter().filter(|(_, verdict)| verdict.is_ok()).map(|(member, _)| *member);
+    able.min_by_key(|m| (rank(m), *m)).cloned().ok_or_else(|| {
+        let reasons: Vec<&str> =
+            judged.iter().filter_map(|(_, v)| v.as_ref().err()).map(String::as_str).collect();
+        match reasons.is_empty() {
+            true => "there is no other member: add one first".into(),
+            false => format!("no member can take over: {}", reasons.join("; ")),
+        }
+    })
+}
+
+/// Step `Checkpoint`, while the primary serves.
+pub(crate) fn advance(inputs: &Inputs, switchover: &Switchover) -> Step {
+    let target = &switchover.target;
+    if switchover.named
+        && let Err(reason) = eligible(inputs, target)
+    {
+        return call_off(inputs, reason);
+    }
+    let handover = inputs.report(inputs.primary()).and_then(|r| r.handover.as_ref());
+    match handover.filter(|h| h.request == switchover.request) {
+        Some(Handover { readiness: Readiness::Impossible { reason }, .. }) => {
+            call_off(inputs, reason.clone())
+        }
+        Some(Handover { readiness: Readiness::Ready { left }, .. }) => {
+            let chosen = match switchover.named {
+                true => Ok(target.clone()),
+                false => best(inputs, left),
+            };
+            match chosen {
+                Ok(target) => stop(inputs, switchover, target, left),
+                Err(reason) => call_off(inputs, reason),
+            }
+        }
+        None => {
+            let condition = condition(switchover);
+            match inputs.patience_left(&condition, switchover.within) {
+                Some(until) => {
+                    let primary = inputs.primary().clone();
+                    Step::wait_until(
+                        WaitingOn::Checkpoint { primary, target: target.clone() },
+                        until,
+                    )
+                }
+                None => call_off(
+                    inputs,
+                    format!(
+                        "{} did not get its checkpoint written within {} s: ask again with a longer --timeout",
+                        inputs.primary(),
+                        switchover.within.as_secs()
+                    ),
+                ),
+            }
+        }
+    }
+}
+
+/// From here on there is no way back to this epoch.
+fn stop(
+    inputs: &Inputs,
+    switchover: &Switchover,
+    target: MemberName,
+    left: &BTreeMap<MemberName, u64>,
+) -> Step {
+    let mut next = inputs.next();
+    let why = format!("{} stops and hands over to {target}", inputs.primary());
+    let stopping = Switchover { target, step: SwitchoverStep::Stop, ..switchover.clone() };
+    let history = record::begin_switchover(inputs, &stopping, left);
+    next.phase = Phase::Switchover(stopping);
+    Step::change(next, history, why)
+}
+
+/// Nothing has been done that would have to be undone.
+fn call_off(inputs: &Inputs, reason: String) -> Step {
+    let mut next = inputs.next();
+    let why = format!("the switchover is called off: {reason}");
+    broken_off(inputs, &mut next, &reason);
+    Step::change(next, Vec::new(), why)
+}
+
+/// Takes a switchover that can still be called off out of `next`.
+pub(crate) fn broken_off(inputs: &Inputs, next: &mut ClusterState, reason: &str) {
+    let Some(switchover) = inputs.state.switchover() else { return };
+    if switchover.step == SwitchoverStep::Checkpoint {
+        next.phase = Phase::Open;
+        let outcome = RequestOutcome::Nothing { reason: reason.to_owned() };
+        requests::ended(next, &switchover.request, outcome, inputs.wall);
+    }
+}
+
+/// Returns how things are in step `Stop`: a PostgreSQL that ends is what was asked for, and no death.
+pub(crate) fn stopping(inputs: &Inputs, switchover: &Switchover) -> Situation {
+    let report = inputs.report(inputs.primary());
+    if handed_over(inputs).is_some() {
+        return Situation::HandedOver;
+    }
+    if !inputs.right_is_held() {
+        return health::lapse(inputs, report);
+    }
+    let condition = condition(switchover);
+    match inputs.patience_left(&condition, STOP_PATIENCE) {
+        Some(until) => {
+            let waiting = WaitingOn::HandOver {
+                primary: inputs.primary().clone(),
+                target: switchover.target.clone(),
+            };
+            Situation::Waiting(waiting, Some(until))
+        }
+        None => Situation::Lost(Loss {
+            kind: LossKind::KeptOn,
+            since: inputs.wall_since(&condition),
+            evidence: vec![format!("{} was to stop and has not sealed", inputs.primary())],
+        }),
+    }
+}
+
+/// Returns the stopped primary's seal for the next epoch, if it counts.
+pub(crate) fn handed_over(inputs: &Inputs) -> Option<Seal> {
+    inputs.state.handing_over()?;
+    base::standing(inputs, inputs.primary(), inputs.state.epoch.next()).ok()
+}
+
+/// The primary has stopped and sealed: the others do the same.
+pub(crate) fn seal(inputs: &Inputs) -> Step {
+    let (Some(switchover), Some(seal)) = (inputs.state.switchover(), handed_over(inputs)) else {
+        return Step::wait(WaitingOn::Nothing { primary: inputs.primary().clone() });
+    };
+    let sealing = inputs.state.epoch.next();
+    let mut next = inputs.next();
+    next.sealing = Some(sealing);
+    let step = SwitchoverStep::Sealed { position: seal.position };
+    next.phase = Phase::Switchover(Switchover { step, ..switchover.clone() });
+    let why = format!(
+        "seal epoch {sealing}: {} has stopped at {} to hand over to {}",
+        inputs.primary(),
+        seal.position,
+        switchover.target
+    );
+    Step::change(next, record::advance(inputs, "seal", Vec::new()), why)
+}
+
+/// Ends the requests for a switchover in `next`, whose primary serves.
+pub(crate) fn completed(inputs: &Inputs, next: &mut ClusterState) {
+    let epochs = next.epochs.iter().rev().map(|r| &r.primary);
+    let mut last_two = epochs.take(2);
+    let (Some(now), Some(before)) = (last_two.next().cloned(), last_two.next().cloned()) else {
+        return;
+    };
+    let outcome = match now == before {
+        false => RequestOutcome::Done {
+            what: format!("{now} is the primary of epoch {}, before it was {before}", next.epoch),
+        },
+        true => RequestOutcome::Nothing {
+            reason: format!(
+                "no standby held all that {now} held when it had stopped: it is the primary again, of epoch {}",
+                next.epoch
+            ),
+        },
+    };
+    for answered in &mut next.requests {
+        if answered.kind == RequestKind::Switchover && !answered.outcome.is_final() {
+            answered.outcome = outcome.clone();
+            answered.at = inputs.wall;
+        }
+    }
+}
+
+/// Returns the condition of this file that holds.
+pub(crate) fn condition(switchover: &Switchover) -> Condition {
+    Condition::Switchover {
+        request: switchover.request.clone(),
+        stops: switchover.step != SwitchoverStep::Checkpoint,
+    }
 }

@@ -10,7 +10,7 @@ use crate::scene::{Scene, name};
 fn founder(scene: &Scene) -> Option<&str> {
     match &scene.state().phase {
         Phase::Founding { founder } => Some(founder.as_str()),
-        Phase::Promoting | Phase::Restarting | Phase::Open => None,
+        Phase::Promoting | Phase::Restarting | Phase::Open | Phase::Switchover(_) => None,
     }
 }
 

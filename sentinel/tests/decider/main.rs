@@ -11,5 +11,6 @@ mod properties;
 mod records;
 mod restart;
 mod scene;
+mod switchover;
 mod synchronous;
 mod transcripts;

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proto::history::HistoryRecord;
-use proto::report::{Confirmed, DataDirectory, Opened, Seal, Server, Stream};
+use proto::report::{Confirmed, DataDirectory, Handover, Opened, Readiness, Seal, Server, Stream};
+use proto::request::{Request, RequestId, RequestKind, RequestOutcome, Wanted};
+use proto::state::SwitchoverStep;
 use proto::{
     Assignment, ClusterSpec, ClusterState, Epoch, Incarnation, Lsn, MemberName, MemberReport,
-    Moment, PrimaryKey, SystemIdentifier, Timeline, WalPosition, WallTime,
+    Moment, Phase, PrimaryKey, SystemIdentifier, Timeline, WalPosition, WallTime,
 };
 use sentinel::decide::{conditions, decide};
 use sentinel::invariant;
@@ -221,6 +223,46 @@ impl Scene {
         report.seal = Some(Seal { sealing, position, replayed: lsn, clean });
     }
 
+    // What is asked for.
+
+    /// An operator asks for a switchover, for 30 s; the leader's transaction takes the request away.
+    pub fn asks_for_switchover(&mut self, id: u64, to: Option<&str>) -> RequestId {
+        let request = Request {
+            id: RequestId::from_random(id),
+            by: "ann@north".into(),
+            asked: self.wall(),
+            valid_for: Duration::from_secs(30),
+            wanted: Wanted::Switchover { to: to.map(name) },
+        };
+        self.seen.requests.insert(RequestKind::Switchover, request.clone());
+        request.id
+    }
+
+    pub fn outcome(&self, id: &RequestId) -> RequestOutcome {
+        self.state().request(id).expect("it was answered").outcome.clone()
+    }
+
+    /// The primary's keeper has its checkpoint written; these standbys have that many bytes left to replay.
+    pub fn is_ready_to_hand_over(&mut self, left: &[(&str, u64)]) {
+        let request = self.state().switchover().expect("one is under way").request.clone();
+        let left = left.iter().map(|(m, bytes)| (name(m), *bytes)).collect();
+        let primary = self.primary();
+        self.report(primary.as_str()).handover =
+            Some(Handover { request, readiness: Readiness::Ready { left } });
+    }
+
+    /// The primary's PostgreSQL is shut down with its WAL ending at `lsn`, and its keeper has sealed.
+    pub fn hands_over(&mut self, lsn: &str) {
+        let (epoch, timeline, primary) =
+            (self.state().epoch, self.state().timeline, self.primary());
+        let position = WalPosition { epoch, lsn: lsn.parse().unwrap(), timeline };
+        self.dies(primary.as_str());
+        let report = self.report(primary.as_str());
+        report.promise = epoch.next();
+        let replayed = position.lsn;
+        report.seal = Some(Seal { sealing: epoch.next(), position, replayed, clean: true });
+    }
+
     // What the leader does.
 
     pub fn pass(&mut self, time: Duration) {
@@ -265,6 +307,7 @@ impl Scene {
                     assert_eq!(broken, [], "unsafe plan: {why}");
                     self.commits.push(why.clone());
                     self.state = Some((**next).clone());
+                    self.seen.requests.retain(|_, r| next.request(&r.id).is_none());
                     self.keep(history);
                 }
                 Verdict::Record { history, .. } => self.keep(history),
@@ -310,6 +353,11 @@ impl Scene {
 
 /// The key of the record of the present change, told without the product's code.
 fn current(state: &ClusterState) -> (Epoch, u64) {
+    if let Phase::Switchover(s) = &state.phase
+        && s.step != SwitchoverStep::Checkpoint
+    {
+        return (Epoch(state.epoch.0 + 1), 0);
+    }
     let order = state.restart.as_ref().filter(|r| r.epoch == state.epoch);
     match (state.sealing, order) {
         (Some(sealing), _) => (sealing, 0),
@@ -339,6 +387,8 @@ pub fn blank(member: &str) -> MemberReport {
         confirmed: None,
         stream: Stream::None,
         seal: None,
+        handover: None,
+        leaving: false,
         rejoin: None,
         unresponsive: None,
         ended: None,

@@ -13,7 +13,8 @@ use keeper::report::Identity;
 use keeper::run::note_outcome;
 use keeper::wiring::UNRESPONSIVE_AFTER;
 use keeper::worker::{LeaseView, serve_until};
-use proto::report::{DataDirectory, RejoinOutcome};
+use proto::report::{DataDirectory, Handover, Readiness, RejoinOutcome};
+
 use proto::{MemberReport, Moment, WallTime};
 use tokio::sync::{mpsc, oneshot};
 
@@ -300,6 +301,16 @@ async fn perform(worker: &Worker, action: &Action) -> anyhow::Result<()> {
         Action::StartAlone(_) => promote::start_alone(worker).await,
         Action::Open(lead) => promote::open(worker, lead).await,
         Action::OpenBySigns(lead) => promote::open_by_signs(worker, lead).await,
+        Action::PrepareHandOver { request, .. } => {
+            let readiness = Readiness::Ready { left: [].into() };
+            let handover = Handover { request: request.clone(), readiness };
+            worker.update(|local| local.handover = Some(handover));
+            Ok(())
+        }
+        Action::HandOver(handover) => {
+            worker.fence().await?;
+            seal::seal(worker, handover.sealing).await
+        }
         Action::Confirm { cfg, proof } => prove::confirm(worker, cfg, *proof).await,
         Action::KeepSlots { members, primary } => {
             worker.admin()?.sql(|_| Some(())).await?;

@@ -1,0 +1,85 @@
+//! The rules of what was asked for: switchovers and the answers to requests.
+
+use proto::report::Readiness;
+use proto::state::SwitchoverStep;
+use proto::{ClusterState, Phase};
+
+use super::{Found, Rule, Step, trusted};
+
+/// How far a switchover is: 0 for none.
+fn progress(state: &ClusterState) -> u8 {
+    let Phase::Switchover(switchover) = &state.phase else { return 0 };
+    match switchover.step {
+        SwitchoverStep::Checkpoint => 1,
+        SwitchoverStep::Stop => 2,
+        SwitchoverStep::Sealed { .. } => 3,
+    }
+}
+
+pub(super) fn handover(step: &Step, found: &mut Found) {
+    let Step { old, next, seen } = step;
+    let (was, is) = (progress(old), progress(next));
+    let mut rule = |holds: bool, detail: &str| {
+        found.unless(holds, Rule::Switchover, || detail.to_owned());
+    };
+    if old.epoch == next.epoch {
+        rule(was < 2 || is >= was, "a primary that was told to stop for good is to go on");
+        rule(is <= was + 1, "a switchover skips a step");
+        rule(is < 2 || next.restart == old.restart, "a primary that hands over is started again");
+    } else {
+        rule(is == 0, "a switchover goes on in another epoch");
+    }
+    let primary = old.primary.as_ref().and_then(|p| trusted(old, seen, p));
+    let seal = primary.and_then(|r| r.seal).filter(|s| s.sealing.0 == old.epoch.0 + 1);
+    if let Phase::Switchover(now) = &next.phase {
+        let other =
+            next.members.contains_key(&now.target) && next.primary.as_ref() != Some(&now.target);
+        rule(other, "the target of a switchover is no other member");
+        rule(was > 0 || old.phase == Phase::Open, "a switchover begins while no primary serves");
+        rule((is == 3) <= next.sealing.is_some(), "a seal is awaited that is not asked for");
+        if let SwitchoverStep::Sealed { position } = now.step
+            && was != 3
+        {
+            let said = seal.is_some_and(|s| s.position == position);
+            rule(said, "the stopped primary has not said that it ends there");
+        }
+        if was == 1 && is == 2 {
+            let told = primary.and_then(|r| r.handover.as_ref());
+            let ready = told.is_some_and(|h| {
+                h.request == now.request && matches!(h.readiness, Readiness::Ready { .. })
+            });
+            rule(ready, "the primary is stopped before it said that it is ready");
+            let target = trusted(old, seen, &now.target).is_some_and(|r| r.complete);
+            rule(target, "the primary is stopped for a target that is not there");
+        }
+    }
+    // While the stopped one still says what it held, nobody who holds less may come after it (I12).
+    if was >= 2
+        && next.epoch > old.epoch
+        && let Some(seal) = seal.filter(|_| primary.is_some_and(|r| r.complete))
+    {
+        let floor = old.primary.as_ref().and_then(|p| old.members.get(p)).and_then(|a| a.floor);
+        let counts =
+            floor.is_none_or(|f| (seal.position.epoch, seal.position.lsn) >= (f.epoch, f.lsn));
+        let holds = next.chosen.is_some_and(|chosen| chosen >= seal.position);
+        rule(!counts || holds, "the next primary lacks what the stopped one held");
+    }
+}
+
+pub(super) fn requests(step: &Step, found: &mut Found) {
+    let Step { old, next, seen } = step;
+    for (n, answered) in next.requests.iter().enumerate() {
+        let twice = next.requests.iter().skip(n + 1).any(|r| r.id == answered.id);
+        let before = old.requests.iter().find(|r| r.id == answered.id);
+        let asked = || seen.requests.values().any(|r| r.id == answered.id);
+        let stays = before.is_none_or(|b| !b.outcome.is_final() || b == answered);
+        found.unless(!twice && stays && (before.is_some() || asked()), Rule::Requests, || {
+            format!("the answer to request {} is given twice, changed, or to nobody", answered.id)
+        });
+    }
+    let under_way = |id| next.requests.iter().any(|r| r.id == id);
+    let forgotten = old.requests.iter().find(|r| !r.outcome.is_final() && !under_way(r.id.clone()));
+    found.unless(forgotten.is_none(), Rule::Requests, || {
+        "a request is forgotten while it is under way".into()
+    });
+}
