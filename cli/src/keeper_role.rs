@@ -50,6 +50,9 @@ pub struct KeeperArgs {
     /// Whether the fencer starts a keeper again that has died [auto: unless systemd or supervisord started it]
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     restart_keeper: RestartKeeper,
+    /// Take the member over from the keeper that runs on this directory, as in an upgrade; no client notices
+    #[arg(long)]
+    take_over: bool,
     /// How long a primary that is told to stop may take to hand over to another member first; 0s: not at all
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = hand_over_within)]
     hand_over_within: Duration,
@@ -211,6 +214,7 @@ fn config(args: KeeperArgs, variable: impl Fn(&str) -> Option<String>) -> Result
         http: args.http,
         postgres_bin: args.postgres_bin,
         zone: args.zone,
+        take_over: args.take_over,
         restarted_by_fencer: args.restart_keeper.by_fencer(std::process::id(), variable),
         hand_over_within: args.hand_over_within,
         secrets,

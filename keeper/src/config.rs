@@ -26,6 +26,8 @@ pub struct Config {
     pub zone: Option<String>,
     /// Whether the fencer starts this keeper again should it die: not where a service manager does.
     pub restarted_by_fencer: bool,
+    /// Whether a keeper that runs on this directory is asked to leave; otherwise it is an error that there is one.
+    pub take_over: bool,
     /// How long a primary whose keeper is asked to stop may take to hand over; zero: it stops at once.
     pub hand_over_within: Duration,
     pub secrets: SecretsSource,

@@ -26,6 +26,7 @@ pub mod service;
 pub mod sign;
 pub mod startup;
 pub mod stopping;
+pub mod take_over;
 pub mod view;
 pub mod wiring;
 pub mod worker;

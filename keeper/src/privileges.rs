@@ -23,6 +23,8 @@ pub fn drop_to(user: &str) -> anyhow::Result<()> {
     let user = find(user)?;
     // The fencer locks its memory; as this user it may not ask for more than it was given.
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+    // And it raises its priority, to nice -10: the limit counts from 20 down.
+    let _ = setrlimit(Resource::RLIMIT_NICE, 30, 30);
     let name = CString::new(user.name.as_str()).context("read the user's name")?;
     let context = || format!("change to user {}", user.name);
     initgroups(&name, user.gid).with_context(context)?;

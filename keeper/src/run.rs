@@ -17,7 +17,7 @@ use crate::gather::Pace;
 use crate::member_files::Role;
 use crate::reconcile::reconcile;
 use crate::wiring::{Wires, facts, wire};
-use crate::{late_store, present, startup, stopping, worker};
+use crate::{late_store, present, startup, stopping, take_over, worker};
 
 /// How long facts are asked for eagerly after something changed.
 const BUSY_FOR: Duration = Duration::from_secs(2);
@@ -28,6 +28,10 @@ const IDLE_TURN: Duration = Duration::from_secs(1);
 /// Runs a keeper until `stop`; then PostgreSQL is stopped and the keeper's keys are given back.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let (store, known) = late_store::reach(&config).await?;
+    if config.take_over {
+        startup::rehearse(&config, &known)?;
+        take_over::take_over(&config.state_dir).await?;
+    }
     let prepared = startup::prepare(&config, known)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -52,6 +56,8 @@ struct Shell {
     settled: Moment,
     busy_until: Moment,
     last_decision: Option<Action>,
+    /// A newer keeper has asked for this member.
+    successor: Option<take_over::Request>,
 }
 
 impl Shell {
@@ -66,6 +72,7 @@ impl Shell {
             settled: now,
             busy_until: now + BUSY_FOR,
             last_decision: None,
+            successor: None,
         }
     }
 
@@ -88,12 +95,40 @@ impl Shell {
                 _ = self.wires.renewed.changed() => self.renewed(),
                 _ = self.wires.signed.changed() => self.signed(),
                 () = changed.notified() => {}
+                Some(request) = self.wires.asked.recv() => self.successor = Some(request),
                 Some(event) = self.wires.events.recv() => self.fencer_says(event)?,
                 Some(done) = self.actions.join_next() => self.action_ended(done),
                 () = tokio::time::sleep(IDLE_TURN) => {}
             }
+            // Whoever was told to stop is not left running by a successor.
+            if !leaving && self.hands_over().await? {
+                self.wires.ended.cancel();
+                self.wires.tasks.shutdown().await;
+                return Ok(());
+            }
         }
         self.shut_down().await
+    }
+
+    /// Leaves PostgreSQL to a newer keeper that has asked for it, between two actions and with enough of the right to
+    /// serve left that the other one can renew it. Returns whether the other one knows.
+    async fn hands_over(&mut self) -> anyhow::Result<bool> {
+        let worker = &self.wires.worker;
+        let spec = worker.spec();
+        let left = self.serve_until.map(|until| until.since(store::clock::now()));
+        let short = left.is_some_and(|left| left < (spec.lease_ttl - spec.fence_time) / 2);
+        if self.running.is_some() || (short && worker.files().role == Role::Primary) {
+            return Ok(false);
+        }
+        let Some(request) = self.successor.take() else { return Ok(false) };
+        // With the lease that the other one renews from.
+        worker.save(|_| {})?;
+        let leaves = take_over::leaving(request).await;
+        if leaves {
+            worker.fencer.let_go().await;
+            tracing::info!("a newer keeper takes over");
+        }
+        Ok(leaves)
     }
 
     /// Gathers, decides, and offers the decision to the worker.

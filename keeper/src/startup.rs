@@ -66,31 +66,44 @@ pub fn prepare(config: &Config, known: Known) -> anyhow::Result<Prepared> {
     Ok(Prepared { binaries, secrets, view, files, http, echo })
 }
 
+/// Checks all that can be checked beside the keeper that runs on this directory.
+pub fn rehearse(config: &Config, known: &Known) -> anyhow::Result<()> {
+    examine(config, known).map(drop)
+}
+
 fn check(config: &Config, known: Known) -> anyhow::Result<Checked> {
-    let binaries =
-        PostgresBinaries::for_data_directory(config.postgres_bin.as_deref(), &config.data_dir)?;
-    check_socket_path(config)?;
     // A second keeper on one directory is told so, rather than that its name or port is taken.
     let exists = config.state_dir.join("lock").exists();
     let files = exists.then(|| MemberStore::open(&config.state_dir)).transpose()?;
-    let keys = Keys::of(&config.cluster);
-    let (view, snapshot) = match known {
-        Known::Read(snapshot) => {
-            refuse_newer_formats(&keys, &snapshot)?;
-            (cluster::view_of(&keys, &snapshot), Some(snapshot))
-        }
-        Known::Copy(view) => (*view, None),
-    };
-    let known = peek(&config.state_dir)?;
-    check_name(config, &view, known.as_ref())?;
-    check_data(config, &view, known.as_ref())?;
-    let secrets = secrets(config, &keys, snapshot.as_ref())?;
+    let (binaries, secrets, view) = examine(config, &known)?;
     let http = bind(&config.http, "--http")?;
     let echo = bind_echo(&config.http)?;
     if crate::fencer::of_data_directory(&config.data_dir, None).is_empty() {
         drop(bind(&config.listen, "--listen")?);
     }
     Ok(Checked { binaries, secrets, view, files, http, echo })
+}
+
+fn examine(
+    config: &Config,
+    known: &Known,
+) -> anyhow::Result<(PostgresBinaries, Secrets, ClusterView)> {
+    let binaries =
+        PostgresBinaries::for_data_directory(config.postgres_bin.as_deref(), &config.data_dir)?;
+    check_socket_path(config)?;
+    let keys = Keys::of(&config.cluster);
+    let (view, snapshot) = match known {
+        Known::Read(snapshot) => {
+            refuse_newer_formats(&keys, snapshot)?;
+            (cluster::view_of(&keys, snapshot), Some(snapshot))
+        }
+        Known::Copy(view) => (ClusterView::clone(view), None),
+    };
+    let known = peek(&config.state_dir)?;
+    check_name(config, &view, known.as_ref())?;
+    check_data(config, &view, known.as_ref())?;
+    let secrets = secrets(config, &keys, snapshot)?;
+    Ok((binaries, secrets, view))
 }
 
 fn check_socket_path(config: &Config) -> anyhow::Result<()> {

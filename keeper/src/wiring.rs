@@ -28,7 +28,7 @@ use crate::sign::{Signing, sign};
 use crate::startup::Prepared;
 use crate::view::View;
 use crate::worker::{LeaseView, Parts, Worker};
-use crate::{http, kept, present};
+use crate::{http, kept, present, take_over};
 
 /// A keeper's tasks, running, and the loop's ends of the channels to them.
 pub struct Wires {
@@ -45,6 +45,8 @@ pub struct Wires {
     pub events: mpsc::UnboundedReceiver<FencerEvent>,
     /// Until when a PostgreSQL that was found running may serve.
     pub deadline: Option<Moment>,
+    /// Newer keepers that ask for this member.
+    pub asked: mpsc::Receiver<take_over::Request>,
     pub tasks: JoinSet<()>,
     /// Ends the tasks.
     pub ended: CancellationToken,
@@ -57,9 +59,7 @@ pub async fn wire(
     prepared: Prepared,
 ) -> anyhow::Result<Wires> {
     let Prepared { binaries, secrets, view, mut files, http, echo: echo_socket } = prepared;
-    let (fencer, events, watched) =
-        Fencer::attach(&FencerCommand::own(), &config.state_dir, &config.data_dir).await?;
-    fencer.restart_by(config.restarted_by_fencer.then(KeeperCommand::own).transpose()?);
+    let (fencer, events, watched) = attach(config).await?;
     let known = files.load()?.context("member files were just written")?;
     let keys = Keys::of(&config.cluster);
     let place = place(config, binaries.major());
@@ -80,6 +80,8 @@ pub async fn wire(
     tasks.spawn(renew(renewing, known.lease_id.map(LeaseId), ended.clone()));
     tasks.spawn(watch_cluster(store.clone(), keys.clone(), view_tx, ended.clone()));
     tasks.spawn(kept::keep(config.state_dir.clone(), view.clone(), ended.clone()));
+    let (asked_tx, asked) = mpsc::channel(1);
+    tasks.spawn(take_over::listen(config.state_dir.clone(), asked_tx, ended.clone()));
     let announcing = Announcing {
         store: store.clone(),
         keys: keys.clone(),
@@ -120,9 +122,21 @@ pub async fn wire(
         pace,
         events,
         deadline: watched.deadline,
+        asked,
         tasks,
         ended,
     })
+}
+
+/// Finds the fencer, or starts one, and tells it whether and how to start this keeper again.
+async fn attach(
+    config: &Config,
+) -> anyhow::Result<(Fencer, mpsc::UnboundedReceiver<FencerEvent>, Watched)> {
+    let attached =
+        Fencer::attach(&FencerCommand::own(), &config.state_dir, &config.data_dir).await?;
+    let command = config.restarted_by_fencer.then(KeeperCommand::own).transpose()?;
+    attached.0.restart_by(command);
+    Ok(attached)
 }
 
 pub use proto::spec::UNRESPONSIVE_AFTER;

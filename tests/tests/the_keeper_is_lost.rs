@@ -8,7 +8,8 @@ use std::time::Duration;
 use chaos::evidence::Watchers;
 use chaos::lab::cleanup::Found;
 use nix::sys::signal::Signal;
-use system_tests::{Scene, scene};
+use system_tests::attempt::Intruder;
+use system_tests::{Scene, pgdeputy, scene};
 
 const BOUND: Duration = Duration::from_secs(120);
 
@@ -59,7 +60,7 @@ async fn a_killed_keeper_is_started_again_by_its_fencer_and_no_client_notices() 
     let postmaster = lab.postmaster(&primary).unwrap();
     let before = lab.cluster().await.unwrap().service().unwrap();
     watchers.load.acknowledged_count(200, BOUND).await.unwrap();
-    for round in 0..3 {
+    for round in 0..2 {
         let keeper = lab.keeper_process(&primary).unwrap();
         let struck = store::clock::now();
         match round {
@@ -114,4 +115,73 @@ async fn a_primary_whose_keeper_is_frozen_is_fenced_within_lease_ttl_and_replace
     let gap = told.longest_gap(struck.at, store::clock::now());
     eprintln!("longest write gap {gap:?}");
     assert!(gap < Duration::from_secs(8), "{gap:?}");
+}
+
+#[tokio::test]
+async fn an_upgraded_program_takes_over_from_the_running_keepers_and_no_client_notices() {
+    let (mut scene, primary) = redundant().await;
+    let lab = &mut scene.lab;
+    let watchers = Watchers::start(lab, 4).await.unwrap();
+    let before = lab.cluster().await.unwrap().service().unwrap();
+    let servers: Vec<_> = lab.members().iter().map(|m| lab.postmaster(m).unwrap()).collect();
+    watchers.load.acknowledged_count(200, BOUND).await.unwrap();
+    // Two keepers that were started by mistake do not end each other.
+    let data = lab.layout().data(&primary).display().to_string();
+    let second = Intruder::new(lab, primary.as_str()).with("--data-dir", data).is_refused().await;
+    second.says(1, &["another keeper (pid ", "has", "stop it"]);
+    let upgraded = lab.layout().root.join("pgdeputy-upgraded");
+    std::fs::copy(pgdeputy(), &upgraded).unwrap();
+    for member in lab.members() {
+        let old = lab.keeper_process(&member).unwrap();
+        let begun = store::clock::now();
+        lab.upgrade_member(&member, &upgraded).unwrap();
+        while keeper_is_old(lab, &member, old) {
+            assert!(store::clock::now().since(begun) < BOUND, "the old keeper of {member} stays");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        eprintln!(
+            "{member}: the old keeper left {:?} after the new one was started",
+            store::clock::now().since(begun)
+        );
+        watchers.load.acknowledged_after(begun + Duration::from_secs(5), BOUND).await.unwrap();
+        lab.wait_redundant(BOUND).await.unwrap();
+    }
+    let after: Vec<_> = lab.members().iter().map(|m| lab.postmaster(m).unwrap()).collect();
+    assert_eq!(after, servers, "no PostgreSQL was touched");
+    assert_eq!(lab.cluster().await.unwrap().service().unwrap(), before, "no role changed");
+    assert_eq!(watchers.load.told().unknown, 0, "no session was cut");
+}
+
+/// Both run for a moment: the new one prepares beside the old one.
+fn keeper_is_old(lab: &chaos::lab::Lab, member: &proto::MemberName, old: i32) -> bool {
+    lab.processes_of(member).iter().any(|process| process.pid == old)
+}
+
+#[tokio::test]
+#[ignore = "takes 40 s: part of make test-long"]
+async fn a_keeper_that_hardly_gets_any_cpu_keeps_its_primary_or_loses_it_in_time() {
+    let (mut scene, primary) = redundant().await;
+    let lab = &mut scene.lab;
+    let watchers = Watchers::start(lab, 4).await.unwrap();
+    watchers.load.acknowledged_count(500, BOUND).await.unwrap();
+    let begun = store::clock::now();
+    // From a tenth of a CPU down to a fortieth, in slices that are far apart.
+    for (off, on) in [(450, 50), (950, 50), (1950, 50)] {
+        let until = store::clock::now() + Duration::from_secs(8);
+        while store::clock::now() < until {
+            lab.signal_keeper(&primary, Signal::SIGSTOP).unwrap();
+            tokio::time::sleep(Duration::from_millis(off)).await;
+            lab.signal_keeper(&primary, Signal::SIGCONT).unwrap();
+            tokio::time::sleep(Duration::from_millis(on)).await;
+        }
+    }
+    let starved_until = store::clock::now();
+    lab.wait_redundant(BOUND).await.unwrap();
+    let (evidence, told) =
+        watchers.finish(lab, (begun - Duration::from_secs(1), begun)).await.unwrap();
+    let verdict = chaos::verdict::judge(&evidence);
+    assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");
+    let gap = told.longest_gap(begun, starved_until);
+    eprintln!("longest write gap {gap:?}");
+    assert!(gap < Duration::from_secs(10), "{gap:?}");
 }

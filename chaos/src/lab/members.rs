@@ -57,6 +57,22 @@ impl Lab {
         Ok(())
     }
 
+    /// Starts `program` as a keeper that takes the member over from the one that runs.
+    pub fn upgrade_member(
+        &mut self,
+        name: &MemberName,
+        program: &std::path::Path,
+    ) -> anyhow::Result<()> {
+        self.config.pgdeputy = program.to_owned();
+        let at = self.address(name)?;
+        let mut command =
+            commands::keeper(&self.config, &self.home.layout, &self.addresses, (name, at))?;
+        command.arg("--take-over");
+        let pid = self.start_at(&Site::Member(name.clone()), command)?;
+        self.members.get_mut(name).context("its address was just found")?.keeper = Some(pid);
+        Ok(())
+    }
+
     /// Returns how the member's keeper ended, if it did by itself.
     pub fn keeper_ended(&self, name: &MemberName) -> Option<String> {
         self.members.get(name)?.keeper.and_then(|pid| self.home.spawner.ended(pid))

@@ -44,14 +44,23 @@ pub fn without_etcd(view: &ClusterView, facts: &Facts, wanted: Action) -> Action
     }
 }
 
-/// A primary of its own epoch that has promised no other, and whose PostgreSQL is down.
+/// A primary of its own epoch that has promised no other, and whose PostgreSQL is down. It must hold what it once held
+/// (I11): voters that hold more would be counted as soon as it has written past them.
 fn start_alone(view: &ClusterView, facts: &Facts) -> Option<Action> {
     let state = view.state.as_ref()?;
     match proto::assignment::assignment(state, &facts.member) {
         Assignment::Lead(lead)
             if lead.epoch == facts.files.epoch && lead.epoch == facts.files.promise =>
         {
-            Some(Action::StartAlone(lead))
+            let floor = state.members.get(&facts.member).and_then(|admitted| admitted.floor);
+            match (facts.local.end_of_wal, floor) {
+                (None, _) => Some(Action::Scan),
+                (Some(end), Some(floor)) if (end.epoch, end.lsn) < (floor.epoch, floor.lsn) => {
+                    let why = format!("its WAL ends at {end}, less than it once held");
+                    Some(Action::Hold(Hold::Refused(why)))
+                }
+                (Some(_), _) => Some(Action::StartAlone(lead)),
+            }
         }
         Assignment::Lead(_)
         | Assignment::Wait

@@ -530,7 +530,16 @@ fn primary_without_etcd() -> Facts {
 #[test]
 fn with_etcd_away_a_dead_primary_is_started_alone_unless_it_has_promised_another_epoch() {
     let mut facts = primary_without_etcd();
+    assert_eq!(decide(&view(), &facts), Action::Scan);
+    facts.local.end_of_wal = Some(at(2, 150));
     assert!(matches!(decide(&view(), &facts), Action::StartAlone(_)));
+    let mut restored = view();
+    restored.state.as_mut().unwrap().members.get_mut(&name("b")).unwrap().floor =
+        Some(state::Floor { epoch: Epoch(2), lsn: Lsn(151) });
+    assert!(
+        matches!(decide(&restored, &facts), Action::Hold(Hold::Refused(_))),
+        "a disk that lost data"
+    );
     facts.local.etcd_away = false;
     assert_eq!(decide(&view(), &facts), Action::Hold(Hold::WaitingForRestartOrder));
     let mut sealed = primary_without_etcd();

@@ -29,6 +29,7 @@ pub const ALL: &[Claim] = claims![
     a_stopped_postmaster_is_fenced,
     a_second_keeper_finds_the_same_postgres_and_the_same_deadline,
     the_deadline_holds_without_a_keeper,
+    the_deadline_holds_while_every_processor_is_busy,
     a_deadline_further_than_the_lease_is_refused,
     postgres_stops_when_the_fencer_is_killed,
     what_a_killed_fencer_left_is_found_and_fenced_by_the_next,
@@ -178,6 +179,27 @@ async fn the_deadline_holds_without_a_keeper(cluster: Cluster) {
     until("PostgreSQL is fenced", || cluster.processes().is_empty()).await;
     assert!(now() >= deadline);
     within("gone after the deadline, no keeper", vec![now().since(deadline)], BOUND);
+}
+
+async fn the_deadline_holds_while_every_processor_is_busy(cluster: Cluster) {
+    let scene = Scene::fresh(&cluster).await;
+    let deadline = now() + Duration::from_secs(2);
+    scene.serving(Some(deadline)).await;
+    let mut hogs: Vec<_> = (0..16)
+        .map(|_| cluster.command("sh").args(["-c", "while :; do :; done"]).spawn().unwrap())
+        .collect();
+    drop((scene.fencer, scene.events));
+    let end = now() + BOUND + Duration::from_secs(2);
+    while !cluster.processes().is_empty() && now() < end {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (late, left) = (now().since(deadline), cluster.processes());
+    for hog in &mut hogs {
+        hog.kill().unwrap();
+        hog.wait().unwrap();
+    }
+    assert_eq!(left, []);
+    within("gone after the deadline, 16 hogs", vec![late], BOUND);
 }
 
 async fn a_deadline_further_than_the_lease_is_refused(cluster: Cluster) {
