@@ -18,6 +18,8 @@ DEBUG := $(CARGO_TARGET_DIR)/debug/pgdeputy
 FAULT ?= member
 # More arguments for demo and bench, such as ARGS="--json".
 ARGS ?=
+# Megabytes of WAL that the source retains, one row of bench-rejoin for each; the disk needs six times the greatest.
+REJOIN_MB ?= 2048
 
 # Integration tests without etcd, PostgreSQL or HAProxy: they belong to the units.
 FAST_TESTS := $(addprefix --test ,tidy golden decider end_to_end memory_faults usage simulation)
@@ -80,6 +82,18 @@ mutants: tools ## show that the simulator finds deliberate mistakes (SEED=, SEED
 .PHONY: bench
 bench: deps build ## measure how long writes are away after each fault (ARGS=)
 	$(RELEASE) bench $(ARGS)
+
+.PHONY: bench-rejoin
+bench-rejoin: deps tools ## measure a rejoin by rewind against stock pg_rewind: bytes and time (REJOIN_MB="2048 8192")
+	PGDEPUTY_REJOIN_MB="$(REJOIN_MB)" cargo test -p pgdeputy-keeper --test pgfiles -- \
+		--ignored --nocapture --exact bench_rejoin::ours_against_stock
+
+.PHONY: test-versions
+test-versions: deps tools ## the keeper's suites against PostgreSQL 16, 17 and 18, fetched into target/postgres
+	deploy/other-versions.sh $(CARGO_TARGET_DIR)/postgres | while read -r version programs; do \
+		echo "== PostgreSQL $$version"; \
+		PGDEPUTY_TEST_POSTGRES=$$programs cargo test -p pgdeputy-keeper --test pgfiles -- --test-threads=2 </dev/null; \
+	done
 
 .PHONY: debug
 debug: tools

@@ -55,6 +55,7 @@ pub fn own(path: &Path) {
 pub struct Cluster {
     pub data: PathBuf,
     postmaster: Option<Child>,
+    keep_wal_mb: u32,
     root: tempfile::TempDir,
 }
 
@@ -75,7 +76,7 @@ impl Cluster {
         fs::write(&passfile, format!("*:*:*:*:{escaped}\n")).unwrap();
         fs::set_permissions(&passfile, Permissions::from_mode(0o600)).unwrap();
         own(&passfile);
-        Self { data: root.path().join("data"), postmaster: None, root }
+        Self { data: root.path().join("data"), postmaster: None, keep_wal_mb: 1024, root }
     }
 
     pub fn source(&self) -> Source {
@@ -100,6 +101,11 @@ impl Cluster {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// Sets how much WAL it keeps, from its next start on; 1 GB at least.
+    pub fn keep_wal(&mut self, megabytes: u32) {
+        self.keep_wal_mb = megabytes.max(1024);
     }
 
     /// Makes it a standby of `primary` at its next start.
@@ -128,13 +134,13 @@ impl Cluster {
             "fsync=off",
             "shared_buffers=16MB",
             "max_wal_size=1GB",
-            "wal_keep_size=1GB",
             "wal_log_hints=on",
             "log_checkpoints=off",
             "autovacuum=off",
         ] {
             command.arg("-c").arg(setting);
         }
+        command.arg("-c").arg(format!("wal_keep_size={}MB", self.keep_wal_mb));
         command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.unwrap());
         as_postgres(&mut command);
         self.postmaster = Some(command.spawn().unwrap());

@@ -24,12 +24,19 @@ const SEGMENT: u32 = 1 << 20;
 
 /// An old primary that crashed with commits of its own, the promoted one, and `retained_mb` of WAL that both have.
 async fn diverged(retained_mb: u32) -> (Cluster, Cluster) {
-    let mut old = Cluster::new(SEGMENT >> 20).await;
+    diverged_with(SEGMENT >> 20, retained_mb).await
+}
+
+/// The same with segments of another size.
+pub async fn diverged_with(segment_mb: u32, retained_mb: u32) -> (Cluster, Cluster) {
+    let mut old = Cluster::new(segment_mb).await;
+    old.keep_wal(retained_mb + 256);
     old.start().await;
     old.sql("CREATE TABLE t AS SELECT i, repeat('x', 500) AS text FROM generate_series(1, 4000) i");
     let mut new = Cluster::empty();
     base_backup(&binaries(), &old.source(), &new.data, |_| {}).await.unwrap();
     new.follow(&old);
+    new.keep_wal(retained_mb + 256);
     new.start().await;
     retain(&old, retained_mb);
     old.sql("CHECKPOINT");
@@ -40,8 +47,12 @@ async fn diverged(retained_mb: u32) -> (Cluster, Cluster) {
 }
 
 fn retain(primary: &Cluster, megabytes: u32) {
-    for _ in 0..megabytes {
-        primary.sql("SELECT pg_logical_emit_message(false, '', repeat('w', 1000000))");
+    // At most 256 MB in one statement: it is made in memory, message by message.
+    for rest in (0..megabytes).step_by(256) {
+        let messages = 256.min(megabytes - rest);
+        primary.sql(&format!(
+            "SELECT count(pg_logical_emit_message(false, '', repeat('w', 1000000))) FROM generate_series(1, {messages})"
+        ));
     }
 }
 
@@ -63,7 +74,7 @@ async fn part(old: &mut Cluster, new: &Cluster) {
 }
 
 /// Returns where the histories on both disks part.
-fn fork(old: &Cluster, new: &Cluster) -> (Timeline, Lsn) {
+pub fn fork(old: &Cluster, new: &Cluster) -> (Timeline, Lsn) {
     let newest = ControlFile::read(&new.data).unwrap().timeline();
     let source = wal_files::history(&new.pg_wal(), newest).unwrap();
     let own = scan(&old.data).unwrap();
@@ -74,12 +85,12 @@ fn fork(old: &Cluster, new: &Cluster) -> (Timeline, Lsn) {
 
 /// What a keeper notes besides.
 #[derive(Default)]
-struct Notes {
-    fork: Mutex<Option<ForkSegment>>,
+pub struct Notes {
+    pub fork: Mutex<Option<ForkSegment>>,
     saved: Mutex<BTreeMap<String, u64>>,
 }
 
-async fn rejoin(
+pub async fn rejoin(
     old: &Cluster,
     new: &Cluster,
     expected: (Timeline, Lsn),
@@ -101,7 +112,7 @@ async fn rejoin(
     rewind_delta(&binaries(), &target, &delta, progress).await
 }
 
-fn through_gateway(outcome: RewindOutcome) -> (Rewound, Traffic) {
+pub fn through_gateway(outcome: RewindOutcome) -> (Rewound, Traffic) {
     match outcome {
         RewindOutcome::Rewound(rewound) => match rewound.route.clone() {
             Route::Gateway(traffic) => (rewound, traffic),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may end where a fact does not hold")]
 
+mod bench_rejoin;
 mod cluster;
 mod control;
 mod delta;

@@ -26,7 +26,9 @@ async fn a_new_cluster_has_checksums_asks_for_the_password_and_trusts_nobody() {
     assert!(!rules.is_empty() && rules.iter().all(|l| l.ends_with("scram-sha-256")), "{rules:?}");
     cluster.start().await;
     assert_eq!(cluster.sql("SELECT current_user"), SUPERUSER);
-    let mut major = PostgresBinaries::for_data_directory(None, &cluster.data).unwrap().major();
+    let explicit = binaries().dir().to_owned();
+    let found = PostgresBinaries::for_data_directory(Some(&explicit), &cluster.data);
+    let mut major = found.unwrap().major();
     assert_eq!(major, control.major);
     fs::write(cluster.data.join("PG_VERSION"), "12\n").unwrap();
     major = 12;

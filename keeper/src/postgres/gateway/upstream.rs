@@ -33,7 +33,8 @@ pub async fn connect(source: &Source, password: &str, dbname: &str) -> anyhow::R
         ("database", dbname),
         ("application_name", &source.application_name),
         // A temporary table of some versions must not wait for a synchronous standby, which may be this very member.
-        ("options", "-c synchronous_commit=local"),
+        // Compiling the query that lists the files takes longer than running it.
+        ("options", "-c synchronous_commit=local -c jit=off"),
         // pg_rewind's own settings follow in its session; these are what libpq would have sent.
         ("client_encoding", "UTF8"),
     ]);
