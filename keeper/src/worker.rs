@@ -6,6 +6,7 @@ mod found;
 mod open;
 mod promote;
 pub mod prove;
+mod readers;
 mod rejoin;
 mod right;
 mod seal;

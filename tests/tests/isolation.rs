@@ -72,6 +72,25 @@ impl Cluster {
         gap
     }
 
+    /// What the voters said before they sealed comes to the primary when they have: a late reply extends nothing.
+    async fn hears_its_voters_late(&mut self) {
+        let what = "late replies";
+        let (before, primary) = self.primary().await;
+        let lab = &mut self.scene.lab;
+        let replies = Cut::between(&primary, Others::Members).way(Way::In);
+        let struck = lab.partition(&Cut::between(&primary, Others::Etcd)).await.unwrap();
+        lab.partition(&replies).await.unwrap();
+        let sealed = |cluster: &chaos::lab::Cluster| {
+            let state = cluster.state.as_ref()?;
+            (state.sealing.is_some() || state.epoch > before.epoch).then_some(())
+        };
+        lab.await_cluster("the primary is sealed away", BOUND, sealed).await.unwrap();
+        lab.mend(&replies).await.unwrap();
+        lab.wait_served_after(before, BOUND).await.unwrap();
+        self.stops(&primary, struck, what).await;
+        self.heals(struck, what).await;
+    }
+
     async fn standby(&self) -> MemberName {
         let (_, primary) = self.primary().await;
         let mut others = self.scene.lab.members().into_iter().filter(|m| *m != primary);
@@ -130,6 +149,7 @@ async fn a_primary_that_is_cut_off_is_replaced_and_never_acknowledges_beside_its
         let gap = cluster.loses_its_primary(what, |member| Cut::isolated(member).way(way)).await;
         assert!(gap < Duration::from_secs(8), "{what}: {gap:?}");
     }
+    cluster.hears_its_voters_late().await;
     cluster.held_the_promise().await;
 }
 

@@ -8,8 +8,8 @@ use proto::cfg::unsatisfiable_names;
 use proto::report::{RejoinBy, RejoinOutcome};
 use proto::{Epoch, MemberName, WalPosition};
 
-use super::Worker;
 use super::seal::set_unreached_aside;
+use super::{Worker, readers};
 use crate::durable::{remove_if_there, replace, write_atomic};
 use crate::facts::{Names, Process};
 use crate::fencer::{FencerError, Refusal};
@@ -59,7 +59,8 @@ pub async fn repoint(worker: &Worker, follow: &Follow, name: StreamName) -> anyh
         files.role = Role::Standby;
     })?;
     worker.update(|local| local.slots_for = None);
-    worker.reload(standby_settings(worker, follow, name)?).await
+    worker.reload(standby_settings(worker, follow, name)?).await?;
+    readers::replay_what_was_sealed(worker, follow).await
 }
 
 /// Takes the mark *incomplete* away; `reconcile` then gives the member its voter's name.

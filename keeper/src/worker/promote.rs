@@ -9,15 +9,13 @@ use proto::report::Opened;
 use proto::{Cfg, ClusterSpec, Lsn, Moment, Timeline};
 use tokio::time::timeout;
 
+use super::readers::PATIENCE_WITH_READERS;
 use super::{Worker, prove, right, slots};
 use crate::facts::Names;
 use crate::member_files::Role;
 use crate::postgres::session::Session;
 use crate::postgres::settings::{Access, Settings};
 use crate::postgres::wal_files;
-
-/// After this long a promotion is held up by somebody's session on the standby, not by its own work.
-const PATIENCE_WITH_READERS: Duration = Duration::from_millis(200);
 
 /// Voters follow within a tenth of a second here; a member that waits to be rewound can wait this long too.
 const CHECKPOINT_AT_THE_LATEST: Duration = Duration::from_millis(300);
@@ -105,15 +103,15 @@ async fn promote_server(
 /// Waits until PostgreSQL is out of recovery. Has no bound of its own: the leader seals the next epoch when replay
 /// makes no progress, and that cuts this action.
 async fn out_of_recovery(worker: &Worker, session: &Session) -> anyhow::Result<()> {
-    let begun = store::clock::now();
-    let mut readers_ended = false;
+    let mut patient_since = store::clock::now();
     loop {
         if !session.value::<bool>("SELECT pg_is_in_recovery()").await? {
             return Ok(());
         }
-        if !readers_ended && store::clock::now().since(begun) > PATIENCE_WITH_READERS {
+        // Again and again: clients come back, and what they then read may be in the way of the next record.
+        if store::clock::now().since(patient_since) > PATIENCE_WITH_READERS {
             end_client_sessions(session).await?;
-            readers_ended = true;
+            patient_since = store::clock::now();
             tracing::warn!(member = %worker.place.member, "ended sessions that held replay up");
         }
         tokio::time::sleep(super::SOON).await;

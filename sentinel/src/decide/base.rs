@@ -192,10 +192,11 @@ pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Outcome {
     let mut without = sealed.members.clone();
     without.remove(inputs.primary());
     let mut outcome = Outcome::NoBase;
+    let candidates = without_longer_tails(inputs, &without);
     // One that has handed over holds the measure: whoever is chosen holds all of it.
     let pools = match switchover::handed_over(inputs) {
-        Some(_) => [&sealed.members, &without],
-        None => [&without, &sealed.members],
+        Some(_) => [&sealed.members, &without, &candidates],
+        None => [&without, &candidates, &sealed.members],
     };
     for pool in pools {
         let names: BTreeSet<MemberName> = pool.keys().cloned().collect();
@@ -210,6 +211,18 @@ pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Outcome {
         }
     }
     outcome
+}
+
+/// Leaves out who holds more than anybody that may be promoted. What only such members hold was acknowledged by nobody, if
+/// those who are left contain a seal set of every Cfg; they come back by rewind or copy.
+fn without_longer_tails(
+    inputs: &Inputs,
+    pool: &BTreeMap<MemberName, Seal>,
+) -> BTreeMap<MemberName, Seal> {
+    let may_lead = pool.iter().filter(|(member, _)| inputs.may_be_promoted(member));
+    let most = may_lead.map(|(_, seal)| seal.position).max();
+    let fits = pool.iter().filter(|(_, seal)| Some(seal.position) <= most);
+    fits.map(|(member, seal)| (member.clone(), *seal)).collect()
 }
 
 /// Orders members that hold equally much; the least is preferred.
@@ -264,7 +277,7 @@ fn explained(
     let mut rejected = sealed.rejected.clone();
     for (other, theirs) in sealed.members.iter().filter(|(name, _)| *name != member) {
         let (theirs_is, their_runs, their_left, their_priority, _) = rank(inputs, other, theirs);
-        let reject = if !pool.contains_key(other) {
+        let reject = if !pool.contains_key(other) && other == inputs.primary() {
             Reject::NotNeeded
         } else if theirs.position < seal.position {
             Reject::Behind { position: theirs.position, most: seal.position }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use proto::Assignment;
+use proto::assignment::assignment;
 use proto::report::Server;
 use proto::spec::{MemberSpec, Permission};
 use proto::{ClusterSpec, Epoch, Lsn, Phase, Timeline};
@@ -242,6 +244,30 @@ fn a_primary_opens_at_once_only_if_k_voters_hold_what_it_holds() {
     scene.settle();
     assert_eq!(scene.primary(), name("b"));
     assert!(!scene.state().open_at_once, "one of two voters holds the last record");
+}
+
+#[test]
+fn a_standby_that_neither_votes_nor_leads_and_holds_the_most_holds_up_no_failover() {
+    let mut spec = ClusterSpec::default();
+    let never = spec.members.entry(name("c")).or_default();
+    never.vote = Permission::Never;
+    never.promote = Permission::Never;
+    let mut scene = Scene::serving_with(spec, "a", &["b", "c"]);
+    assert_eq!(scene.voters(), names(&["b"]));
+    scene.vanishes("a");
+    for member in ["b", "c"] {
+        scene.silent(member);
+    }
+    scene.settle();
+    scene.seals("b", "0/4000000");
+    // What b has not acknowledged, nobody was told.
+    scene.seals("c", "0/5000000");
+    scene.settle();
+    assert_eq!(scene.primary(), name("b"));
+    let Assignment::Follow(follow) = assignment(scene.state(), &name("c")) else {
+        panic!("c follows")
+    };
+    assert_eq!(follow.chosen.map(|p| p.lsn), Some("0/4000000".parse().unwrap()), "c is past it");
 }
 
 #[test]

@@ -153,15 +153,27 @@ impl Network {
         self.enforce()
     }
 
+    /// Undoes one cut of those in force.
+    fn mend_one(&mut self, cut: &Cut) -> anyhow::Result<()> {
+        let others: Vec<Cut> = self.cuts.iter().filter(|other| *other != cut).cloned().collect();
+        ensure!(others.len() < self.cuts.len(), "{cut:?} is not in force");
+        let rejected = self.rejecting();
+        self.cuts = others;
+        self.enforce()?;
+        let left = self.rejecting();
+        rejected.difference(&left).try_for_each(|site| self.accept(site))
+    }
+
+    fn accept(&self, site: &Site) -> anyhow::Result<()> {
+        self.load(&namespace(self.number, site), &table("inet", ""))
+    }
+
     /// Undoes every cut.
     pub(super) fn mend(&mut self) -> anyhow::Result<()> {
         let rejecting = self.rejecting();
         self.cuts.clear();
         self.enforce()?;
-        for site in rejecting {
-            self.load(&namespace(self.number, &site), &table("inet", ""))?;
-        }
-        Ok(())
+        rejecting.iter().try_for_each(|site| self.accept(site))
     }
 
     fn rejecting(&self) -> BTreeSet<Site> {
@@ -286,6 +298,13 @@ impl Lab {
         network.mend()?;
         network.prove(&cuts).await?;
         Ok(struck)
+    }
+
+    /// Undoes one cut; the others stay.
+    pub async fn mend(&mut self, cut: &Cut) -> anyhow::Result<()> {
+        let network = self.network.as_mut().context(NO_NETWORK)?;
+        network.mend_one(cut)?;
+        network.prove(std::slice::from_ref(cut)).await
     }
 
     /// Returns whether anything is cut now.
