@@ -3,6 +3,7 @@
 mod diverged;
 mod follow;
 mod found;
+mod leftovers;
 mod open;
 mod promote;
 pub mod prove;

@@ -18,6 +18,7 @@ use super::Worker;
 use super::diverged::Diverged;
 use super::follow::passfile_line;
 use super::found::put_in_place;
+use super::leftovers::remove_unfinished;
 use crate::durable::{fsync_dir, write_atomic};
 use crate::member_files::{Fork, RejoinMarker, RejoinPhase, Role};
 use crate::postgres::control::ControlFile;
@@ -145,6 +146,13 @@ pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Res
     let asked = source_of(worker, follow, REWIND_ROLE, &worker.secrets.rewind)?;
     source_is_ready(worker, follow, &asked).await?;
     mark(worker, follow, RejoinBy::Copy, RejoinPhase::Copying, None)?;
+    let data_dir = worker.place.data_dir.clone();
+    let removed = tokio::task::spawn_blocking(move || remove_unfinished(&data_dir))
+        .await?
+        .context("remove what a copy that was cut has left")?;
+    if !removed.is_empty() {
+        tracing::info!(?removed, "removed what copies that were cut had left");
+    }
     let fresh = beside(&worker.place.data_dir, &format!("copy-e{}", follow.epoch))?;
     copy::base_backup(&worker.binaries, &source, &fresh, |progress| {
         note_progress(worker, progress)
@@ -300,7 +308,7 @@ type Talking = tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>;
 
 fn beside(data_dir: &Path, suffix: &str) -> anyhow::Result<PathBuf> {
     let name = data_dir.file_name().context("the data directory has no name")?.to_string_lossy();
-    // Left-over directories of earlier tries are never reused and never removed.
+    // A directory that is there already is never reused.
     (1..1000)
         .map(|n| data_dir.with_file_name(format!("{name}.{suffix}.{n}")))
         .find(|path| !path.exists())
