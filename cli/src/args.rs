@@ -62,6 +62,8 @@ pub enum Command {
     Switchover(crate::switchover::SwitchoverArgs),
     /// Print a connection string that finds the primary by itself
     Dsn(crate::dsn::DsnArgs),
+    /// Vouch for an etcd that was restored or swapped, by what the members know (shows first what it would do)
+    AdoptStore(crate::adopt_store::AdoptStoreArgs),
     /// Run beside one PostgreSQL: start it, watch it, bring it in line with what was agreed
     Keeper(crate::keeper_role::KeeperArgs),
     /// Run where decisions are made: three or five of them, one leads

@@ -2,6 +2,7 @@
 //!
 //! A bad value ends with status 64 and one line before any socket is opened; whatever fails later with 1.
 
+mod adopt_store;
 mod args;
 mod ask;
 mod demo;
@@ -54,6 +55,7 @@ fn run() -> Result<u8, Failure> {
         Command::Explain(args) => explain::run(args),
         Command::Switchover(args) => switchover::run(args),
         Command::Dsn(args) => dsn::run(args),
+        Command::AdoptStore(args) => adopt_store::run(args),
         Command::Keeper(args) => keeper_role::run(args),
         Command::Sentinel(args) => sentinel_role::run(args),
         Command::ProxyConfig(args) => proxy_role::run(args),

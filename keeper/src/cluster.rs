@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::document::{DecodeError, decode};
-use proto::{ClusterState, Document, MemberName};
+use proto::{ClusterState, Document, MemberName, StateNumber};
 use store::keys::Keys;
 use store::{Entry, Snapshot, Store, StoreError, WatchEvent};
 use tokio::sync::watch;
@@ -12,6 +12,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::facts::ClusterView;
+use crate::member_files::MemberFiles;
+use crate::trust::distrust;
 
 /// Between two tries to read a store that does not answer.
 const RETRY: Duration = Duration::from_millis(200);
@@ -46,12 +48,14 @@ async fn follow(
     while let Some(events) = watch.events.recv().await {
         view.send_modify(|known| {
             let next = Arc::make_mut(known);
+            let was_frozen = next.frozen.is_some();
             for event in &events {
                 match event {
                     WatchEvent::Put { key, entry } => apply(next, keys, key, Some(entry)),
                     WatchEvent::Delete { key, .. } => apply(next, keys, key, None),
                 }
             }
+            tell(was_frozen, next);
         });
     }
     Ok(())
@@ -89,7 +93,9 @@ async fn read_anew(
         view.send_if_modified(|known| {
             taken = again || known.state_revision <= revision;
             if taken {
-                *known = Arc::clone(&fresh);
+                let was_frozen = known.frozen.is_some();
+                *known = Arc::new(judged(known, &fresh));
+                tell(was_frozen, known);
             }
             taken
         });
@@ -100,19 +106,91 @@ async fn read_anew(
     }
 }
 
-/// Puts a state that was read apart from the watch into the view, unless the view is as new.
-pub fn put_state(view: &watch::Sender<Arc<ClusterView>>, state: ClusterState, revision: i64) {
-    view.send_if_modified(|known| take_newer(known, state, revision));
+/// Returns the view of a keeper that starts: what it acted on before tells whether the store may be believed.
+pub fn believed(fresh: ClusterView, files: &MemberFiles) -> ClusterView {
+    let known = ClusterView {
+        state: files.acted_on.clone(),
+        frozen: files.frozen.then(String::new),
+        ..ClusterView::default()
+    };
+    if fresh.is_copy() {
+        // It may be older than what the member files hold, and is no word of etcd's.
+        let newer =
+            |s: &ClusterState| fresh.state.as_ref().is_none_or(|copy| copy.number < s.number);
+        let state = known.state.clone().filter(newer).or(fresh.state);
+        let frozen =
+            known.frozen.map(|_| "etcd does not answer, and was distrusted before".to_owned());
+        return ClusterView { state, frozen, ..fresh };
+    }
+    judged(&known, &fresh)
 }
 
-/// Returns whether the state read at `revision` is newer than the view's, and was taken.
-pub fn take_newer(known: &mut Arc<ClusterView>, state: ClusterState, revision: i64) -> bool {
-    if known.state_revision >= revision {
+/// Returns `fresh`, or, where its state is not to be believed, with the state that is `known` instead.
+pub fn judged(known: &ClusterView, fresh: &ClusterView) -> ClusterView {
+    let mut next = fresh.clone();
+    if fresh.newer_format && fresh.state.is_none() {
+        next.frozen.clone_from(&known.frozen);
+        next.state.clone_from(&known.state);
+        return next;
+    }
+    let frozen = known.frozen.is_some();
+    next.frozen =
+        distrust(known.state.as_ref(), frozen, fresh.state.as_ref(), &fresh.etcd_cluster_id);
+    if next.frozen.is_some() && known.state.is_some() {
+        next.state = known.state.clone();
+    }
+    next
+}
+
+/// Puts a state into `view`, if it is to be believed; else says why not.
+fn take_state(view: &mut ClusterView, found: Option<ClusterState>, revision: i64) {
+    let frozen = view.frozen.is_some();
+    view.frozen = distrust(view.state.as_ref(), frozen, found.as_ref(), &view.etcd_cluster_id);
+    view.state_revision = revision;
+    if view.frozen.is_none() || view.state.is_none() {
+        view.state = found;
+    }
+}
+
+fn tell(was_frozen: bool, now: &ClusterView) {
+    match (was_frozen, &now.frozen) {
+        (false, Some(why)) => tracing::error!(
+            why,
+            "the store is not believed: nothing in it is acted on until `pgdeputy adopt-store`; clients are served"
+        ),
+        (true, None) => tracing::info!("the store is believed again"),
+        (false, None) | (true, Some(_)) => {}
+    }
+}
+
+/// The state that a renewal read apart from the watch, where the store has one.
+pub struct Read {
+    pub state: Option<ClusterState>,
+    pub revision: i64,
+    pub etcd_cluster_id: String,
+    /// The number of the view's state before this was read: a store that shows less was set back.
+    pub known: Option<StateNumber>,
+}
+
+/// Puts a state that was read apart from the watch into the view, unless the view is as new. Returns whether the store
+/// is believed.
+pub fn put_state(view: &watch::Sender<Arc<ClusterView>>, read: &Read) -> bool {
+    view.send_if_modified(|known| take_read(known, read));
+    view.borrow().frozen.is_none()
+}
+
+/// Returns whether the view was changed by what was read.
+pub fn take_read(known: &mut Arc<ClusterView>, read: &Read) -> bool {
+    let number = read.state.as_ref().map(|s| s.number);
+    let set_back = number < read.known || read.etcd_cluster_id != known.etcd_cluster_id;
+    if known.state_revision >= read.revision && !set_back {
         return false;
     }
     let next = Arc::make_mut(known);
-    next.state = Some(state);
-    next.state_revision = revision;
+    let was_frozen = next.frozen.is_some();
+    next.etcd_cluster_id.clone_from(&read.etcd_cluster_id);
+    take_state(next, read.state.clone(), read.revision);
+    tell(was_frozen, next);
     true
 }
 
@@ -125,8 +203,11 @@ pub fn apply(view: &mut ClusterView, keys: &Keys, key: &str, entry: Option<&Entr
             let revision = entry.map_or(0, |e| e.mod_revision);
             // A state read by the renewals may be newer than this event.
             if entry.is_none() || revision >= view.state_revision {
-                view.state = take(entry, &mut view.newer_format);
-                view.state_revision = revision;
+                let found = take(entry, &mut view.newer_format);
+                // One that cannot be read is no sign of a store that was set back: this keeper stands by.
+                if found.is_some() || entry.is_none() {
+                    take_state(view, found, revision);
+                }
             }
         }
         "primary" => view.primary_key = take(entry, &mut view.newer_format),

@@ -23,7 +23,10 @@ use crate::postgres::settings::Settings;
 #[derive(Debug, Clone, Default)]
 pub struct ClusterView {
     pub spec: Option<ClusterSpec>,
+    /// The last one that was believed: see `trust`.
     pub state: Option<ClusterState>,
+    /// Why what etcd holds now is not believed.
+    pub frozen: Option<String>,
     /// The revision of `state`, which guards what rests on it.
     pub state_revision: i64,
     pub reports: BTreeMap<MemberName, MemberReport>,

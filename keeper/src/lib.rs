@@ -27,6 +27,7 @@ pub mod sign;
 pub mod startup;
 pub mod stopping;
 pub mod take_over;
+pub mod trust;
 pub mod view;
 pub mod wiring;
 pub mod worker;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use proto::report::RejoinBy;
 use proto::{
-    Cfg, DecodeError, Document, Epoch, Incarnation, Lsn, MemberName, StateNumber, SystemIdentifier,
-    Timeline, WallTime,
+    Cfg, ClusterState, DecodeError, Document, Epoch, Incarnation, Lsn, MemberName, StateNumber,
+    SystemIdentifier, Timeline, WallTime,
 };
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,12 @@ pub struct MemberFiles {
     pub restarted: u64,
     /// Present from before a rejoin touches the data until the member streams again.
     pub rejoin: Option<RejoinMarker>,
+    /// The state with `state_number`.
+    #[serde(default)]
+    pub acted_on: Option<ClusterState>,
+    /// The store was restored or swapped: nothing in it is acted on until an operator has vouched for it.
+    #[serde(default)]
+    pub frozen: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -268,6 +274,8 @@ mod tests {
                 fork: None,
                 started: WallTime(1_790_000_000_000),
             }),
+            acted_on: None,
+            frozen: false,
         }
     }
 

@@ -10,7 +10,7 @@ mod switchover;
 #[cfg(test)]
 mod tests;
 
-use proto::{Assignment, Moment};
+use proto::{Assignment, ClusterState, Moment};
 
 use crate::action::{Action, ActionKind, Hold, backoff};
 use crate::facts::{ClusterView, Facts};
@@ -60,9 +60,13 @@ fn choose(view: &ClusterView, facts: &Facts) -> Action {
         return Action::Hold(Hold::NewerFormat);
     }
     let Some(state) = &view.state else { return Action::Hold(Hold::NoState) };
-    if let Some(why) = frozen(view, facts) {
-        return Action::Hold(Hold::Frozen(why));
+    match &view.frozen {
+        Some(why) => alone::frozen(facts, assigned(view, state, facts), why),
+        None => assigned(view, state, facts),
     }
+}
+
+fn assigned(view: &ClusterView, state: &ClusterState, facts: &Facts) -> Action {
     match proto::assignment::assignment(state, &facts.member) {
         Assignment::Wait => Action::Hold(Hold::NotAdmitted),
         Assignment::Found => seal::found(facts),
@@ -81,23 +85,4 @@ fn choose(view: &ClusterView, facts: &Facts) -> Action {
         Assignment::Lead(lead) => primary::next(state, facts, lead),
         Assignment::Follow(follow) => standby::next(view, state, facts, follow),
     }
-}
-
-/// Returns why this member must not act on the state: it is older than one acted on, or another etcd's. Both mean
-/// that the store was restored or swapped, and what it says of promises may be wrong.
-fn frozen(view: &ClusterView, facts: &Facts) -> Option<String> {
-    let state = view.state.as_ref()?;
-    if state.number < facts.files.state_number && view.is_copy() {
-        return Some("etcd does not answer, and this member's copy of the state is too old".into());
-    }
-    if state.number < facts.files.state_number {
-        return Some(format!(
-            "etcd holds state {}, this member has acted on {}: the store was set back",
-            state.number, facts.files.state_number
-        ));
-    }
-    let known = facts.files.etcd_cluster_id.as_ref()?;
-    (*known != view.etcd_cluster_id).then(|| {
-        format!("this etcd is cluster {}, this member belongs to {known}", view.etcd_cluster_id)
-    })
 }

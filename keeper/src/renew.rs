@@ -12,7 +12,7 @@ use store::{LeaseId, Store, StoreError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::put_state;
+use crate::cluster::{Read, put_state};
 use crate::facts::ClusterView;
 use crate::worker::LeaseView;
 
@@ -82,6 +82,7 @@ async fn once(
         None => own.insert(OwnLease::grant(store, ttl).await?),
     };
     let key = renewing.keys.state();
+    let known = renewing.view.borrow().state.as_ref().map(|s| s.number);
     let (kept, read) = tokio::join!(lease.renew(store), store.read(&key));
     if let Err(StoreError::LeaseExpired) = kept {
         *own = None;
@@ -96,11 +97,16 @@ async fn once(
         moved
     });
     let snapshot = read?;
-    if let Some(entry) = snapshot.entries.get(&key)
-        && let Ok(state) = decode::<ClusterState>(&entry.value)
-    {
-        put_state(&renewing.view, state, entry.mod_revision);
+    let entry = snapshot.entries.get(&key);
+    // One of a newer format is the watch's to tell of; it names nobody whom this keeper could judge.
+    let Ok(state) = entry.map(|e| decode::<ClusterState>(&e.value)).transpose() else {
+        return Ok(());
+    };
+    let revision = entry.map_or(snapshot.revision, |e| e.mod_revision);
+    let etcd_cluster_id = snapshot.cluster_id;
+    // A store that is not believed renews nothing: the voters' signs do.
+    if put_state(&renewing.view, &Read { state, revision, etcd_cluster_id, known }) {
+        renewing.renewed.send_replace(Some(view));
     }
-    renewing.renewed.send_replace(Some(view));
     Ok(())
 }

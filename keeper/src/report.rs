@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use proto::report::{DataDirectory, MemberReport, Server, Stream, Unresponsive};
+use proto::report::{DataDirectory, Frozen, MemberReport, Server, Stream, Unresponsive};
 use proto::spec::UNRESPONSIVE_AFTER;
 use proto::{ClusterState, Epoch, WallTime};
 
@@ -61,8 +61,14 @@ pub fn report(
         }),
         leaving: local.leaving,
         rejoin: local.rejoin.clone(),
+        frozen: frozen(view),
         problems,
     }
+}
+
+fn frozen(view: &ClusterView) -> Option<Frozen> {
+    let why = view.frozen.clone()?;
+    Some(Frozen { why, acted_on: Box::new(view.state.clone()?) })
 }
 
 fn server(identity: &Identity, state: Option<&ClusterState>, facts: &Facts) -> Server {

@@ -140,6 +140,9 @@ impl Shell {
         present::note_replay(&self.wires.worker, &facts, now);
         present::note_rejoin(&self.wires.worker, &view, &facts);
         self.publish(&view, &facts);
+        if view.frozen.is_some() != facts.files.frozen {
+            self.save_member_files();
+        }
         let stale = facts.sql.as_ref().is_some_and(|s| s.asked < self.settled);
         if !(stale && self.running.is_none()) {
             let action = reconcile(&view, &facts, now);
@@ -166,6 +169,13 @@ impl Shell {
             tracing::info!(?running, for_ = ?action, "cut short");
             self.actions.shutdown().await;
         }
+        // Names of a Cfg that nobody remembers could not be vouched for after a restore of etcd (I3).
+        if matches!(action, Action::Confirm { .. })
+            && self.is_ahead_of_files()
+            && !self.save_member_files()
+        {
+            return;
+        }
         let worker = self.wires.worker.clone();
         self.running = Some(action.clone());
         self.actions.spawn(async move { worker.perform(&action).await });
@@ -175,14 +185,23 @@ impl Shell {
     fn note_state_when_idle(&self, action: &Action) {
         let idle =
             matches!(action, Action::Hold(Hold::Following | Hold::Leading | Hold::Sealed(_)));
-        if idle && self.running.is_none() {
-            let known = self.wires.view.borrow().state.as_ref().map(|s| s.number);
-            if known.is_some_and(|number| number > self.wires.worker.files().state_number)
-                && let Err(error) = self.wires.worker.save(|_| {})
-            {
-                tracing::error!(error = format!("{error:#}"), "write the member files");
-            }
+        if idle && self.running.is_none() && self.is_ahead_of_files() {
+            self.save_member_files();
         }
+    }
+
+    fn is_ahead_of_files(&self) -> bool {
+        let known = self.wires.view.borrow().state.as_ref().map(|s| s.number);
+        known.is_some_and(|number| number > self.wires.worker.files().state_number)
+    }
+
+    /// Puts the state, and whether the store is believed, on disk. Returns whether that is done.
+    fn save_member_files(&self) -> bool {
+        let saved = self.wires.worker.save(|_| {});
+        if let Err(error) = &saved {
+            tracing::error!(error = format!("{error:#}"), "write the member files");
+        }
+        saved.is_ok()
     }
 
     fn action_ended(&mut self, done: Result<anyhow::Result<()>, tokio::task::JoinError>) {
@@ -301,7 +320,12 @@ impl Shell {
     }
 
     fn publish(&mut self, view: &ClusterView, facts: &Facts) {
-        let problems = present::problems(facts);
+        let mut problems = present::problems(facts);
+        if let Some(why) = &view.frozen {
+            problems.insert(format!(
+                "frozen: {why}. Clients are served, nothing is decided; see `pgdeputy adopt-store`"
+            ));
+        }
         let report = crate::report::report(&self.wires.identity, view, facts, problems);
         self.wires.http.send_replace(present::view(view, facts, report.clone(), self.serve_until));
         self.wires.report.send_if_modified(|known| {

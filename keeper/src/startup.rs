@@ -63,6 +63,10 @@ pub fn prepare(config: &Config, known: Known) -> anyhow::Result<Prepared> {
     if !config.secrets.are_given() {
         kept::keep_secrets(&config.state_dir, &secrets)?;
     }
+    let view = match files.load()? {
+        Some(known) => cluster::believed(view, &known),
+        None => view,
+    };
     Ok(Prepared { binaries, secrets, view, files, http, echo })
 }
 
@@ -298,6 +302,8 @@ fn first_files(config: &Config, store: &mut MemberStore) -> anyhow::Result<()> {
             lease_id: None,
             restarted: 0,
             rejoin: None,
+            acted_on: None,
+            frozen: false,
         })?;
         return Ok(());
     };

@@ -196,10 +196,12 @@ impl Worker {
     /// Notes which state and which etcd the change rests on, in the same write.
     fn note_state(&self, files: &mut MemberFiles) {
         let view = self.view.borrow();
-        if let Some(state) = &view.state {
-            files.state_number = files.state_number.max(state.number);
-            files.etcd_cluster_id.get_or_insert_with(|| view.etcd_cluster_id.clone());
+        if let Some(state) = view.state.as_ref().filter(|s| s.number >= files.state_number) {
+            files.state_number = state.number;
+            files.etcd_cluster_id = Some(state.etcd_cluster_id.clone());
+            files.acted_on = Some(state.clone());
         }
+        files.frozen = view.frozen.is_some();
         files.lease_id = self.lease.borrow().map(|lease| lease.id.0).or(files.lease_id);
     }
 

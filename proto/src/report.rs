@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::request::RequestId;
 use crate::{
-    CfgId, Document, Epoch, Incarnation, Lsn, MemberName, SystemIdentifier, Timeline, WalPosition,
-    WallTime,
+    CfgId, ClusterState, Document, Epoch, Incarnation, Lsn, MemberName, SystemIdentifier, Timeline,
+    WalPosition, WallTime,
 };
 
 /// One member, as its keeper sees it.
@@ -61,6 +61,9 @@ pub struct MemberReport {
     #[serde(default)]
     pub leaving: bool,
     pub rejoin: Option<Rejoin>,
+    /// This member distrusts the store and acts on nothing in it.
+    #[serde(default)]
+    pub frozen: Option<Frozen>,
     /// What an operator should know, sorted; empty when all is well.
     pub problems: BTreeSet<String>,
 }
@@ -186,6 +189,14 @@ pub enum Readiness {
     Ready { left: BTreeMap<MemberName, u64> },
     /// The target would take too long, `reason` says why.
     Impossible { reason: String },
+}
+
+/// Why a member distrusts the store, and what it has acted on last: what an operator vouches for by `adopt-store`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frozen {
+    pub why: String,
+    pub acted_on: Box<ClusterState>,
 }
 
 /// The last return of this member to the cluster.

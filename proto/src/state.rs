@@ -49,6 +49,10 @@ pub struct ClusterState {
     /// the very member): a later leader does not take the same report for another death.
     #[serde(default)]
     pub answered: Option<Death>,
+    /// The number of the state with which an operator vouched for a store that was restored or swapped: who has acted
+    /// on a lower one only may believe this store again.
+    #[serde(default)]
+    pub adopted: Option<StateNumber>,
     /// The last requests that were answered, oldest first: at most `REQUESTS_KEPT`, and all that are under way.
     #[serde(default)]
     pub requests: Vec<Answered>,

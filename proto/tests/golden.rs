@@ -74,6 +74,7 @@ fn state() -> ClusterState {
         }],
         members: BTreeMap::from([(name("a"), admitted)]),
         restart: Some(RestartOrder { member: name("b"), epoch: Epoch(2), number: 3 }),
+        adopted: None,
         answered: Some(Death { member: name("a"), noticed: WallTime(1_795_000_000_123) }),
         requests: vec![Answered {
             id: RequestId::from_random(9),
@@ -136,6 +137,7 @@ fn report() -> MemberReport {
             outcome: RejoinOutcome::Done { ended: WallTime(1_795_000_001_000) },
             kept: None,
         }),
+        frozen: None,
         problems: BTreeSet::from(["the disk is nearly full".to_owned()]),
     }
 }

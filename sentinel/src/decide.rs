@@ -45,6 +45,7 @@ pub fn decide(
         Situation::OtherStore(made_in) => {
             Step::wait(WaitingOn::OtherStore { made_in, found: seen.etcd_cluster_id.clone() })
         }
+        Situation::SetBack(member, why) => Step::wait(WaitingOn::SetBack { member, why }),
         Situation::Founding(founder) => bootstrap::found(&inputs, &founder),
         Situation::Sealing(sealing) => failover::choose(&inputs, sealing),
         Situation::Lost(loss) => failover::answer(&inputs, &loss),

@@ -208,6 +208,15 @@ fn counters(step: &Step, found: &mut Found) {
     found.unless(old.etcd_cluster_id == next.etcd_cluster_id, Rule::Counters, || {
         "the etcd cluster changes".into()
     });
+    found.unless(old.adopted == next.adopted, Rule::Counters, || {
+        "only an operator adopts a store".into()
+    });
+    for (name, report) in &step.seen.members {
+        let later = report.frozen.as_ref().map(|f| f.acted_on.number);
+        found.unless(later.is_none_or(|n| old.adopted > Some(n)), Rule::Counters, || {
+            format!("{name} has acted on a later state of this store, and nobody has adopted it")
+        });
+    }
     let identity_stays =
         old.system_identifier.is_none() || old.system_identifier == next.system_identifier;
     found.unless(identity_stays, Rule::Counters, || "the system identifier changes".into());

@@ -50,6 +50,8 @@ pub enum WaitingOn {
     Nothing { primary: MemberName },
     /// The state was made in another etcd cluster: a restored store.
     OtherStore { made_in: String, found: String },
+    /// A member has acted on a later state than this one.
+    SetBack { member: MemberName, why: String },
     /// No member with an empty data directory reports.
     EmptyMember,
     /// The founder that the spec names does not report an empty data directory.
@@ -114,7 +116,12 @@ impl fmt::Display for WaitingOn {
             }
             Self::OtherStore { made_in, found } => write!(
                 f,
-                "the state was made in etcd cluster {made_in} and this is {found}: nothing is decided on a restored store"
+                "the state was made in etcd cluster {made_in} and this is {found}: nothing is decided on a restored store \
+                 until `pgdeputy adopt-store`"
+            ),
+            Self::SetBack { member, why } => write!(
+                f,
+                "{member} is frozen ({why}): nothing is decided on a restored store until `pgdeputy adopt-store`"
             ),
             Self::EmptyMember => {
                 f.write_str("waits for a member with an empty data directory to found the cluster")

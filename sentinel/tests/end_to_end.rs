@@ -250,6 +250,7 @@ fn blank(name: &MemberName) -> MemberReport {
         hears: Default::default(),
         handover: None,
         leaving: false,
+        frozen: None,
         problems: BTreeSet::new(),
     }
 }

@@ -1,5 +1,7 @@
-//! Takes the lab's etcd away, all of it, and gives it back with its data.
+//! Takes the lab's etcd away, all of it, and gives it back with its data, or with those of a backup.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -49,9 +51,73 @@ impl Lab {
         Ok(())
     }
 
-    fn etcd_pids(&self) -> Vec<i32> {
+    /// Stops all threads of every etcd member, each proven to stand still. They answer nobody and hold no lease's end up.
+    pub async fn freeze_etcd(&self) -> anyhow::Result<Struck> {
+        let struck = Struck::now();
+        for pid in self.etcd_pids() {
+            self.freeze_process(pid).await?;
+        }
+        Ok(struck)
+    }
+
+    /// Lets every etcd member go on.
+    pub fn thaw_etcd(&self) -> anyhow::Result<Struck> {
+        for pid in self.etcd_pids() {
+            kill(Pid::from_raw(pid), Signal::SIGCONT)
+                .with_context(|| format!("let etcd go on, process {pid}"))?;
+        }
+        Ok(Struck::now())
+    }
+
+    /// The processes of etcd's members, in no order.
+    pub fn etcd_pids(&self) -> Vec<i32> {
         self.others.iter().filter(|(name, _)| is_etcd(name)).map(|(_, pid)| *pid).collect()
     }
+}
+
+impl Lab {
+    /// Writes a backup of etcd, as an operator does.
+    pub fn save_etcd(&self, file: &Path) -> anyhow::Result<()> {
+        let mut command = self.etcdctl("backup")?;
+        run(command.args(["snapshot", "save"]).arg(file))
+    }
+
+    /// Kills etcd, sets its data aside and starts it on the backup `file`. With another `token` than before the cluster's id is
+    /// another one too. For a lab with one etcd member.
+    pub async fn restore_etcd(&mut self, file: &Path, token: &str) -> anyhow::Result<()> {
+        ensure!(self.addresses.etcd.len() == 1, "a backup is restored on one etcd member here");
+        self.kill_etcd()?;
+        let directory = self.home.layout.process("etcd1");
+        let data = directory.join("data");
+        let aside = directory.join(format!("data-before-{token}"));
+        std::fs::rename(&data, aside).context("set etcd's data aside")?;
+        let own = self.addresses.etcd[0];
+        let peer = format!("http://{}:{}", own.host, own.peer);
+        let mut command = self.etcdctl("restore")?;
+        command.args(["snapshot", "restore"]).arg(file).arg("--data-dir").arg(&data);
+        command.args(["--name", "etcd1", "--initial-cluster", &format!("etcd1={peer}")]);
+        command.args(["--initial-cluster-token", token, "--initial-advertise-peer-urls", &peer]);
+        run(&mut command)?;
+        self.start_etcd().await
+    }
+
+    /// Runs etcd's own tool with `words`.
+    pub fn etcdctl_with(&self, words: &[&str]) -> anyhow::Result<()> {
+        run(self.etcdctl("etcdctl")?.args(words))
+    }
+
+    fn etcdctl(&self, log: &str) -> anyhow::Result<Command> {
+        let layout = &self.home.layout;
+        let mut command = commands::prepare(layout, log, Path::new("etcdctl"), &layout.root)?;
+        command.env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", self.etcd_urls().join(","));
+        Ok(command)
+    }
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().context("start etcdctl: run `make deps`")?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
 }
 
 fn is_etcd(name: &str) -> bool {

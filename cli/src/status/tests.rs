@@ -77,6 +77,7 @@ fn report(member: &str, port: u16, server: Server, stream: Stream) -> MemberRepo
         hears: Default::default(),
         handover: None,
         leaving: false,
+        frozen: None,
         problems: Default::default(),
     }
 }
@@ -106,6 +107,7 @@ fn reports() -> BTreeMap<MemberName, MemberReport> {
         hears: Default::default(),
         handover: None,
         leaving: false,
+        frozen: None,
         problems: ["WAL disk is 91 % full".to_owned()].into(),
         ..report("d", 5435, Server::Stopped, Stream::None)
     };

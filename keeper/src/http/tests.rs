@@ -36,6 +36,7 @@ fn report(server: Server) -> MemberReport {
         hears: Default::default(),
         handover: None,
         leaving: false,
+        frozen: None,
         problems: Default::default(),
     }
 }

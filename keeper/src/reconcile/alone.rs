@@ -44,6 +44,15 @@ pub fn without_etcd(view: &ClusterView, facts: &Facts, wanted: Action) -> Action
     }
 }
 
+/// Returns what is done instead of `wanted` by a member that distrusts the store: a primary that serves serves on, by its
+/// voters' signs, also when its keeper was restarted.
+pub fn frozen(facts: &Facts, wanted: Action, why: &str) -> Action {
+    match wanted {
+        Action::Open(lead) if facts.local.opened.is_none() => Action::OpenBySigns(lead),
+        _ => Action::Hold(Hold::Frozen(why.to_owned())),
+    }
+}
+
 /// A primary of its own epoch that has promised no other, and whose PostgreSQL is down. It must hold what it once held
 /// (I11): voters that hold more would be counted as soon as it has written past them.
 fn start_alone(view: &ClusterView, facts: &Facts) -> Option<Action> {

@@ -60,6 +60,7 @@ fn report(member: &str) -> MemberReport {
         ended: None,
         silence: None,
         hears: Default::default(),
+        frozen: None,
         problems: Default::default(),
     }
 }
@@ -94,6 +95,7 @@ fn view() -> ClusterView {
         members: ["a", "b", "c"].iter().map(|m| member(m)).collect(),
         restart: None,
         answered: None,
+        adopted: None,
         requests: Vec::new(),
     };
     ClusterView {
@@ -103,6 +105,7 @@ fn view() -> ClusterView {
         reports: [(name("b"), report("b"))].into(),
         primary_key: None,
         etcd_cluster_id: "e".into(),
+        frozen: None,
         newer_format: false,
     }
 }
@@ -137,6 +140,8 @@ fn facts(member: &str, epoch: u64, role: Role) -> Facts {
             lease_id: None,
             restarted: 0,
             rejoin: None,
+            acted_on: None,
+            frozen: false,
         },
         data: DataDirectory::Present,
         sql: None,
@@ -372,12 +377,23 @@ fn the_way_of_proof_follows_from_the_names_in_force() {
 
 #[test]
 fn a_store_that_was_set_back_freezes_the_member() {
-    let mut facts = facts("a", 1, Role::Primary);
-    facts.files.state_number = StateNumber(10);
-    assert!(matches!(decide(&view(), &facts), Action::Hold(Hold::Frozen(_))));
-    facts.files.state_number = StateNumber(1);
-    facts.files.etcd_cluster_id = Some("other".into());
-    assert!(matches!(decide(&view(), &facts), Action::Hold(Hold::Frozen(_))));
+    let view = ClusterView { frozen: Some("it was set back".into()), ..view() };
+    for (member, role) in [("a", Role::Primary), ("b", Role::Primary), ("c", Role::Standby)] {
+        let action = decide(&view, &facts(member, 1, role));
+        assert!(matches!(action, Action::Hold(Hold::Frozen(_))), "{action:?}");
+    }
+}
+
+#[test]
+fn a_frozen_primary_whose_keeper_was_restarted_serves_on_by_signs() {
+    let view = ClusterView { frozen: Some("it was set back".into()), ..view() };
+    let mut facts = facts("b", 2, Role::Primary);
+    facts.local.process = Process::Running { pid: 1 };
+    facts.sql = Some(sql(false, 2));
+    assert!(matches!(decide(&view, &facts), Action::OpenBySigns(_)));
+    facts.local.opened =
+        Some(Opened { epoch: Epoch(2), timeline: Timeline(2), start_lsn: Lsn(100), restart: 0 });
+    assert!(matches!(decide(&view, &facts), Action::Hold(Hold::Frozen(_))));
 }
 
 #[test]
@@ -592,8 +608,6 @@ fn by_a_copy_of_the_state_nobody_is_promoted_no_data_is_touched_and_no_names_are
         Action::Hold(Hold::Leading),
         "the Cfg may have left the record"
     );
-    view.state.as_mut().unwrap().number = StateNumber(0);
-    assert!(matches!(decide(&view, &open), Action::Hold(Hold::Frozen(_))), "too old a copy");
 }
 
 #[test]

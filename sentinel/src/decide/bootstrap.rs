@@ -41,6 +41,7 @@ pub(crate) fn create(spec: &ClusterSpec, seen: &Observations) -> Step {
         epochs: Vec::new(),
         members: BTreeMap::new(),
         restart: None,
+        adopted: None,
         answered: None,
         requests: Vec::new(),
     };

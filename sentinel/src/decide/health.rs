@@ -18,6 +18,8 @@ use crate::plan::{WaitingOn, list};
 /// The cases of a decision.
 pub(crate) enum Situation {
     OtherStore(String),
+    /// This member has acted on a later state, for this reason.
+    SetBack(MemberName, String),
     Founding(MemberName),
     Sealing(Epoch),
     Lost(Loss),
@@ -102,6 +104,9 @@ pub(crate) fn situation(inputs: &Inputs) -> Situation {
     if state.etcd_cluster_id != inputs.seen.etcd_cluster_id {
         return Situation::OtherStore(state.etcd_cluster_id.clone());
     }
+    if let Some((member, why)) = set_back(inputs) {
+        return Situation::SetBack(member, why);
+    }
     if let Some(sealing) = state.sealing {
         return Situation::Sealing(sealing);
     }
@@ -119,6 +124,17 @@ pub(crate) fn situation(inputs: &Inputs) -> Situation {
             }
         },
     }
+}
+
+/// Returns a member that distrusts the store, unless the state was adopted above what that member has acted on: it then
+/// has yet to read so.
+pub(crate) fn set_back(inputs: &Inputs) -> Option<(MemberName, String)> {
+    let adopted = inputs.state.adopted;
+    inputs.seen.members.iter().find_map(|(name, report)| {
+        let frozen = report.frozen.as_ref()?;
+        let beyond = adopted.is_none_or(|adopted| adopted <= frozen.acted_on.number);
+        beyond.then(|| (name.clone(), frozen.why.clone()))
+    })
 }
 
 /// Returns the conditions of this file that hold.

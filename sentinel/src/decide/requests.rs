@@ -22,7 +22,9 @@ pub(crate) enum Answer {
 
 /// Answers the first request that can be answered now. For moments in which nothing more urgent is to be done.
 pub(crate) fn answer(inputs: &Inputs) -> Option<Step> {
-    if inputs.state.etcd_cluster_id != inputs.seen.etcd_cluster_id {
+    if inputs.state.etcd_cluster_id != inputs.seen.etcd_cluster_id
+        || super::health::set_back(inputs).is_some()
+    {
         // Nothing is decided on a restored store.
         return None;
     }

@@ -394,6 +394,7 @@ pub fn blank(member: &str) -> MemberReport {
         ended: None,
         silence: None,
         hears: Default::default(),
+        frozen: None,
         problems: BTreeSet::new(),
     }
 }

@@ -112,6 +112,8 @@ fn first_files(sim: &Sim, member: usize) -> MemberFiles {
             lease_id: None,
             restarted: 0,
             rejoin: None,
+            acted_on: None,
+            frozen: false,
         };
         sim.put_files(member, files.clone());
         return files;

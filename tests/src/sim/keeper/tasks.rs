@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::sim::watch;
 use keeper::action::ActionKind;
-use keeper::cluster::{apply, take_newer, view_of};
+use keeper::cluster::{Read, apply, judged, take_read, view_of};
 use keeper::facts::{ClusterView, Process};
 use keeper::postgres::probe::SqlFacts;
 use keeper::report::kind;
@@ -78,6 +78,7 @@ async fn renew_once(
     let (key, id) = (keys.state(), lease.id);
     let sent = host.now();
     let sent_at = sim.now();
+    let known = renewing.view.borrow().state.as_ref().map(|s| s.number);
     let (kept, read) = tokio::join!(sim.etcd_keep_alive(node, id), sim.etcd_read(node, &key));
     if let Err(StoreError::LeaseExpired) = kept {
         *own = None;
@@ -99,7 +100,9 @@ async fn renew_once(
     {
         sim.oracle_renewed(renewing.member, &state, sent_at);
         let revision = entry.mod_revision;
-        renewing.view.send_if_modified(|known| take_newer(known, state, revision));
+        let etcd_cluster_id = snapshot.cluster_id.clone();
+        let read = Read { state: Some(state), revision, etcd_cluster_id, known };
+        renewing.view.send_if_modified(|known| take_read(known, &read));
     }
     renewing.renewed.send_replace(Some(view));
     Ok(())
@@ -124,7 +127,7 @@ async fn follow(host: &Host, view: &watch::Sender<Arc<ClusterView>>) -> Result<(
         view.send_if_modified(|known| {
             taken = again || known.state_revision <= snapshot.revision;
             if taken {
-                *known = Arc::clone(&fresh);
+                *known = Arc::new(judged(known, &fresh));
             }
             taken
         });
