@@ -56,10 +56,13 @@ impl Sim {
     pub(super) fn judge_opening(&self, member: usize, branch: BranchId) {
         let problems = self.with(|w| {
             let at = At { branch, lsn: w.wal.end(branch) };
+            let epoch = w.wal.branch(branch).epoch;
             let lacks = |known: &std::collections::BTreeMap<BranchId, proto::Lsn>| {
-                known.iter().find_map(|(other, lsn)| {
+                // One that wakes up late in an older epoch lacks what a newer one acknowledged; it can acknowledge
+                // nothing, and is fenced (I17).
+                let earlier = known.iter().filter(|(o, _)| w.wal.branch(**o).epoch <= epoch);
+                earlier.into_iter().find_map(|(other, lsn)| {
                     let needed = At { branch: *other, lsn: *lsn };
-                    // An older primary lacks what a newer one acknowledged, and may serve nobody.
                     (!w.wal.covers(at, needed)).then(|| format!("{lsn} of branch {}", other.0))
                 })
             };
