@@ -56,6 +56,9 @@ pub struct KeeperArgs {
     /// How long a primary that is told to stop may take to hand over to another member first; 0s: not at all
     #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = hand_over_within)]
     hand_over_within: Duration,
+    /// Leave PostgreSQL running when told to stop, for the next keeper; SIGUSR2 does that for once
+    #[arg(long)]
+    leave_postgres: bool,
     /// Where the keeper keeps its own files [default: the data directory's name with .pgdeputy]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -217,6 +220,7 @@ fn config(args: KeeperArgs, variable: impl Fn(&str) -> Option<String>) -> Result
         take_over: args.take_over,
         restarted_by_fencer: args.restart_keeper.by_fencer(std::process::id(), variable),
         hand_over_within: args.hand_over_within,
+        leave_postgres: args.leave_postgres,
         secrets,
     })
 }

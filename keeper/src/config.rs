@@ -30,6 +30,8 @@ pub struct Config {
     pub take_over: bool,
     /// How long a primary whose keeper is asked to stop may take to hand over; zero: it stops at once.
     pub hand_over_within: Duration,
+    /// Being asked to stop means to leave PostgreSQL running for the next keeper, as SIGUSR2 always does.
+    pub leave_postgres: bool,
     pub secrets: SecretsSource,
 }
 

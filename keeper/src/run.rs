@@ -4,8 +4,10 @@ use std::future::pending;
 use std::pin::Pin;
 use std::time::Duration;
 
+use anyhow::Context;
 use proto::report::Ended;
 use proto::{Moment, WallTime};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -80,10 +82,16 @@ impl Shell {
         let changed = self.wires.worker.changed.clone();
         let mut relieved: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(pending());
         let mut leaving = false;
+        let mut leave = signal(SignalKind::user_defined2()).context("listen for SIGUSR2")?;
+        let mut leaves_postgres = false;
         loop {
             self.decide().await;
             tokio::select! {
-                () = stop.cancelled(), if !leaving => {
+                Some(()) = leave.recv() => leaves_postgres = true,
+                () = stop.cancelled(), if self.config.leave_postgres && !leaves_postgres => {
+                    leaves_postgres = true;
+                }
+                () = stop.cancelled(), if !self.config.leave_postgres && !leaving => {
                     leaving = true;
                     let worker = self.wires.worker.clone();
                     worker.update(|local| local.leaving = true);
@@ -101,7 +109,11 @@ impl Shell {
                 () = tokio::time::sleep(IDLE_TURN) => {}
             }
             // Whoever was told to stop is not left running by a successor.
-            if !leaving && self.hands_over().await? {
+            let leaves = leaves_postgres && self.is_good_moment();
+            if !leaving && (leaves || self.hands_over().await?) {
+                // With the lease that the next keeper renews from.
+                self.wires.worker.save(|_| {})?;
+                tracing::info!("leaves PostgreSQL running for the next keeper");
                 self.wires.ended.cancel();
                 self.wires.tasks.shutdown().await;
                 return Ok(());
@@ -110,16 +122,22 @@ impl Shell {
         self.shut_down().await
     }
 
-    /// Leaves PostgreSQL to a newer keeper that has asked for it, between two actions and with enough of the right to
-    /// serve left that the other one can renew it. Returns whether the other one knows.
-    async fn hands_over(&mut self) -> anyhow::Result<bool> {
+    /// Returns whether another keeper can go on from here: no action is cut short, and enough of the right to serve is
+    /// left that the other one can renew it.
+    fn is_good_moment(&self) -> bool {
         let worker = &self.wires.worker;
         let spec = worker.spec();
         let left = self.serve_until.map(|until| until.since(store::clock::now()));
         let short = left.is_some_and(|left| left < (spec.lease_ttl - spec.fence_time) / 2);
-        if self.running.is_some() || (short && worker.files().role == Role::Primary) {
+        self.running.is_none() && !(short && worker.files().role == Role::Primary)
+    }
+
+    /// Leaves PostgreSQL to a newer keeper that has asked for it, at a good moment. Returns whether the other one knows.
+    async fn hands_over(&mut self) -> anyhow::Result<bool> {
+        if !self.is_good_moment() {
             return Ok(false);
         }
+        let worker = &self.wires.worker;
         let Some(request) = self.successor.take() else { return Ok(false) };
         // With the lease that the other one renews from.
         worker.save(|_| {})?;

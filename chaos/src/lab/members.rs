@@ -88,11 +88,12 @@ impl Lab {
         Ok(struck)
     }
 
-    /// Signals the keeper of `name`, and neither its fencer nor its PostgreSQL: SIGKILL, SIGSTOP or SIGCONT.
+    /// Signals the keeper of `name`, and neither its fencer nor its PostgreSQL: SIGKILL, SIGSTOP, SIGCONT, or
+    /// SIGUSR2, which it leaves PostgreSQL running at.
     pub fn signal_keeper(&mut self, name: &MemberName, signal: Signal) -> anyhow::Result<Struck> {
         let member = self.members.get_mut(name).with_context(|| format!("no member {name}"))?;
         let pid = member.keeper.with_context(|| format!("the keeper of {name} does not run"))?;
-        if signal == Signal::SIGKILL {
+        if matches!(signal, Signal::SIGKILL | Signal::SIGUSR2) {
             member.keeper = None;
         }
         let struck = Struck::now();

@@ -1,5 +1,7 @@
 //! Claims about the keeper's decisions, one fact at a time.
 
+mod switchover;
+
 use std::time::Duration;
 
 use proto::report::{DataDirectory, MemberReport, Opened, Seal, Server, Stream};
