@@ -60,6 +60,16 @@ pub enum Command {
     Explain(crate::explain::ExplainArgs),
     /// Hand over from the primary to another member, without loss
     Switchover(crate::switchover::SwitchoverArgs),
+    /// Promote, restart and rejoin nothing for a while: people are at work
+    Pause(crate::pause::PauseArgs),
+    /// End a pause
+    Resume(crate::pause::ResumeArgs),
+    /// Take a member out of the cluster; its data stays where it is
+    Remove(crate::members::RemoveArgs),
+    /// Take a removed member back
+    Readmit(crate::members::ReadmitArgs),
+    /// Promote a member although acknowledged commits may be lost by it: the last resort
+    Failover(crate::failover::FailoverArgs),
     /// Print a connection string that finds the primary by itself
     Dsn(crate::dsn::DsnArgs),
     /// Vouch for an etcd that was restored or swapped, by what the members know (shows first what it would do)

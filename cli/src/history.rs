@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::ensure;
 use clap::Args;
 use proto::explanation::Rejection;
-use proto::history::{HistoryKind, HistoryRecord, RejoinRecord};
+use proto::history::{HistoryKind, HistoryRecord, Note, RejoinRecord};
 use proto::{ClusterName, Epoch, MemberName, WalPosition, WallTime};
 use serde::Serialize;
 
@@ -64,6 +64,7 @@ struct Details {
     rejected: Vec<Rejection>,
     phases: Vec<PhaseTimes>,
     rejoined: Vec<RejoinRecord>,
+    notes: Vec<Note>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -171,6 +172,7 @@ impl Details {
             rejected: record.rejected.clone(),
             phases: record.phases.iter().map(times).collect(),
             rejoined: record.rejoined.clone(),
+            notes: record.notes.clone(),
         }
     }
 }

@@ -8,13 +8,16 @@ mod ask;
 mod demo;
 mod dsn;
 mod explain;
+mod failover;
 mod failure;
 mod history;
 mod init;
 mod keeper_role;
 mod layers;
 mod logging;
+mod members;
 mod output;
+mod pause;
 mod proxy_role;
 mod read;
 mod runtime;
@@ -54,6 +57,11 @@ fn run() -> Result<u8, Failure> {
         Command::History(args) => history::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Switchover(args) => switchover::run(args),
+        Command::Pause(args) => pause::pause(args),
+        Command::Resume(args) => pause::resume(args),
+        Command::Remove(args) => members::remove(args),
+        Command::Readmit(args) => members::readmit(args),
+        Command::Failover(args) => failover::run(args),
         Command::Dsn(args) => dsn::run(args),
         Command::AdoptStore(args) => adopt_store::run(args),
         Command::Keeper(args) => keeper_role::run(args),

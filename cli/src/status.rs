@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use proto::proxy::ProxyReport;
 use proto::report::Rejoin;
+use proto::spec::Durability;
 use proto::status::MemberStatus;
 use proto::{Cfg, ClusterName, Epoch, Lsn, MemberName, StateNumber, Timeline};
 use serde::Serialize;
@@ -55,6 +56,8 @@ pub struct Status {
     pub timeline: Option<Timeline>,
     pub state_number: StateNumber,
     pub cfgs: Vec<Cfg>,
+    /// What the spec says of a cluster whose primary has no voter.
+    pub durability: Option<Durability>,
     /// The sentinel that decides.
     pub leader: Option<String>,
     pub sentinels: Vec<String>,

@@ -100,6 +100,13 @@ pub enum Proof {
     Given,
     /// From a list that nobody satisfies: a canary commit is seen to wait, and then released.
     Canary,
+    /// From a list that is empty, or was for a while: the voters have caught up before anybody waits for them, a canary
+    /// commit is seen to wait, and every walsender shows its own place.
+    FromNone,
+    /// To no voters: nobody is waited for, and nobody can be promoted over this primary.
+    Alone,
+    /// To no voters, with commits that wait until somebody has joined.
+    Closed,
     /// From the names of another Cfg: step through `FIRST k`, where each walsender shows its own place.
     Priorities,
 }
@@ -112,6 +119,8 @@ pub enum FenceReason {
         by: MemberName,
         epoch: Epoch,
     },
+    /// This member was taken out of the cluster.
+    Removed,
     /// A standby holds WAL that its primary's history does not have.
     PastTheFork,
     NotOurEpoch,
@@ -124,6 +133,10 @@ pub enum FenceReason {
 pub enum Hold {
     NoState,
     NotAdmitted,
+    /// This member was taken out of the cluster, and comes back only when it is readmitted.
+    Removed,
+    /// The cluster is paused: what does not run is not started.
+    Paused,
     NewerFormat,
     /// The state is older than one this member acted on, or comes from another etcd.
     Frozen(String),
@@ -240,6 +253,13 @@ impl fmt::Display for Hold {
         match self {
             Hold::NoState => write!(f, "waiting for a sentinel to create the cluster's state"),
             Hold::NotAdmitted => write!(f, "waiting to be admitted by the leader"),
+            Hold::Removed => write!(
+                f,
+                "this member was removed from the cluster: stop this keeper, or take it back with pgdeputy readmit"
+            ),
+            Hold::Paused => {
+                write!(f, "the cluster is paused: PostgreSQL stays down until pgdeputy resume")
+            }
             Hold::NewerFormat => {
                 write!(f, "standing by: etcd holds a newer format, upgrade pgdeputy on this host")
             }
@@ -277,6 +297,7 @@ impl fmt::Display for FenceReason {
             FenceReason::Replaced { by, epoch } => {
                 write!(f, "{by} is the primary of epoch {epoch}")
             }
+            FenceReason::Removed => write!(f, "this member was removed from the cluster"),
             FenceReason::PastTheFork => {
                 write!(f, "this standby holds WAL that the primary's history does not have")
             }

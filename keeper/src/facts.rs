@@ -143,6 +143,10 @@ pub enum Names {
     Unproven,
     /// The name that nobody can have, since the server's start.
     Impossible,
+    /// The name that nobody can have, put in the place of others: some walsender may still know those.
+    Closed,
+    /// None: commits wait for nobody.
+    Free,
     /// The names of this Cfg, and nothing else, decide what is acknowledged.
     Proven(CfgId),
 }

@@ -12,8 +12,8 @@ mod tests;
 
 use proto::{Assignment, ClusterState, Moment};
 
-use crate::action::{Action, ActionKind, Hold, backoff};
-use crate::facts::{ClusterView, Facts};
+use crate::action::{Action, ActionKind, FenceReason, Hold, backoff};
+use crate::facts::{ClusterView, Facts, Process};
 
 /// Returns the next action. Calling it again with the same arguments gives the same answer.
 pub fn reconcile(view: &ClusterView, facts: &Facts, now: Moment) -> Action {
@@ -67,6 +67,9 @@ fn choose(view: &ClusterView, facts: &Facts) -> Action {
 }
 
 fn assigned(view: &ClusterView, state: &ClusterState, facts: &Facts) -> Action {
+    if was_removed(state, facts) {
+        return removed(facts);
+    }
     match proto::assignment::assignment(state, &facts.member) {
         Assignment::Wait => Action::Hold(Hold::NotAdmitted),
         Assignment::Found => seal::found(facts),
@@ -82,7 +85,23 @@ fn assigned(view: &ClusterView, state: &ClusterState, facts: &Facts) -> Action {
         Assignment::Follow(follow) if follow.epoch < facts.files.promise => {
             Action::Hold(Hold::StaleEpoch)
         }
-        Assignment::Lead(lead) => primary::next(state, facts, lead),
+        Assignment::Lead(lead) => primary::next(view, state, facts, lead),
         Assignment::Follow(follow) => standby::next(view, state, facts, follow),
+    }
+}
+
+/// Returns whether this very member was taken out of the cluster.
+fn was_removed(state: &ClusterState, facts: &Facts) -> bool {
+    let removed = state.orders.removed.get(&facts.member);
+    removed.is_some_and(|r| r.incarnation == facts.files.incarnation)
+        && !state.members.contains_key(&facts.member)
+}
+
+/// A removed member serves nobody: what it would show grows old, and its slot is gone. Its data stays where it is.
+fn removed(facts: &Facts) -> Action {
+    match facts.local.process {
+        Process::Running { .. } => Action::Fence(FenceReason::Removed),
+        Process::Exited { gone: false, .. } => Action::Hold(Hold::WaitingForProcesses),
+        Process::None | Process::Exited { gone: true, .. } => Action::Hold(Hold::Removed),
     }
 }

@@ -20,7 +20,7 @@ use crate::facts::{ClusterView, Facts, Local, Names, Process};
 use crate::fencer::{Fencer, FencerCommand, FencerEvent, KeeperCommand, Watched};
 use crate::gather::{Pace, gather};
 use crate::postgres::probe::SqlFacts;
-use crate::postgres::settings::{self, Place, Settings};
+use crate::postgres::settings::{self, Access, Place, Settings};
 use crate::pulse::pulse;
 use crate::renew::{Renewing, renew};
 use crate::report::Identity;
@@ -194,10 +194,14 @@ pub fn first_local(settings: Option<Settings>, watched: &Watched) -> Local {
         }
         None => Process::None,
     };
-    // The list that nobody satisfies is on disk only from a start until backends were seen to wait under it.
-    let impossible =
-        settings.as_ref().is_some_and(|s| s.standby_names == proto::cfg::unsatisfiable_names());
-    let names = if impossible { Names::Impossible } else { Names::Unproven };
+    let names = match &settings {
+        Some(s) if s.standby_names == proto::cfg::unsatisfiable_names() => match s.access {
+            // Of this server's start: it has never had other names.
+            Access::Closed => Names::Impossible,
+            Access::Open => Names::Closed,
+        },
+        Some(_) | None => Names::Unproven,
+    };
     Local { process, settings, names, ..Local::default() }
 }
 
@@ -248,8 +252,10 @@ mod tests {
 
     #[test]
     fn a_restarted_keeper_knows_a_list_that_nobody_satisfies_when_it_finds_one() {
-        let closed = Some(Settings::cut_off());
-        assert_eq!(first_local(closed, &watched()).names, Names::Impossible);
+        let closed = Settings { access: Access::Closed, ..Settings::cut_off() };
+        assert_eq!(first_local(Some(closed.clone()), &watched()).names, Names::Impossible);
+        let open = Settings { access: Access::Open, ..closed };
+        assert_eq!(first_local(Some(open), &watched()).names, Names::Closed);
         let names = Settings { standby_names: "ANY 1 (\"b.e2\")".into(), ..Settings::cut_off() };
         assert_eq!(first_local(Some(names), &watched()).names, Names::Unproven);
     }

@@ -25,6 +25,9 @@ pub struct HistoryRecord {
     pub rejected: Vec<Rejection>,
     pub phases: Vec<PhaseRecord>,
     pub rejoined: Vec<RejoinRecord>,
+    /// What else happened in this time that a person should know: voters given up, pauses, members that left.
+    #[serde(default)]
+    pub notes: Vec<Note>,
     /// When the cluster was fully redundant again: every member of it streams and votes as its spec allows.
     pub redundant: Option<WallTime>,
 }
@@ -46,6 +49,14 @@ pub struct PhaseRecord {
     pub name: String,
     pub start: WallTime,
     pub end: Option<WallTime>,
+}
+
+/// Something that happened while an epoch lasted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Note {
+    pub at: WallTime,
+    pub text: String,
 }
 
 /// How one member came back after the change.

@@ -12,6 +12,7 @@ pub mod history;
 pub mod lsn;
 pub mod names;
 pub mod numbers;
+pub mod orders;
 pub mod proxy;
 pub mod report;
 pub mod request;

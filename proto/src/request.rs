@@ -1,6 +1,7 @@
 //! Requests: what an operator, or a keeper that stops, asks of the leader. One at a time of each kind, stored under
 //! `requests/<kind>` with a lease of its validity, and deleted in the very transaction that answers it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -53,6 +54,22 @@ pub struct Request {
 pub enum Wanted {
     /// Another primary, without loss: `to`, or the best standby.
     Switchover { to: Option<MemberName> },
+    /// Nothing is promoted by suspicion, restarted or rejoined for this long.
+    Pause {
+        reason: String,
+        #[serde(with = "duration")]
+        lasting: Duration,
+    },
+    /// The end of a pause.
+    Resume,
+    /// `member` leaves the cluster for good; `below_count`: also where fewer voters are left than must acknowledge.
+    Remove { member: MemberName, below_count: bool },
+    /// A removed member may come back.
+    Readmit { member: MemberName },
+    /// A primary without a base: exactly these members, whose WAL may be needed, are given up.
+    AcceptLoss { give_up: BTreeSet<MemberName> },
+    /// Accepted losses were taken note of.
+    AcknowledgeLoss,
 }
 
 /// The kinds of requests; each has one key.
@@ -60,6 +77,12 @@ pub enum Wanted {
 #[serde(rename_all = "kebab-case")]
 pub enum RequestKind {
     Switchover,
+    Pause,
+    Resume,
+    Remove,
+    Readmit,
+    AcceptLoss,
+    AcknowledgeLoss,
 }
 
 impl Wanted {
@@ -67,6 +90,12 @@ impl Wanted {
     pub fn kind(&self) -> RequestKind {
         match self {
             Self::Switchover { .. } => RequestKind::Switchover,
+            Self::Pause { .. } => RequestKind::Pause,
+            Self::Resume => RequestKind::Resume,
+            Self::Remove { .. } => RequestKind::Remove,
+            Self::Readmit { .. } => RequestKind::Readmit,
+            Self::AcceptLoss { .. } => RequestKind::AcceptLoss,
+            Self::AcknowledgeLoss => RequestKind::AcknowledgeLoss,
         }
     }
 }
@@ -75,6 +104,12 @@ impl fmt::Display for RequestKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Switchover => "switchover",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Remove => "remove",
+            Self::Readmit => "readmit",
+            Self::AcceptLoss => "accept-loss",
+            Self::AcknowledgeLoss => "acknowledge-loss",
         })
     }
 }

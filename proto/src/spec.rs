@@ -62,14 +62,19 @@ pub struct Synchronous {
 pub enum SynchronousMode {
     /// Any `count` of all complete members.
     Quorum,
+    /// The best `count` of them, and all of these: healthiest, in another zone than the primary, by priority, by name.
+    Priority,
 }
 
 /// What happens when no voter is left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// Commits wait until a voter is back.
+    #[default]
     Strict,
+    /// The primary acknowledges alone, and nobody can be promoted over it, until a voter has caught up and joined.
+    Available,
 }
 
 /// How the founder creates the cluster.

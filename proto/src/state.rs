@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::orders::Orders;
 use crate::request::{Answered, RequestId};
 use crate::time::duration;
 use crate::{
@@ -56,6 +57,9 @@ pub struct ClusterState {
     /// The last requests that were answered, oldest first: at most `REQUESTS_KEPT`, and all that are under way.
     #[serde(default)]
     pub requests: Vec<Answered>,
+    /// What operators have ordered: a pause, members that leave, accepted loss.
+    #[serde(default)]
+    pub orders: Orders,
 }
 
 /// How many answered requests are remembered at least: enough for whoever asked to read what came of it, and for people

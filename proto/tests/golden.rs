@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proto::document::{DecodeError, Document, decode, encode};
 use proto::explanation::{Explanation, Rejection};
-use proto::history::{HistoryKind, HistoryRecord, PhaseRecord, RejoinRecord};
+use proto::history::{HistoryKind, HistoryRecord, Note, PhaseRecord, RejoinRecord};
+use proto::orders::{AcceptedLoss, Leaving, Orders, Pause, Removed};
 use proto::proxy::ProxyReport;
 use proto::report::{
     Confirmed, DataDirectory, Ended, Handover, MemberReport, Opened, Readiness, Rejoin, RejoinBy,
@@ -83,6 +85,47 @@ fn state() -> ClusterState {
             asked: WallTime(1_795_000_000_123),
             at: WallTime(1_795_000_000_150),
             outcome: RequestOutcome::Started { what: "switchover from b to a".into() },
+        }],
+        orders: orders(),
+    }
+}
+
+fn orders() -> Orders {
+    Orders {
+        pause: Some(Pause {
+            id: RequestId::from_random(0x51),
+            by: "ann@north".into(),
+            reason: "new disks".into(),
+            since: WallTime(1_790_000_000_000),
+            until: WallTime(1_790_000_600_000),
+            lasting: Duration::from_secs(600),
+        }),
+        leaving: [(
+            name("c"),
+            Leaving {
+                request: RequestId::from_random(0x52),
+                by: "ann@north".into(),
+                below_count: false,
+            },
+        )]
+        .into(),
+        removed: [(
+            name("d"),
+            Removed {
+                incarnation: Incarnation("d-1".into()),
+                floor: Some(Floor { epoch: Epoch(7), lsn: Lsn(0x5000148) }),
+                by: "ann@north".into(),
+                at: WallTime(1_790_000_000_000),
+            },
+        )]
+        .into(),
+        losses: vec![AcceptedLoss {
+            request: RequestId::from_random(0x53),
+            by: "ann@north".into(),
+            at: WallTime(1_790_000_000_000),
+            sealing: Epoch(7),
+            given_up: [name("a")].into(),
+            promoted: None,
         }],
     }
 }
@@ -162,6 +205,7 @@ fn history() -> HistoryRecord {
             start,
             end,
         }],
+        notes: vec![Note { at: end, text: "paused by ann@north".into() }],
         redundant: Some(end),
     }
 }

@@ -19,7 +19,9 @@ pub mod base;
 mod bootstrap;
 mod failover;
 pub mod health;
+pub(crate) mod loss;
 pub(crate) mod membership;
+mod pause;
 pub(crate) mod requests;
 mod silence;
 mod switchover;
@@ -28,7 +30,7 @@ pub(crate) mod synchronous;
 pub use base::Reject;
 use health::Situation;
 
-/// Decides. `wall` goes into records only; no choice rests on it.
+/// Decides. `wall` goes into records only; no choice rests on it but when a pause ends.
 pub fn decide(
     spec: &ClusterSpec,
     state: Option<&ClusterState>,
@@ -57,9 +59,19 @@ pub fn decide(
     };
     let step = match &step.verdict {
         Verdict::Change { .. } => step,
-        Verdict::Record { .. } | Verdict::Wait(_) => requests::answer(&inputs).unwrap_or(step),
+        Verdict::Record { .. } | Verdict::Wait(_) => later(&inputs).unwrap_or(step),
     };
     step.explained(explain::of(&inputs))
+}
+
+/// What can be done when nothing more urgent is to be done.
+fn later(inputs: &Inputs) -> Option<Step> {
+    let restored = inputs.state.etcd_cluster_id != inputs.seen.etcd_cluster_id;
+    if restored || health::set_back(inputs).is_some() {
+        // Nothing is decided on a restored store.
+        return None;
+    }
+    pause::over(inputs).or_else(|| requests::answer(inputs))
 }
 
 /// Returns the conditions that hold in what was seen, for the timers.
@@ -73,6 +85,8 @@ pub fn conditions(
     holding.extend(bootstrap::conditions(&inputs));
     holding.extend(failover::conditions(&inputs));
     holding.extend(synchronous::conditions(&inputs));
+    holding.extend(pause::conditions(&inputs));
+    holding.extend(loss::conditions(&inputs));
     holding
 }
 
@@ -80,6 +94,7 @@ pub fn conditions(
 fn steady(inputs: &Inputs) -> Step {
     synchronous::confirm(inputs)
         .or_else(|| membership::admit(inputs))
+        .or_else(|| membership::let_go(inputs))
         .or_else(|| synchronous::append(inputs))
         .or_else(|| record::follow(inputs))
         .unwrap_or_else(|| synchronous::waiting(inputs))
@@ -185,6 +200,7 @@ impl<'a> Inputs<'a> {
 
     pub(crate) fn may_vote(&self, member: &MemberName) -> bool {
         self.spec.member(member).vote == Permission::Allowed
+            && !self.state.orders.leaving.contains_key(member)
     }
 
     /// Returns whether the live complete others could form a base, with one among them that may be

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use proto::explanation::{Explanation, Rejection};
+use proto::spec::Durability;
 use proto::{Epoch, MemberName, StateNumber};
 
 use crate::decide::Inputs;
@@ -130,7 +131,8 @@ fn standbys(inputs: &Inputs) -> Vec<(MemberName, Reject)> {
 }
 
 fn warnings(inputs: &Inputs) -> Vec<String> {
-    let mut warnings = unreadable(inputs.seen);
+    let mut warnings = orders(inputs);
+    warnings.extend(unreadable(inputs.seen));
     warnings.extend(refused(inputs).map(|(name, reject)| format!("{name} is refused: {reject}")));
     if let Some(sealing) = inputs.state.sealing {
         for (name, reject) in base::sealed(inputs, sealing).rejected {
@@ -140,6 +142,41 @@ fn warnings(inputs: &Inputs) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// What operators have ordered or accepted, and what durability costs now.
+fn orders(inputs: &Inputs) -> Vec<String> {
+    let orders = &inputs.state.orders;
+    let mut said = Vec::new();
+    if let Some(pause) = &orders.pause {
+        said.push(format!(
+            "PAUSED by {} until {}: {}. Nothing is promoted, restarted or rejoined; `pgdeputy resume` ends it",
+            pause.by, pause.until, pause.reason
+        ));
+    }
+    for loss in &orders.losses {
+        let given_up = list(&Vec::from_iter(&loss.given_up));
+        said.push(match &loss.promoted {
+            Some(promoted) => format!(
+                "LOSS ACCEPTED by {} at {}: {} was promoted to epoch {} at {}, without {given_up}; acknowledged \
+                 commits beyond that may be lost. `pgdeputy failover --acknowledge-loss` takes this line away",
+                loss.by, promoted.at, promoted.member, loss.sealing, promoted.position
+            ),
+            None => format!("{} has accepted the loss of what only {given_up} hold", loss.by),
+        });
+    }
+    let newest = inputs.state.newest_cfg();
+    let available = inputs.spec.durability == Durability::Available;
+    if let Some(cfg) = newest.filter(|c| c.k == 0 && available) {
+        said.push(format!(
+            "DURABILITY: {} acknowledges commits alone (durability = available): if it is lost, nobody can take over",
+            cfg.leader
+        ));
+    }
+    for (name, leaving) in &orders.leaving {
+        said.push(format!("{name} is on its way out of the cluster, as {} asked", leaving.by));
+    }
+    said
 }
 
 /// Returns the live members that may not come in. Before the founding nobody's place is known.

@@ -10,9 +10,12 @@ use std::fmt;
 
 use proto::cfg::Cfg;
 use proto::report::DataDirectory;
-use proto::{ClusterState, Epoch, MemberName, MemberReport, Phase, Timeline};
+use proto::spec::Durability;
+use proto::{ClusterState, Epoch, MemberName, MemberReport, Phase, Timeline, WalPosition};
 
 use crate::observe::Observations;
+
+mod orders;
 
 /// A rule that the next state would break, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,10 @@ pub enum Rule {
     Switchover,
     /// A request is answered once, and its end stays as it was told.
     Requests,
+    /// Loss is accepted by name and for one seal, and no member is given up beyond that.
+    Loss,
+    /// While paused nothing is sealed and nothing restarted.
+    Paused,
 }
 
 impl fmt::Display for Violation {
@@ -73,7 +80,9 @@ pub fn check(
             appended(&step, &mut found);
             promotion(&step, &mut found);
             timelines(&step, &mut found);
-            members(&step, &mut found);
+            orders::members(&step, &mut found);
+            orders::losses(&step, &mut found);
+            orders::paused(&step, &mut found);
             restart(&step, &mut found);
             opening(&step, &mut found);
             planned::handover(&step, &mut found);
@@ -87,6 +96,19 @@ struct Step<'a> {
     old: &'a ClusterState,
     next: &'a ClusterState,
     seen: &'a Observations,
+}
+
+impl Step<'_> {
+    /// The position that `name` sealed for the next epoch, if its seal counts.
+    fn sealed_at(&self, name: &MemberName) -> Option<WalPosition> {
+        let epoch = self.next.epoch;
+        let report =
+            trusted(self.old, self.seen, name).filter(|r| r.complete && r.promise >= epoch)?;
+        let seal = report.seal.filter(|s| s.sealing == epoch)?;
+        let floor = self.old.members.get(name)?.floor;
+        let held = (seal.position.epoch, seal.position.lsn);
+        floor.is_none_or(|f| held >= (f.epoch, f.lsn)).then_some(seal.position)
+    }
 }
 
 struct Found(Vec<Violation>);
@@ -242,7 +264,9 @@ fn sealing(step: &Step, found: &mut Found) {
             );
             let is_live = |m: &&MemberName| trusted(old, seen, m).is_some_and(|r| r.complete);
             let live: BTreeSet<MemberName> = old.members.keys().filter(is_live).cloned().collect();
-            for cfg in old.cfgs.iter().filter(|c| !meets_every_acknowledging_set(c, &live)) {
+            let given_up = orders::given_up(next, now);
+            let covered: BTreeSet<MemberName> = live.union(&given_up).cloned().collect();
+            for cfg in old.cfgs.iter().filter(|c| !meets_every_acknowledging_set(c, &covered)) {
                 found.unless(false, Rule::Sealing, || {
                     format!("sealing {now} for nothing: the live members cannot seal Cfg {cfg}")
                 });
@@ -269,7 +293,7 @@ fn evidence(step: &Step, found: &mut Found) {
     found.unless(at_front && in_place, Rule::Evidence, || {
         "a Cfg changes, or leaves from the middle".into()
     });
-    if dropped == 0 {
+    if dropped == 0 || orders::is_promoted_with_loss(step) {
         return;
     }
     let report = old.primary.as_ref().and_then(|p| trusted(old, seen, p));
@@ -287,7 +311,7 @@ fn evidence(step: &Step, found: &mut Found) {
 }
 
 fn appended(step: &Step, found: &mut Found) {
-    let Step { old, next, .. } = step;
+    let Step { old, next, seen } = step;
     let new: Vec<&Cfg> = next.cfgs.iter().filter(|c| !old.cfgs.contains(c)).collect();
     found.unless(new.len() <= 1, Rule::Cfgs, || format!("{} Cfgs are appended at once", new.len()));
     for cfg in new {
@@ -295,21 +319,25 @@ fn appended(step: &Step, found: &mut Found) {
             format!("Cfg {cfg} has a used number or another epoch than {}", next.epoch)
         });
         let before = old.cfgs.last().filter(|b| b.epoch == cfg.epoch);
-        let rises = before.is_some_and(|b| b.k > 0 && cfg.k > b.k);
+        // After a time without voters the k before that is not known any more.
+        let rises =
+            before.is_some_and(|b| if b.k == 0 { cfg.k > 1 && b.id.0 > 1 } else { cfg.k > b.k });
         let fresh =
             before.is_none_or(|b| if rises { cfg.round > b.round } else { cfg.round >= b.round });
         found.unless(fresh, Rule::Cfgs, || {
             format!("k rises in Cfg {cfg} and its names are not fresh")
         });
-        // Fewer than there were, down to none, would let a primary acknowledge alone.
-        found.unless(before.is_none() || cfg.k > 0, Rule::Cfgs, || {
+        // Down to none, a primary acknowledges alone: only where the operator wants it so.
+        let wanted = seen.durability == Durability::Available
+            || old.orders.leaving.values().any(|l| l.below_count);
+        found.unless(before.is_none() || cfg.k > 0 || wanted, Rule::Cfgs, || {
             format!("Cfg {cfg} gives up its voters")
         });
     }
 }
 
 fn promotion(step: &Step, found: &mut Found) {
-    let Step { old, next, seen } = step;
+    let Step { old, next, .. } = step;
     if next.epoch == old.epoch || old.epoch == Epoch(0) {
         return;
     }
@@ -317,20 +345,21 @@ fn promotion(step: &Step, found: &mut Found) {
         return found
             .unless(false, Rule::Promotion, || "nobody is chosen, or not by a position".into());
     };
-    let counted = |name: &MemberName| {
-        let report = trusted(old, seen, name).filter(|r| r.complete && r.promise >= next.epoch)?;
-        let seal = report.seal.filter(|s| s.sealing == next.epoch)?;
-        let floor = old.members.get(name)?.floor;
-        let held = (seal.position.epoch, seal.position.lsn);
-        floor.is_none_or(|f| held >= (f.epoch, f.lsn)).then_some(seal.position)
-    };
+    let counted = |name: &MemberName| step.sealed_at(name);
     let own = counted(primary);
     found.unless(own == Some(chosen), Rule::Promotion, || {
         format!("{primary} is chosen at {chosen}, and its seal does not say so")
     });
     // Whoever holds more than the chosen one proves nothing about it.
     let not_beyond = |m: &&MemberName| counted(m).is_some_and(|p| p <= chosen);
-    let base: BTreeSet<MemberName> = old.members.keys().filter(not_beyond).cloned().collect();
+    let mut base: BTreeSet<MemberName> = old.members.keys().filter(not_beyond).cloned().collect();
+    if orders::is_promoted_with_loss(step) {
+        let best = old.members.keys().filter_map(counted).max();
+        found.unless(best == Some(chosen), Rule::Promotion, || {
+            format!("{primary} is promoted with loss at {chosen}, and a sealed member holds more")
+        });
+        base.extend(orders::given_up(old, next.epoch));
+    }
     for cfg in old.cfgs.iter().filter(|c| !meets_every_acknowledging_set(c, &base)) {
         found.unless(false, Rule::Promotion, || {
             format!("{primary} could lack commits that were acknowledged under Cfg {cfg}")
@@ -366,25 +395,6 @@ fn timelines(step: &Step, found: &mut Found) {
     found.unless(left == 0 || next.epochs.len() > 100, Rule::Timelines, || {
         format!("{left} epochs are forgotten though few are on record")
     });
-}
-
-fn members(step: &Step, found: &mut Found) {
-    let Step { old, next, seen } = step;
-    for (name, before) in &old.members {
-        let Some(after) = next.members.get(name) else {
-            found.unless(false, Rule::Members, || format!("{name} vanishes from the members"));
-            continue;
-        };
-        found.unless(after.floor >= before.floor, Rule::Members, || {
-            format!("the floor of {name} falls")
-        });
-        let claims_nothing = seen.members.get(name).is_some_and(|r| !r.complete);
-        found.unless(
-            after.incarnation == before.incarnation || claims_nothing,
-            Rule::Members,
-            || format!("{name} is taken for other member files that claim to be complete"),
-        );
-    }
 }
 
 fn restart(step: &Step, found: &mut Found) {

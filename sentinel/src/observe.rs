@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::document::{DecodeError, decode};
 use proto::history::HistoryRecord;
 use proto::request::{Request, RequestId, RequestKind};
+use proto::spec::Durability;
 use proto::{
     CfgId, ClusterSpec, ClusterState, Document, Epoch, Lsn, MemberName, MemberReport, Moment,
     PrimaryKey,
@@ -42,6 +43,8 @@ pub struct Observations {
     /// Live reports that cannot be read, and why: their members take part in nothing.
     pub unreadable: BTreeMap<MemberName, String>,
     pub primary_key: Stored<PrimaryKey>,
+    /// What the spec says of a cluster without voters; strict where the spec cannot be read. For the checker.
+    pub durability: Durability,
     /// Requests that wait for their answer.
     pub requests: BTreeMap<RequestKind, Request>,
     /// Requests that cannot be read, and why: nobody answers them, and they end with their lease.
@@ -91,6 +94,12 @@ pub enum Condition {
     Base { sealing: Epoch },
     /// These members could vote, and the newest Cfg is this one.
     Voters { newest: CfgId, voters: BTreeSet<MemberName> },
+    /// Fewer members could vote than acknowledge commits under this Cfg.
+    Short { newest: CfgId },
+    /// This pause stands.
+    Paused { id: RequestId },
+    /// Loss was accepted to end the seal of this epoch.
+    LossAccepted { sealing: Epoch },
     /// Enough members stream to acknowledge commits, and too few of them are voters of this Cfg.
     Stalled { newest: CfgId },
 }
@@ -228,6 +237,7 @@ impl World {
             Stored::Absent | Stored::Newer(_) | Stored::Malformed(_) => BTreeSet::new(),
         };
         timers.update(holding, now);
+        self.seen.durability = spec.durability;
         self.seen.held = timers.clone();
     }
 }

@@ -99,6 +99,12 @@ pub enum WaitingOn {
     HandOver { primary: MemberName, target: MemberName },
     /// Fewer complete members stream than must acknowledge a commit.
     Voters { present: Vec<MemberName>, wanted: usize },
+    /// Fewer voters than the spec asks for, by `durability: available` or because the last ones were removed.
+    Reduced { primary: MemberName, k: usize, wanted: usize },
+    /// The primary is lost, and the cluster is paused.
+    Resume { primary: MemberName, by: String, reason: String },
+    /// Loss was accepted, but not of all that is missing.
+    MoreLoss { sealing: Epoch, unmet: Vec<Cfg> },
     /// A change of the voters waits for others to settle.
     Settle { voters: Vec<MemberName> },
     /// The newest Cfg is recorded and its proof is awaited.
@@ -229,6 +235,26 @@ impl fmt::Display for WaitingOn {
                 "{} of {wanted} members that must acknowledge commits stream ({}): waits for more",
                 present.len(),
                 list(present)
+            ),
+            Self::Reduced { primary, k: 0, wanted } => write!(
+                f,
+                "REDUCED DURABILITY: {primary} has no voter. Nobody can be promoted if it is lost, until {wanted} \
+                 standbys have joined"
+            ),
+            Self::Reduced { primary, k, wanted } => write!(
+                f,
+                "REDUCED DURABILITY: {k} of {wanted} standbys acknowledge the commits of {primary}: waits for more"
+            ),
+            Self::Resume { primary, by, reason } => write!(
+                f,
+                "{primary} is lost, and NOTHING IS DONE: the cluster is paused by {by} ({reason}). \
+                 pgdeputy resume ends that"
+            ),
+            Self::MoreLoss { sealing, unmet } => write!(
+                f,
+                "sealing epoch {sealing}: more members are missing than were given up ({}): start them, or look at \
+                 pgdeputy failover --accept-data-loss again",
+                list(unmet)
             ),
             Self::Settle { voters } => {
                 write!(f, "waits for members to settle before the voters become {}", list(voters))

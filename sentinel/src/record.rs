@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use proto::explanation::Rejection;
-use proto::history::{HistoryKind, HistoryRecord, PhaseRecord, RejoinRecord};
+use proto::history::{HistoryKind, HistoryRecord, Note, PhaseRecord, RejoinRecord};
 use proto::report::{MemberReport, RejoinOutcome};
 use proto::state::Switchover;
 use proto::{ClusterState, Epoch, MemberName};
@@ -122,6 +122,20 @@ pub(crate) fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Vec<His
     vec![write(record)]
 }
 
+/// Notes something in the record of the present change.
+pub(crate) fn note(inputs: &Inputs, text: String) -> Vec<HistoryWrite> {
+    let record = inputs.seen.history.clone().map(|mut record| {
+        record.notes.push(Note { at: inputs.wall, text });
+        let surplus = record.notes.len().saturating_sub(NOTES_KEPT);
+        record.notes.drain(..surplus);
+        write(record)
+    });
+    record.into_iter().collect()
+}
+
+/// How many notes one record keeps: an epoch may last for years.
+const NOTES_KEPT: usize = 50;
+
 pub(crate) fn opened(inputs: &Inputs) -> Vec<HistoryWrite> {
     let record = inputs.seen.history.clone().map(|mut record| {
         record.advance(Some("redundancy"), inputs.wall);
@@ -183,6 +197,7 @@ fn blank(kind: HistoryKind, epoch: Epoch, restart: u64, cause: String) -> Histor
         rejected: Vec::new(),
         phases: Vec::new(),
         rejoined: Vec::new(),
+        notes: Vec::new(),
         redundant: None,
     }
 }

@@ -222,6 +222,7 @@ mod tests {
             rejected: Vec::new(),
             phases: vec![phase],
             rejoined: Vec::new(),
+            notes: Vec::new(),
             redundant: None,
         }
     }

@@ -36,6 +36,7 @@ fn record(phases: &[(&str, i64, Option<i64>)]) -> HistoryRecord {
             start: at(3000),
             end: at(4250),
         }],
+        notes: Vec::new(),
         redundant: None,
     }
 }

@@ -87,6 +87,9 @@ impl fmt::Display for Details {
         writeln!(f, "writes back: {back}")?;
         let redundant = since(change.redundant_after_ms);
         writeln!(f, "redundant:   {redundant}")?;
+        for note in &self.notes {
+            writeln!(f, "  {}: {}", note.at, note.text)?;
+        }
         for rejoin in &self.rejoined {
             let took = milliseconds(rejoin.end.ms_since(rejoin.start));
             writeln!(

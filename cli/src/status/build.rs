@@ -38,6 +38,7 @@ pub fn status(cluster: ClusterName, documents: Documents, answers: &Answers) -> 
         sealing: state.and_then(|s| s.sealing),
         timeline: state.filter(|s| s.primary.is_some()).map(|s| s.timeline),
         state_number: state.map(|s| s.number).unwrap_or_default(),
+        durability: documents.spec.as_ref().map(|s| s.durability),
         cfgs: state.map(|s| s.cfgs.clone()).unwrap_or_default(),
         verdict: documents.explanation.as_ref().map(|e| e.verdict.clone()),
         leader: documents.leader.map(|l| l.id),

@@ -58,6 +58,9 @@ fn is_its_incarnation(state: &ClusterState, report: &MemberReport) -> bool {
 /// Returns what the member does. `running` and `streaming` are what they should do; all others are on the way,
 /// or in trouble.
 fn word(report: &MemberReport, state: Option<&ClusterState>, role: &'static str) -> &'static str {
+    if state.is_some_and(|s| was_removed(s, report)) {
+        return "removed";
+    }
     if let Some(rejoin) = &report.rejoin
         && matches!(rejoin.outcome, RejoinOutcome::Running { .. })
     {
@@ -84,6 +87,12 @@ fn word(report: &MemberReport, state: Option<&ClusterState>, role: &'static str)
             DataDirectory::Present => "stopped",
         },
     }
+}
+
+fn was_removed(state: &ClusterState, report: &MemberReport) -> bool {
+    let removed = state.orders.removed.get(&report.member);
+    removed.is_some_and(|r| r.incarnation == report.incarnation)
+        && !state.members.contains_key(&report.member)
 }
 
 fn primary_word(

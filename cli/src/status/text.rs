@@ -3,6 +3,7 @@
 use std::fmt;
 
 use proto::report::{RejoinBy, RejoinOutcome};
+use proto::spec::Durability;
 use proto::{Cfg, MemberName};
 
 use super::{Member, Status};
@@ -90,6 +91,9 @@ impl Status {
     fn commits_line(&self) -> String {
         match self.cfgs.as_slice() {
             [] => "commits: nobody acknowledges yet".to_owned(),
+            [one] if one.k == 0 && self.durability == Some(Durability::Available) => {
+                format!("commits: held by {} ALONE until a standby has joined", one.leader)
+            }
             [one] => format!("commits: {}", acknowledged_by(one)),
             [.., newest] => {
                 let all: Vec<String> = self.cfgs.iter().map(Cfg::to_string).collect();

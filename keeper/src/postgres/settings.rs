@@ -58,7 +58,7 @@ pub enum Access {
 /// Everything that the keeper decides about the settings in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The value of `synchronous_standby_names`; never empty (I8).
+    /// The value of `synchronous_standby_names`; empty only under a recorded k = 0 (I8).
     pub standby_names: String,
     pub upstream: Option<Upstream>,
     pub access: Access,

@@ -1,15 +1,16 @@
 //! The primary's part: promote, or start closed by order; open; then keep names and slots in line.
 
 use proto::assignment::Lead;
+use proto::spec::Durability;
 use proto::{Cfg, ClusterState, MemberName, WalPosition};
 
 use super::switchover;
 use crate::action::{Action, ActionKind, FenceReason, Hold, Proof};
-use crate::facts::{Facts, Names, Process};
+use crate::facts::{ClusterView, Facts, Names, Process};
 use crate::member_files::Role;
 
 /// Returns what the member does that the state names as primary.
-pub fn next(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
+pub fn next(view: &ClusterView, state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     match facts.local.process {
         Process::Exited { gone: false, .. } => Action::Hold(Hold::WaitingForProcesses),
         Process::None | Process::Exited { gone: true, .. } => start(state, facts, lead),
@@ -19,7 +20,7 @@ pub fn next(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
             Some(sql) if sql.timeline != lead.timeline || facts.files.epoch != lead.epoch => {
                 Action::Fence(FenceReason::NotOurEpoch)
             }
-            Some(_) => serve(state, facts, lead),
+            Some(_) => serve(view, state, facts, lead),
         },
     }
 }
@@ -79,7 +80,7 @@ fn shortfall(state: &ClusterState, position: WalPosition) -> Option<Hold> {
     (!holds_it).then(|| Hold::Refused(format!("chosen with {chosen}, it holds {position}")))
 }
 
-fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
+fn serve(view: &ClusterView, state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     let wanted = lead.restart.unwrap_or(0);
     if facts.local.opened.is_none_or(|o| o.epoch != lead.epoch || o.restart != wanted) {
         return Action::Open(lead);
@@ -96,12 +97,15 @@ fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     {
         return slots;
     }
-    // A recorded k = 0 asks for nothing that could be proved; in strict the impossible name stays in force.
-    let newest = lead.cfgs.iter().rev().find(|c| c.epoch == lead.epoch && c.k > 0);
-    if let Some(cfg) =
-        newest.filter(|c| facts.local.confirmed.as_ref().is_none_or(|done| done.cfg != c.id))
-    {
-        return confirm(facts, cfg);
+    let proof = lead.own_cfg().and_then(|cfg| {
+        let proof = match cfg.k {
+            0 => without_voters(view, facts, &lead, cfg),
+            _ => with_voters(facts, &lead, cfg),
+        };
+        proof.map(|proof| Action::Confirm { cfg: cfg.clone(), proof })
+    });
+    if let Some(confirm) = proof {
+        return confirm;
     }
     match slots {
         Action::Hold(Hold::Leading) => switchover::prepare(state, facts, &lead).unwrap_or(slots),
@@ -109,13 +113,38 @@ fn serve(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     }
 }
 
-fn confirm(facts: &Facts, cfg: &Cfg) -> Action {
-    let proof = match facts.local.names {
+fn is_confirmed(facts: &Facts, cfg: &Cfg) -> bool {
+    facts.local.confirmed.as_ref().is_some_and(|done| done.cfg == cfg.id)
+}
+
+fn with_voters(facts: &Facts, lead: &Lead, cfg: &Cfg) -> Option<Proof> {
+    if is_confirmed(facts, cfg) {
+        return None;
+    }
+    let had_none = lead.cfgs.iter().any(|c| c.epoch == lead.epoch && c.k == 0);
+    Some(match facts.local.names {
         Names::Proven(id) if id == cfg.id => Proof::Given,
-        Names::Proven(_) | Names::Unproven => Proof::Priorities,
         Names::Impossible => Proof::Canary,
-    };
-    Action::Confirm { cfg: cfg.clone(), proof }
+        Names::Free | Names::Closed => Proof::FromNone,
+        // Whether backends wait at all is as open as which names the walsenders know.
+        Names::Proven(_) | Names::Unproven if had_none => Proof::FromNone,
+        Names::Proven(_) | Names::Unproven => Proof::Priorities,
+    })
+}
+
+/// A recorded k = 0: commits wait for nobody where durability is `available`, and for somebody to join where it is
+/// strict. There the impossible name of the start stays in force and asks for no proof, unless older Cfgs are to go.
+fn without_voters(view: &ClusterView, facts: &Facts, lead: &Lead, cfg: &Cfg) -> Option<Proof> {
+    let durability = view.spec.as_ref().map_or(Durability::Strict, |s| s.durability);
+    let done = is_confirmed(facts, cfg);
+    match (durability, facts.local.names) {
+        (Durability::Available, Names::Free) if done => None,
+        (Durability::Available, _) => Some(Proof::Alone),
+        (Durability::Strict, Names::Impossible | Names::Closed) if done || lead.cfgs.len() == 1 => {
+            None
+        }
+        (Durability::Strict, _) => Some(Proof::Closed),
+    }
 }
 
 /// Returns the action that brings slots in line, or the hold of a member that has nothing to do.

@@ -14,6 +14,10 @@ use crate::postgres::settings::StreamName;
 
 /// Returns what the member does that the state asks to follow.
 pub fn next(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Follow) -> Action {
+    // A PostgreSQL that a person stops stays down, and nothing of its data is touched.
+    if state.orders.pause.is_some() && facts.local.process.is_gone() {
+        return Action::Hold(Hold::Paused);
+    }
     if facts.data != DataDirectory::Present {
         return match facts.data {
             DataDirectory::Empty => {

@@ -99,6 +99,7 @@ fn view() -> ClusterView {
         answered: None,
         adopted: None,
         requests: Vec::new(),
+        orders: Default::default(),
     };
     ClusterView {
         spec: Some(ClusterSpec::default()),

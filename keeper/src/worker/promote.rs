@@ -94,7 +94,7 @@ async fn promote_server(
         bail!("timeline {timeline} begins at {start_lsn}, this member had replayed {replayed}");
     }
     worker.update(|local| {
-        local.names = Names::Proven(cfg.id);
+        local.names = if cfg.k == 0 { Names::Impossible } else { Names::Proven(cfg.id) };
         local.promoted = Some(timeline);
     });
     Ok(start_lsn)

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use proto::cfg::unsatisfiable_names;
 use proto::report::{Confirmed, Stream};
 use proto::{Cfg, Lsn, MemberName};
 use tokio::time::{sleep, timeout};
@@ -28,6 +29,12 @@ pub async fn confirm(worker: &Worker, cfg: &Cfg, proof: Proof) -> anyhow::Result
         Proof::Given => {}
         Proof::Priorities => step_through_first(worker, cfg).await?,
         Proof::Canary => canary(worker, cfg).await?,
+        Proof::FromNone => from_none(worker, cfg).await?,
+        Proof::Alone => put_in_force(worker, "", Names::Free).await?,
+        Proof::Closed => {
+            put_in_force(worker, &unsatisfiable_names(), Names::Closed).await?;
+            canary_waits(worker).await?;
+        }
     }
     let session = worker.admin().await?;
     let lsn = own_record(&session, "confirm").await?;
@@ -81,6 +88,27 @@ pub fn places_are_right(cfg: &Cfg, senders: &[Walsender]) -> bool {
         cfg.voters.iter().position(|v| cfg.wire_name(v) == name).map_or(0, |i| i as i32 + 2)
     };
     senders.iter().all(|s| s.sync_priority == place(&s.name))
+}
+
+async fn put_in_force(worker: &Worker, list: &str, names: Names) -> anyhow::Result<()> {
+    worker.update(|local| local.names = Names::Unproven);
+    worker.put_names(list).await?;
+    worker.update(|local| local.names = names);
+    Ok(())
+}
+
+/// From no voters. Whoever joins is waited for only once it has caught up; then backends are shown to wait, which is the
+/// checkpointer's word, and walsenders to know the names: one of before may have heard of neither.
+async fn from_none(worker: &Worker, cfg: &Cfg) -> anyhow::Result<()> {
+    if worker.settings().standby_names.is_empty() {
+        let session = worker.admin().await?;
+        let caught_up = own_record(&session, "catch up").await?;
+        wait_for_voters(worker, cfg, caught_up).await?;
+    }
+    put_in_force(worker, &unsatisfiable_names(), Names::Closed).await?;
+    let canary = Canary::launch(worker).await?;
+    step_through_first(worker, cfg).await?;
+    canary.released().await
 }
 
 /// From a list that nobody satisfies: a commit is seen to wait, so backends look at the list; then the names are put

@@ -1,6 +1,7 @@
 //! One physical replication slot per member, on every member: on the primary they hold WAL back for those who are
 //! away; on a standby they exist, so that whoever is promoted is ready, and hold nothing back.
 
+use anyhow::bail;
 use proto::MemberName;
 
 use super::Worker;
@@ -19,12 +20,17 @@ pub async fn keep(worker: &Worker, members: &[MemberName], primary: bool) -> any
         )
         .await?;
     let mut good = Vec::new();
+    let mut left = Vec::new();
     for row in &rows {
         let (name, active, reserved): (String, bool, bool) = (row.get(0), row.get(1), row.get(2));
         if wanted.contains(&name) && (active || reserved == primary) {
             good.push(name);
         } else if !active {
             drop_slot(&session, &name).await;
+        } else if !wanted.contains(&name) {
+            // Of a member that was removed. It is told by its own keeper too, where one runs.
+            end_user_of(&session, &name).await?;
+            left.push(name);
         }
     }
     for name in wanted.iter().filter(|name| !good.contains(name)) {
@@ -35,6 +41,9 @@ pub async fn keep(worker: &Worker, members: &[MemberName], primary: bool) -> any
     let settings = worker.settings();
     if settings.eager {
         worker.reload(Settings { eager: false, ..settings }).await?;
+    }
+    if !left.is_empty() {
+        bail!("{} of no member any more are still in use: stop those standbys", left.join(", "));
     }
     worker.update(|local| local.slots_for = Some((members.to_vec(), primary)));
     Ok(())
@@ -52,6 +61,18 @@ pub async fn ensure(worker: &Worker, session: &Session) -> anyhow::Result<()> {
             )
             .await?;
     }
+    Ok(())
+}
+
+/// Ends the walsender that streams by a slot, so that the slot can be dropped the next time.
+async fn end_user_of(session: &Session, name: &str) -> anyhow::Result<()> {
+    session
+        .rows(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+              WHERE slot_name = $1 AND active_pid IS NOT NULL",
+            &[&name],
+        )
+        .await?;
     Ok(())
 }
 

@@ -23,6 +23,8 @@ pub enum Reject {
     OtherIncarnation,
     OtherSystem,
     NotAdmitted,
+    /// It was taken out of the cluster.
+    Removed,
     Incomplete,
     NotSealed(Epoch),
     SealedFor(Epoch),
@@ -63,6 +65,9 @@ impl fmt::Display for Reject {
                 f.write_str("its data directory is of another cluster (system identifier)")
             }
             Self::NotAdmitted => f.write_str("not admitted to the cluster yet"),
+            Self::Removed => f.write_str(
+                "it was removed from the cluster: stop its keeper, or take it back with pgdeputy readmit",
+            ),
             Self::Incomplete => {
                 f.write_str("incomplete: WAL or data may be missing until it has rejoined")
             }
@@ -223,6 +228,12 @@ fn without_longer_tails(
     let most = may_lead.map(|(_, seal)| seal.position).max();
     let fits = pool.iter().filter(|(_, seal)| Some(seal.position) <= most);
     fits.map(|(member, seal)| (member.clone(), *seal)).collect()
+}
+
+/// Returns the best of all whose seals count, although they are no base.
+pub(crate) fn best_of_sealed(inputs: &Inputs, sealed: &Sealed) -> Option<Choice> {
+    let member = best(inputs, &sealed.members).ok()?;
+    Some(explained(inputs, sealed, &sealed.members, &member))
 }
 
 /// Orders members that hold equally much; the least is preferred.

@@ -44,6 +44,7 @@ pub(crate) fn create(spec: &ClusterSpec, seen: &Observations) -> Step {
         adopted: None,
         answered: None,
         requests: Vec::new(),
+        orders: Default::default(),
     };
     Step::change(state, Vec::new(), why)
 }

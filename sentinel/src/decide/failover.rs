@@ -13,15 +13,18 @@ use proto::{ClusterState, Epoch, MemberName, Phase};
 
 use super::base::{self, Choice, Outcome};
 use super::health::{Loss, LossKind};
-use super::{Inputs, Step, switchover};
+use super::{Inputs, Step, loss, membership, pause, switchover, synchronous};
 use crate::observe::Condition;
-use crate::plan::WaitingOn;
+use crate::plan::{Verdict, WaitingOn};
 use crate::record;
 
 /// The primary is lost: seal the next epoch if the others can take over, else start it again if
 /// that can help.
 pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
-    if let Some(pause) = pause(inputs) {
+    if let Some(paused) = pause::holds_back(inputs) {
+        return paused;
+    }
+    if let Some(pause) = patience(inputs) {
         return pause;
     }
     if inputs.others_can_replace() {
@@ -70,7 +73,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Where every member had its try and none opened, the next one waits, each time twice as long. Each try leaves an
 /// epoch, a timeline and a Cfg on record; what breaks every promotion (a bad setting, full disks) would else fill
 /// the state up to what etcd takes, within minutes.
-fn pause(inputs: &Inputs) -> Option<Step> {
+fn patience(inputs: &Inputs) -> Option<Step> {
     let state = inputs.state;
     if state.phase != Phase::Promoting {
         return None;
@@ -177,6 +180,9 @@ fn is_target(inputs: &Inputs, member: &MemberName) -> bool {
 
 /// Sealing: wait for a base, then name the primary of the sealed epoch.
 pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Step {
+    if let Some(step) = loss::choose(inputs, sealing) {
+        return step;
+    }
     match base::choose(inputs, sealing) {
         Outcome::NoBase => {
             let missing = base::sealed(inputs, sealing).rejected.into_keys().collect();
@@ -201,13 +207,20 @@ pub(crate) fn choose(inputs: &Inputs, sealing: Epoch) -> Step {
                 Some(until) if !missing.is_empty() => {
                     Step::wait_until(WaitingOn::SealPatience { sealing, missing }, until)
                 }
-                Some(_) | None => promote(inputs, sealing, &choice),
+                Some(_) | None => {
+                    let mut step = promote(inputs, sealing, &choice);
+                    if let Verdict::Change { next, .. } = &mut step.verdict {
+                        loss::not_needed(inputs, next);
+                    }
+                    step
+                }
             }
         }
     }
 }
 
-fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Step {
+/// The choice becomes the primary of `epoch`.
+pub(crate) fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Step {
     let state = inputs.state;
     let mut next = inputs.next();
     // Named before the promotion, one above all that were ever named: a promotion that dies
@@ -235,6 +248,7 @@ fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Step {
     if let Some(Server::Dead { noticed, .. }) = inputs.report(&choice.member).map(|r| r.server) {
         next.answered = Some(Death { member: choice.member.clone(), noticed });
     }
+    membership::stays(inputs, &mut next, &choice.member);
     let history = record::promote(inputs, epoch, choice);
     let why = format!(
         "promote {} to epoch {epoch}, timeline {timeline}: it holds {}, the most of a base",
@@ -267,7 +281,7 @@ fn first_cfg(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Cfg {
     // The primary before is down: it is a voter like any other, and none that follows at once.
     let quick = ready.iter().filter(|m| *m != inputs.primary()).count();
     let voters: BTreeSet<MemberName> = match quick >= count {
-        true => ready,
+        true => synchronous::chosen(inputs, ready, &choice.member),
         false => {
             let all = inputs.state.members.keys();
             all.filter(|m| **m != choice.member && inputs.may_vote(m)).cloned().collect()

@@ -5,15 +5,17 @@
 
 use proto::request::{Answered, Request, RequestId, RequestOutcome, Wanted};
 use proto::state::REQUESTS_KEPT;
-use proto::{ClusterState, WallTime};
+use proto::{ClusterState, Phase, WallTime};
 
-use super::{Inputs, Step, switchover};
+use super::{Inputs, Step, loss, membership, pause, switchover};
 use crate::plan::HistoryWrite;
 
 /// What becomes of one request now.
 pub(crate) enum Answer {
     /// It is begun: `next` is the state that begins it.
     Started { next: Box<ClusterState>, history: Vec<HistoryWrite>, what: String },
+    /// It is begun and ended by `next`.
+    Done { next: Box<ClusterState>, history: Vec<HistoryWrite>, what: String },
     /// It cannot be. Says why and what to do.
     Refused(String),
     /// Something that ends by itself within moments is in the way: it is looked at again, while it is valid.
@@ -22,12 +24,6 @@ pub(crate) enum Answer {
 
 /// Answers the first request that can be answered now. For moments in which nothing more urgent is to be done.
 pub(crate) fn answer(inputs: &Inputs) -> Option<Step> {
-    if inputs.state.etcd_cluster_id != inputs.seen.etcd_cluster_id
-        || super::health::set_back(inputs).is_some()
-    {
-        // Nothing is decided on a restored store.
-        return None;
-    }
     let unanswered =
         inputs.seen.requests.values().filter(|r| inputs.state.request(&r.id).is_none());
     unanswered.into_iter().find_map(|request| step(inputs, request))
@@ -39,6 +35,10 @@ fn step(inputs: &Inputs, request: &Request) -> Option<Step> {
         Answer::Started { next, history, what } => {
             let why = format!("{what}, asked for by {}", request.by);
             (*next, history, RequestOutcome::Started { what }, why)
+        }
+        Answer::Done { next, history, what } => {
+            let why = format!("{what}, asked for by {}", request.by);
+            (*next, history, RequestOutcome::Done { what }, why)
         }
         Answer::Refused(reason) => {
             let why = format!(
@@ -54,7 +54,21 @@ fn step(inputs: &Inputs, request: &Request) -> Option<Step> {
 }
 
 fn judge(inputs: &Inputs, request: &Request) -> Answer {
+    if matches!(inputs.state.phase, Phase::Founding { .. }) {
+        return Answer::Refused("the cluster is still being founded: wait until it is open".into());
+    }
     match &request.wanted {
+        Wanted::Switchover { .. } if inputs.state.orders.pause.is_some() => {
+            Answer::Refused("the cluster is paused: resume it first".into())
+        }
+        Wanted::Pause { reason, lasting } => pause::begin(inputs, request, reason, *lasting),
+        Wanted::Resume => pause::resume(inputs, request),
+        Wanted::Remove { member, below_count } => {
+            membership::remove(inputs, request, member, *below_count)
+        }
+        Wanted::Readmit { member } => membership::readmit(inputs, request, member),
+        Wanted::AcceptLoss { give_up } => loss::begin(inputs, request, give_up),
+        Wanted::AcknowledgeLoss => loss::acknowledge(inputs, request),
         Wanted::Switchover { to } => switchover::begin(inputs, request, to.as_ref()),
     }
 }

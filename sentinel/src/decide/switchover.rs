@@ -100,7 +100,7 @@ fn eligible(inputs: &Inputs, member: &MemberName) -> Result<(), String> {
         return refuse(reject);
     }
     let Some(report) = inputs.report(member) else { return refuse(Reject::NoReport) };
-    if report.leaving {
+    if report.leaving || state.orders.leaving.contains_key(member) {
         return refuse(Reject::Leaving);
     }
     match streams_as_voter(state, report) && matches!(report.server, Server::Standby { .. }) {

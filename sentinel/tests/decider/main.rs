@@ -7,6 +7,7 @@ mod failover;
 mod invariants;
 mod membership;
 mod notice;
+mod orders;
 mod properties;
 mod records;
 mod restart;

@@ -126,6 +126,7 @@ proptest! {
             Verdict::Change { next, .. } => {
                 let chosen = next.primary.clone().unwrap();
                 prop_assert!(counted.contains(&chosen));
+                prop_assert_eq!(scene.spec.member(&chosen).promote, Permission::Allowed);
                 prop_assert!(held[&chosen] >= most_acknowledged(&cfgs, &held), "{chosen} of {held:?}");
                 prop_assert_eq!(invariant::check(scene.state.as_ref(), &next, &scene.seen), vec![]);
                 prop_assert!(next.cfgs.starts_with(&cfgs), "old Cfgs stay");

@@ -285,6 +285,7 @@ impl Scene {
     fn mark(&mut self) {
         let holding = self.state.as_ref().map(|s| conditions(&self.spec, s, &self.seen));
         self.timers.update(holding.unwrap_or_default(), self.now);
+        self.seen.durability = self.spec.durability;
         self.seen.held = self.timers.clone();
     }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use keeper::action::Proof;
 use keeper::facts::Names;
 use keeper::worker::prove::{counted, places_are_right};
+use proto::cfg::unsatisfiable_names;
 use proto::report::Confirmed;
 use proto::{Cfg, Lsn, MemberName};
 use tokio::sync::oneshot;
@@ -24,6 +25,12 @@ pub async fn confirm(worker: &Worker, cfg: &Cfg, proof: Proof) -> anyhow::Result
         Proof::Given => {}
         Proof::Priorities => step_through_first(worker, &session, cfg).await?,
         Proof::Canary => canary(worker, &session, cfg).await?,
+        Proof::FromNone => from_none(worker, &session, cfg).await?,
+        Proof::Alone => put_in_force(worker, "", Names::Free).await?,
+        Proof::Closed => {
+            put_in_force(worker, &unsatisfiable_names(), Names::Closed).await?;
+            canary_waits(worker, &session).await?;
+        }
     }
     let lsn = session.own_record().await?;
     let voters = if worker.sim.mutant("confirm-without-evidence") {
@@ -52,6 +59,25 @@ async fn step_through_first(worker: &Worker, session: &Pg, cfg: &Cfg) -> anyhow:
     worker.put_names(&cfg.standby_names()).await?;
     places?;
     worker.update(|local| local.names = Names::Proven(cfg.id));
+    Ok(())
+}
+
+async fn put_in_force(worker: &Worker, list: &str, names: Names) -> anyhow::Result<()> {
+    worker.update(|local| local.names = Names::Unproven);
+    worker.put_names(list).await?;
+    worker.update(|local| local.names = names);
+    Ok(())
+}
+
+async fn from_none(worker: &Worker, session: &Pg, cfg: &Cfg) -> anyhow::Result<()> {
+    if worker.settings().standby_names.is_empty() {
+        let caught_up = session.own_record().await?;
+        wait_for_voters(worker, session, cfg, caught_up).await?;
+    }
+    put_in_force(worker, &unsatisfiable_names(), Names::Closed).await?;
+    let (_, released) = launch(worker, session).await?;
+    step_through_first(worker, session, cfg).await?;
+    worker.host.within(CANARY_AT_MOST, released).await.context("the canary commit")??;
     Ok(())
 }
 
