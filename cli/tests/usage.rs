@@ -66,7 +66,7 @@ fn values_that_cannot_be_are_refused() {
         ("status ETCD", "--cluster <NAME>"),
         ("status --cluster demo", "--etcd <URL>"),
         ("status --cluster Demo ETCD", "cluster name \"Demo\" is not valid"),
-        ("status --cluster demo --etcd https://127.0.0.1:1", "TLS"),
+        ("status --cluster demo --etcd https://127.0.0.1:1", "--etcd-ca"),
         ("status --cluster demo --etcd http://127.0.0.1", "HOST:PORT"),
         ("status --cluster demo ETCD --log-level a=b=c", "--log-level"),
         ("status --cluster demo ETCD --log-format xml", "possible values: text, json"),
