@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chaos::evidence::Watchers;
 use chaos::fault::Fault;
+use chaos::lab::CLUSTER;
 use chaos::verdict::{LEAST_ACKNOWLEDGED, judge};
 use nix::sys::signal::Signal;
 use proto::MemberName;
@@ -11,7 +12,8 @@ use proto::history::HistoryKind;
 use proto::report::RejoinBy;
 use proto::request::RequestOutcome;
 use store::clock;
-use system_tests::{Scene, scene};
+use system_tests::{Scene, pgdeputy, scene};
+use tokio::time::timeout;
 
 /// Far above what any step takes, for a machine under load.
 const BOUND: Duration = Duration::from_secs(60);
@@ -66,6 +68,34 @@ async fn a_switchover_to_a_member_that_cannot_is_refused_and_changes_nothing() {
         "{answered:?}"
     );
     assert_eq!(scene.lab.cluster().await.unwrap().service(), Some((before, primary)));
+}
+
+#[tokio::test]
+async fn the_command_waits_for_the_end_and_says_what_happened() {
+    let scene = scene(|_| {}).await;
+    scene.lab.wait_redundant(BOUND).await.unwrap();
+    let (_, primary) = scene.lab.cluster().await.unwrap().service().unwrap();
+    let target = scene.lab.members().into_iter().find(|m| *m != primary).unwrap();
+    let run = async |to: &str| {
+        let mut command = tokio::process::Command::new(pgdeputy());
+        command.args(["switchover", "--cluster", CLUSTER, "--to", to, "--json"]);
+        command.args(["--etcd", &scene.lab.etcd_urls().join(",")]);
+        timeout(BOUND, command.output()).await.expect("it ends").unwrap()
+    };
+    let refused = run("stranger").await;
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said.contains("nothing was changed: there is no member stranger"), "{said}");
+    let done = run(target.as_str()).await;
+    let said: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap_or_else(|e| {
+        panic!("{e}: {}", String::from_utf8_lossy(&done.stderr));
+    });
+    eprintln!("{said:#}");
+    assert_eq!(
+        (&said["from"], &said["to"], &said["epoch"]),
+        (&primary.as_str().into(), &target.as_str().into(), &2.into())
+    );
+    assert!(said["writes_away_ms"].as_i64().unwrap() > 0);
 }
 
 #[tokio::test]
