@@ -59,6 +59,14 @@ fn perform(scene: &mut Scene, command: &str) {
         ["pass", time] => scene.pass(humantime(time)),
         ["count", count] => scene.spec.synchronous.count = count.parse().unwrap(),
         ["leader", "changes"] => scene.leader_changes(),
+        ["ask", id, to] => {
+            scene.asks_for_switchover(id.parse().unwrap(), Some(to));
+        }
+        ["ready", ref left @ ..] => {
+            let left: Vec<_> = left.chunks(2).map(|l| (l[0], l[1].parse().unwrap())).collect();
+            scene.is_ready_to_hand_over(&left);
+        }
+        ["hands", "over", lsn] => scene.hands_over(lsn),
         ["explain"] => {}
         _ => panic!("no such command: {command}"),
     }
