@@ -47,8 +47,11 @@ impl Authority {
         command.arg("-in").arg(&request).arg("-extfile").arg(&usage);
         command.arg("-CA").arg(self.ca()).arg("-CAkey").arg(self.path("ca.key"));
         run(command.arg("-out").arg(&certificate));
-        // Certificates count in whole seconds.
-        while days == 0 && is_valid(&certificate) {}
+        // Certificates count in whole seconds, and are valid until the end of their last one.
+        let issued = whole_seconds();
+        while days == 0 && whole_seconds() == issued {
+            std::thread::yield_now();
+        }
         ClientCertificate { certificate, key }
     }
 
@@ -151,10 +154,8 @@ fn new_key(name: &str, key: &Path) -> Command {
     command
 }
 
-fn is_valid(certificate: &Path) -> bool {
-    let mut command = Command::new("openssl");
-    command.args(["x509", "-noout", "-checkend", "0", "-in"]).arg(certificate);
-    command.output().unwrap().status.success()
+fn whole_seconds() -> i64 {
+    store::clock::wall().0 / 1000
 }
 
 fn text(path: &Path) -> &str {
