@@ -53,6 +53,7 @@ struct Shared {
     config: LoadConfig,
     next_id: AtomicI64,
     unknown: AtomicU64,
+    overdue: AtomicU64,
     refused: AtomicU64,
     log: Mutex<(File, Vec<Ack>)>,
     /// When the last acknowledged commit was sent: what waiters wait for.
@@ -65,6 +66,8 @@ pub struct Told {
     pub acknowledged: Vec<Ack>,
     /// Commits of which nobody knows what became.
     pub unknown: u64,
+    /// Those of the unknown ones that had no answer in time. The others had their session cut.
+    pub overdue: u64,
     /// Commits that PostgreSQL refused for certain, such as on a standby.
     pub refused: u64,
 }
@@ -79,6 +82,7 @@ impl Load {
             config,
             next_id: AtomicI64::new(1),
             unknown: AtomicU64::new(0),
+            overdue: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             log: Mutex::new((file, Vec::new())),
             latest: watch::Sender::new(Moment::default()),
@@ -127,6 +131,7 @@ impl Load {
         Told {
             acknowledged,
             unknown: self.shared.unknown.load(Ordering::SeqCst),
+            overdue: self.shared.overdue.load(Ordering::SeqCst),
             refused: self.shared.refused.load(Ordering::SeqCst),
         }
     }
@@ -194,7 +199,12 @@ async fn write_once(shared: &Shared, session: &Session, insert: &Statement) -> b
             shared.refused.fetch_add(1, Ordering::SeqCst);
             false
         }
-        Ok(_) | Err(_) => {
+        Ok(_) => {
+            shared.unknown.fetch_add(1, Ordering::SeqCst);
+            false
+        }
+        Err(_) => {
+            shared.overdue.fetch_add(1, Ordering::SeqCst);
             shared.unknown.fetch_add(1, Ordering::SeqCst);
             false
         }
@@ -229,7 +239,8 @@ mod tests {
     fn told(times: &[u64]) -> Told {
         let ack =
             |ms: &u64| Ack { id: i64::try_from(*ms).unwrap(), invoked: at(*ms), acked: at(*ms) };
-        Told { acknowledged: times.iter().map(ack).collect(), unknown: 0, refused: 0 }
+        let acknowledged = times.iter().map(ack).collect();
+        Told { acknowledged, ..Told::default() }
     }
 
     #[test]

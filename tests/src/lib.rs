@@ -7,6 +7,8 @@ pub mod attempt;
 pub mod sim;
 
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use chaos::demo::{Config, Report, Timeline, play};
 use chaos::fault::Fault;
@@ -52,6 +54,20 @@ impl Scene {
         assert!(report.good, "{:?}", report.inconclusive);
         report
     }
+}
+
+/// Returns the number in this environment variable, or `usual` where it is not set.
+///
+/// # Panics
+/// When it is set to something that is no such number.
+pub fn number_of<T: FromStr>(variable: &str, usual: T) -> T {
+    let Ok(text) = std::env::var(variable) else { return usual };
+    text.parse().unwrap_or_else(|_| panic!("{variable} is {text:?}: use a number"))
+}
+
+/// Returns how long a long test takes: the minutes in this environment variable, or `full`.
+pub fn minutes(variable: &str, full: f64) -> Duration {
+    Duration::from_secs_f64(60.0 * number_of(variable, full))
 }
 
 /// Returns the program under test.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use proto::{Lsn, MemberName};
 use tokio_postgres::Config;
+use tokio_postgres::types::ToSql;
 
 use super::Lab;
 use crate::session::Session;
@@ -122,8 +123,8 @@ impl Lab {
 
     async fn holding(&self, member: &MemberName) -> anyhow::Result<Holding> {
         let session = Session::open(&self.application_at(member)?, DEADLINE).await?;
-        let commits = ids(&session, "SELECT id FROM load").await?;
-        let beacons = ids(&session, "SELECT id FROM beacon").await?;
+        let commits = ids(&session, "load").await?;
+        let beacons = ids(&session, "beacon").await?;
         Ok(Holding { commits, beacons })
     }
 }
@@ -133,10 +134,23 @@ async fn lsn(session: &Session, statement: &str) -> anyhow::Result<Lsn> {
     Ok(row.try_get::<_, &str>(0)?.parse()?)
 }
 
-async fn ids(session: &Session, statement: &str) -> anyhow::Result<BTreeSet<i64>> {
-    /// A run makes some ten thousand rows.
-    const READ_DEADLINE: Duration = Duration::from_secs(30);
-    let rows =
-        tokio::time::timeout(READ_DEADLINE, session.client().query(statement, &[])).await??;
-    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+/// Reads page by page: an hour of load makes more rows than one answer can bring in time.
+async fn ids(session: &Session, table: &str) -> anyhow::Result<BTreeSet<i64>> {
+    const PAGE: usize = 50_000;
+    /// A page takes a tenth of a second; this is for a machine under load.
+    const PAGE_DEADLINE: Duration = Duration::from_secs(30);
+    let page = format!("SELECT id FROM {table} WHERE id > $1 ORDER BY id LIMIT {PAGE}");
+    let mut all = BTreeSet::new();
+    loop {
+        let last = all.last().copied().unwrap_or(i64::MIN);
+        let values: [&(dyn ToSql + Sync); 1] = [&last];
+        let rows = session.client().query(&page, &values);
+        let rows = tokio::time::timeout(PAGE_DEADLINE, rows).await??;
+        for row in &rows {
+            all.insert(row.try_get(0)?);
+        }
+        if rows.len() < PAGE {
+            return Ok(all);
+        }
+    }
 }
