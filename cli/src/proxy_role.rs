@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use proxy_config::Config;
+use proxy_config::{Config, HaproxyConfig};
 
 use crate::failure::Failure;
 use crate::runtime;
@@ -58,13 +58,15 @@ fn config(args: ProxyConfigArgs) -> Result<Config, Failure> {
     Ok(Config {
         cluster: args.target.cluster,
         etcd: args.target.store.access()?,
-        haproxy_config: path("--haproxy-config", args.haproxy_config)?,
-        haproxy_socket: path("--haproxy-socket", args.haproxy_socket)?,
-        write_port: args.write_port,
-        read_port: args.read_port,
-        bind: args.bind,
-        reload: args.reload,
         id: identity(args.id)?,
+        haproxy: Some(HaproxyConfig {
+            file: path("--haproxy-config", args.haproxy_config)?,
+            socket: path("--haproxy-socket", args.haproxy_socket)?,
+            write_port: args.write_port,
+            read_port: args.read_port,
+            bind: args.bind,
+            reload: args.reload,
+        }),
     })
 }
 

@@ -8,21 +8,20 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use proto::Moment;
+use proto::{ClusterName, Moment};
 use store::clock;
 use tokio::process::Command;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::Config;
 use crate::haproxy::{self, Installed, Rendered};
 use crate::push::{self, PushError, Running};
 use crate::route::Routes;
+use crate::{Config, HaproxyConfig};
 
 /// How often a running HAProxy is asked what it has loaded: it may have been started, restarted or replaced.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -37,8 +36,9 @@ const COMMAND_WITHIN: Duration = Duration::from_secs(30);
 
 /// Returns the routes that the installed file was written for; none if there is no file.
 pub fn installed(config: &Config) -> anyhow::Result<Option<Routes>> {
-    let path = config.haproxy_config.display();
-    let text = match fs::read_to_string(&config.haproxy_config) {
+    let Some(haproxy) = &config.haproxy else { return Ok(None) };
+    let path = haproxy.file.display();
+    let text = match fs::read_to_string(&haproxy.file) {
         Ok(text) if text.trim().is_empty() => return Ok(None),
         Ok(text) => text,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -60,11 +60,12 @@ pub fn installed(config: &Config) -> anyhow::Result<Option<Routes>> {
 
 /// Follows the routes with files until `stop`.
 pub async fn follow(
-    config: Arc<Config>,
+    (cluster, config): (ClusterName, HaproxyConfig),
     mut wanted: watch::Receiver<Option<Routes>>,
     stop: CancellationToken,
 ) {
-    let mut installer = Installer { config, written: None, reloaded: None, said: String::new() };
+    let mut installer =
+        Installer { cluster, config, written: None, reloaded: None, said: String::new() };
     loop {
         let routes = wanted.borrow_and_update().clone();
         if let Some(routes) = routes {
@@ -80,7 +81,8 @@ pub async fn follow(
 }
 
 struct Installer {
-    config: Arc<Config>,
+    cluster: ClusterName,
+    config: HaproxyConfig,
     written: Option<Rendered>,
     /// The fingerprint that a reload was last asked for, and when.
     reloaded: Option<(String, Moment)>,
@@ -98,12 +100,12 @@ enum Outcome {
 
 impl Installer {
     async fn install(&mut self, routes: &Routes) -> anyhow::Result<Outcome> {
-        let rendered = haproxy::render(&self.config, routes);
+        let rendered = haproxy::render(&self.cluster, &self.config, routes);
         if self.written.as_ref() != Some(&rendered) {
-            write_files(&self.config.haproxy_config, &rendered).await?;
+            write_files(&self.config.file, &rendered).await?;
             self.written = Some(rendered.clone());
         }
-        let running = match push::running(&self.config.haproxy_socket).await {
+        let running = match push::running(&self.config.socket).await {
             Ok(running) => running,
             Err(PushError::Away(_)) => return Ok(Outcome::Away),
             Err(e) => return Err(e.into()),
@@ -119,10 +121,7 @@ impl Installer {
             && *fingerprint == rendered.fingerprint
             && now.since(*at) < RELOAD_AGAIN_AFTER
         {
-            bail!(
-                "HAProxy was told to reload and has not loaded {}",
-                self.config.haproxy_config.display()
-            );
+            bail!("HAProxy was told to reload and has not loaded {}", self.config.file.display());
         }
         self.reloaded = Some((rendered.fingerprint.clone(), now));
         self.reload(&running).await?;
@@ -138,7 +137,7 @@ impl Installer {
             bail!(
                 "HAProxy has not loaded {}: reload or restart it, and start it with -W or give a reload \
                  command (--reload) so that it need not be done by hand",
-                self.config.haproxy_config.display()
+                self.config.file.display()
             );
         };
         info!(master = master.as_raw(), "reload HAProxy");
@@ -148,14 +147,14 @@ impl Installer {
 
     async fn loaded(&self, fingerprint: &str, deadline: Moment) -> anyhow::Result<Outcome> {
         loop {
-            match push::running(&self.config.haproxy_socket).await {
+            match push::running(&self.config.socket).await {
                 Ok(running) if running.description == fingerprint => {
                     return Ok(Outcome::Loaded(running));
                 }
                 // The old worker answers, or the socket is just being handed over.
                 Ok(_) | Err(_) => {}
             }
-            let path = self.config.haproxy_config.display();
+            let path = self.config.file.display();
             ensure!(
                 clock::now() < deadline,
                 "HAProxy was told to reload and has not loaded {path}"
@@ -178,7 +177,7 @@ impl Installer {
         if text == self.said {
             return;
         }
-        let config = self.config.haproxy_config.display();
+        let config = self.config.file.display();
         match trouble {
             true => warn!(%config, "{text}"),
             false => info!(%config, "{text}"),

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use proto::{Epoch, Moment};
 use store::etcd::EtcdStore;
 use store::keys::Keys;
@@ -31,7 +31,7 @@ const CONNECT_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Serves until `stop`. A store that cannot be reached at start is an error, unless routes are installed already.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    check(&config)?;
+    config.check()?;
     let knows_routes = install::installed(&config)?.is_some_and(|r| r.epoch > Epoch(0));
     let store = tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -46,7 +46,7 @@ pub async fn run_on(
     config: Config,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    check(&config)?;
+    config.check()?;
     let installed = install::installed(&config)?;
     let keys = Keys::of(&config.cluster);
     let config = Arc::new(config);
@@ -57,7 +57,10 @@ pub async fn run_on(
     let seen = views.subscribe();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follow::follow(store.clone(), keys.clone(), (views, heard.clone()), inner.clone()));
-    tasks.spawn(install::follow(config.clone(), wanted.subscribe(), inner.clone()));
+    if let Some(haproxy) = config.haproxy.clone() {
+        let of = (config.cluster.clone(), haproxy);
+        tasks.spawn(install::follow(of, wanted.subscribe(), inner.clone()));
+    }
     let report = (config.id.clone(), epoch.subscribe());
     tasks.spawn(presence::announce(
         store,
@@ -78,41 +81,6 @@ pub async fn run_on(
         ended.context("end a task of proxy-config")?;
     }
     outcome
-}
-
-fn check(config: &Config) -> anyhow::Result<()> {
-    ensure!(
-        config.write_port != config.read_port,
-        "--write-port and --read-port are both {}: choose two ports",
-        config.write_port
-    );
-    let plain =
-        |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-:*+@".contains(&b));
-    let paths = [
-        ("--haproxy-config", &config.haproxy_config),
-        ("--haproxy-socket", &config.haproxy_socket),
-    ];
-    for (flag, path) in paths {
-        let fits = path.is_absolute() && path.to_str().is_some_and(plain);
-        ensure!(fits, "{flag} {path:?}: use an absolute path of letters, digits and / . _ -");
-    }
-    let directory = config.haproxy_config.parent().unwrap_or(&config.haproxy_config);
-    ensure!(
-        directory.is_dir(),
-        "--haproxy-config {:?}: its directory does not exist: make it, writable for this user",
-        config.haproxy_config
-    );
-    ensure!(
-        config.haproxy_socket.as_os_str().len() <= 90,
-        "--haproxy-socket {:?} is longer than the 90 characters that HAProxy can bind: use a shorter path",
-        config.haproxy_socket
-    );
-    let bind = &config.bind;
-    ensure!(
-        !bind.is_empty() && plain(bind),
-        "bind address {bind:?}: use an address of this host, or *"
-    );
-    Ok(())
 }
 
 async fn connect(config: &Config, knows_routes: bool) -> anyhow::Result<EtcdStore> {
@@ -190,8 +158,7 @@ impl Router {
             warn!(
                 epoch = %lower.epoch, routed = %self.routes.epoch,
                 "the state is of a lower epoch than was routed by, the routes stay; if the cluster was made anew, \
-                 stop proxy-config, remove {} and start again",
-                self.config.haproxy_config.display()
+                 stop proxy-config, remove the files that it installed and start again"
             );
         }
         let next = route::route(state, &view.reports, Some(&self.routes));
@@ -208,10 +175,11 @@ impl Router {
 
     async fn push(&mut self, hold: Hold) {
         let lines = push::commands(&self.routes, hold);
+        let Some(haproxy) = &self.config.haproxy else { return };
         if lines.is_empty() {
             return;
         }
-        let outcome = push::push(&self.config.haproxy_socket, &lines).await;
+        let outcome = push::push(&haproxy.socket, &lines).await;
         if outcome.is_ok() && hold == Hold::Routes && *self.epoch.borrow() != self.routes.epoch {
             self.epoch.send_replace(self.routes.epoch);
         }

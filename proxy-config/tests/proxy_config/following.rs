@@ -82,7 +82,7 @@ async fn a_lower_epoch_changes_nothing_also_after_a_restart() {
     let Cluster { world, proxy, haproxy: _haproxy, a: _a, b: _b } = cluster().await;
     world.installed("# pgdeputy epoch 7").await;
     let writer = world.write_session().await.unwrap();
-    let before = std::fs::read_to_string(&world.config.haproxy_config).unwrap();
+    let before = std::fs::read_to_string(&world.haproxy().file).unwrap();
     world.agree(&open(6, &["b", "a"])).await;
     proxy.stop().await;
     let _proxy = world.proxy();
@@ -92,7 +92,7 @@ async fn a_lower_epoch_changes_nothing_also_after_a_restart() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(writer.is_open());
-    assert_eq!(std::fs::read_to_string(&world.config.haproxy_config).unwrap(), before);
+    assert_eq!(std::fs::read_to_string(&world.haproxy().file).unwrap(), before);
     // It is alive and goes on with the next higher epoch.
     world.agree(&open(8, &["b", "a"])).await;
     world.expect_writes_at("b").await;
@@ -152,7 +152,7 @@ async fn with_proxy_config_dead_the_checks_find_the_next_primary() {
 async fn with_the_store_away_sessions_stay_and_no_file_changes() {
     let Cluster { world, proxy: _proxy, haproxy: _haproxy, a: _a, b: _b } = cluster().await;
     let writer = world.write_session().await.unwrap();
-    let before = std::fs::read_to_string(&world.config.haproxy_config).unwrap();
+    let before = std::fs::read_to_string(&world.haproxy().file).unwrap();
     world.store.make_reads_unavailable();
     world.store.cancel_watches();
     let until = clock::now() + Duration::from_millis(1500);
@@ -161,7 +161,7 @@ async fn with_the_store_away_sessions_stay_and_no_file_changes() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(writer.is_open());
-    assert_eq!(std::fs::read_to_string(&world.config.haproxy_config).unwrap(), before);
+    assert_eq!(std::fs::read_to_string(&world.haproxy().file).unwrap(), before);
     // What happened meanwhile is seen as soon as the store is back.
     world.agree(&open(8, &["b", "a"])).await;
     world.store.make_reads_available();

@@ -2,25 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
-use proxy_config::Config;
-use proxy_config::haproxy::{Installed, read_back, render, states_path};
+use proxy_config::HaproxyConfig;
+use proxy_config::haproxy::{Installed, Rendered, read_back, states_path};
 use proxy_config::push::{Hold, commands};
 use proxy_config::route::{Routes, route};
 
 use crate::scene::{Reports, open, primary, reports, sealing, standby};
 
-fn config() -> Config {
-    Config {
-        cluster: "main".parse().unwrap(),
-        etcd: Vec::new().into(),
-        haproxy_config: "/etc/haproxy/haproxy.cfg".into(),
-        haproxy_socket: "/run/haproxy/pgdeputy.sock".into(),
+fn config() -> HaproxyConfig {
+    HaproxyConfig {
+        file: "/etc/haproxy/haproxy.cfg".into(),
+        socket: "/run/haproxy/pgdeputy.sock".into(),
         write_port: 5000,
         read_port: 5001,
         bind: "*".into(),
         reload: None,
-        id: "proxy-1".into(),
     }
+}
+
+fn render(config: &HaproxyConfig, routes: &Routes) -> Rendered {
+    proxy_config::haproxy::render(&"main".parse().unwrap(), config, routes)
 }
 
 fn three() -> Routes {
@@ -82,7 +83,10 @@ fn another_address_port_or_member_needs_a_reload() {
     let before = render(&config(), &three()).fingerprint;
     let fewer = route(Some(&open(7, &["a", "b"])), &Reports::new(), Some(&three()));
     assert_ne!(render(&config(), &fewer).fingerprint, before);
-    assert_ne!(render(&Config { read_port: 5002, ..config() }, &three()).fingerprint, before);
+    assert_ne!(
+        render(&HaproxyConfig { read_port: 5002, ..config() }, &three()).fingerprint,
+        before
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use proto::document;
-use proxy_config::Config;
+use proxy_config::{Config, HaproxyConfig};
 use store::{Operation, Store, Txn, clock};
 use tokio_util::sync::CancellationToken;
 
@@ -21,18 +21,18 @@ async fn error_of(world: &World, config: Config) -> String {
 async fn a_file_of_somebody_else_is_refused_and_left_as_it_is() {
     let world = World::new().await;
     let text = "global\n    maxconn 5\n";
-    fs::write(&world.config.haproxy_config, text).unwrap();
+    fs::write(&world.haproxy().file, text).unwrap();
     let error = error_of(&world, world.config.clone()).await;
     assert!(error.contains("was not written by pgdeputy: move it away"), "{error}");
-    assert_eq!(fs::read_to_string(&world.config.haproxy_config).unwrap(), text);
+    assert_eq!(fs::read_to_string(&world.haproxy().file).unwrap(), text);
 }
 
 #[tokio::test]
 async fn a_file_of_another_cluster_is_refused() {
     let world = World::new().await;
-    let other = Config { cluster: "other".parse().unwrap(), ..world.config.clone() };
-    let text = proxy_config::haproxy::render(&other, &Default::default()).text;
-    fs::write(&world.config.haproxy_config, text).unwrap();
+    let other = "other".parse().unwrap();
+    let text = proxy_config::haproxy::render(&other, world.haproxy(), &Default::default()).text;
+    fs::write(&world.haproxy().file, text).unwrap();
     let error = error_of(&world, world.config.clone()).await;
     assert!(error.contains("belongs to cluster other, not main"), "{error}");
 }
@@ -40,18 +40,17 @@ async fn a_file_of_another_cluster_is_refused() {
 #[tokio::test]
 async fn bad_settings_are_refused_with_the_remedy_before_any_file_is_written() {
     let world = World::new().await;
-    let good = || world.config.clone();
+    let good = || world.haproxy().clone();
+    let long = format!("/{}", "x".repeat(100));
     let cases = [
-        (Config { read_port: good().write_port, ..good() }, "choose two ports"),
-        (Config { haproxy_config: "relative.cfg".into(), ..good() }, "absolute path"),
-        (Config { haproxy_socket: "/tmp/a b.sock".into(), ..good() }, "absolute path"),
-        (
-            Config { haproxy_socket: format!("/{}", "x".repeat(100)).into(), ..good() },
-            "shorter path",
-        ),
-        (Config { bind: "*:5000 ssl".into(), ..good() }, "use an address of this host"),
+        (HaproxyConfig { read_port: good().write_port, ..good() }, "choose two ports"),
+        (HaproxyConfig { file: "relative.cfg".into(), ..good() }, "absolute path"),
+        (HaproxyConfig { socket: "/tmp/a b.sock".into(), ..good() }, "absolute path"),
+        (HaproxyConfig { socket: long.into(), ..good() }, "shorter path"),
+        (HaproxyConfig { bind: "*:5000 ssl".into(), ..good() }, "use an address of this host"),
     ];
-    for (config, remedy) in cases {
+    for (haproxy, remedy) in cases {
+        let config = Config { haproxy: Some(haproxy), ..world.config.clone() };
         let error = error_of(&world, config).await;
         assert!(error.contains(remedy), "{error}");
     }
@@ -64,16 +63,16 @@ async fn an_unreachable_store_is_an_error_on_the_first_start_and_waited_for_late
     let first = proxy_config::run(world.config.clone(), CancellationToken::new());
     let error = format!("{:#}", bounded("the first start fails", first).await.unwrap_err());
     assert!(error.contains("connect to etcd at http://127.0.0.1:1"), "{error}");
-    assert!(!world.config.haproxy_config.exists());
+    assert!(!world.haproxy().file.exists());
 
     let routes = proxy_config::route::route(Some(&open(7, &["a"])), &Default::default(), None);
-    let text = proxy_config::haproxy::render(&world.config, &routes).text;
-    fs::write(&world.config.haproxy_config, &text).unwrap();
+    let text = proxy_config::haproxy::render(&world.config.cluster, world.haproxy(), &routes).text;
+    fs::write(&world.haproxy().file, &text).unwrap();
     let stop = CancellationToken::new();
     let mut later = tokio::spawn(proxy_config::run(world.config.clone(), stop.clone()));
     let early = tokio::time::timeout(std::time::Duration::from_secs(6), &mut later).await;
     assert!(early.is_err(), "it waits for longer than a failing connect takes");
-    assert_eq!(fs::read_to_string(&world.config.haproxy_config).unwrap(), text);
+    assert_eq!(fs::read_to_string(&world.haproxy().file).unwrap(), text);
     stop.cancel();
     bounded("it stops", later).await.unwrap().unwrap();
 }
@@ -95,7 +94,8 @@ async fn the_given_command_reloads() {
     let pid_file = world.directory.path().join("master.pid");
     let said = world.directory.path().join("said");
     let (pid, said_path) = (pid_file.display(), said.display());
-    world.config.reload = Some(format!("kill -USR2 $(cat {pid}) && echo reloaded >> {said_path}"));
+    world.config.haproxy.as_mut().unwrap().reload =
+        Some(format!("kill -USR2 $(cat {pid}) && echo reloaded >> {said_path}"));
     let proxy = world.proxy();
     world.installed("# pgdeputy epoch").await;
     let haproxy = Haproxy::start(&world.config);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use proto::{ClusterState, Document, MemberReport, document};
-use proxy_config::Config;
+use proxy_config::{Config, HaproxyConfig};
 use store::etcd::EtcdStore;
 use store::keys::Keys;
 use store::memory::MemoryStore;
@@ -93,7 +93,7 @@ pub struct Haproxy {
 impl Haproxy {
     pub fn start(config: &Config) -> Haproxy {
         let mut command = std::process::Command::new("haproxy");
-        command.arg("-W").arg("-f").arg(&config.haproxy_config);
+        command.arg("-W").arg("-f").arg(&config.haproxy.as_ref().unwrap().file);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Haproxy { master: command.spawn().unwrap() }
     }
@@ -206,13 +206,15 @@ impl World {
         let config = Config {
             cluster: cluster.clone(),
             etcd: vec!["http://127.0.0.1:1".into()].into(),
-            haproxy_config: directory.path().join("haproxy.cfg"),
-            haproxy_socket: directory.path().join("haproxy.sock"),
-            write_port: free_port().await,
-            read_port: free_port().await,
-            bind: "127.0.0.1".into(),
-            reload: None,
             id: "proxy-1".into(),
+            haproxy: Some(HaproxyConfig {
+                file: directory.path().join("haproxy.cfg"),
+                socket: directory.path().join("haproxy.sock"),
+                write_port: free_port().await,
+                read_port: free_port().await,
+                bind: "127.0.0.1".into(),
+                reload: None,
+            }),
         };
         World { store: MemoryStore::new(), config, keys: Keys::of(&cluster), directory }
     }
@@ -222,6 +224,10 @@ impl World {
         let proxy = self.proxy();
         self.installed("# pgdeputy epoch").await;
         (proxy, Haproxy::start(&self.config))
+    }
+
+    pub fn haproxy(&self) -> &HaproxyConfig {
+        self.config.haproxy.as_ref().unwrap()
     }
 
     pub fn proxy(&self) -> Proxy {
@@ -254,7 +260,7 @@ impl World {
 
     /// Waits until the installed file has `text`.
     pub async fn installed(&self, text: &str) {
-        let path = self.config.haproxy_config.clone();
+        let path = self.haproxy().file.clone();
         eventually(&format!("the file has {text:?}"), || async {
             std::fs::read_to_string(&path).is_ok_and(|file| file.contains(text))
         })
@@ -262,11 +268,11 @@ impl World {
     }
 
     pub async fn expect_writes_at(&self, member: &str) {
-        self.expect(self.config.write_port, member).await;
+        self.expect(self.haproxy().write_port, member).await;
     }
 
     pub async fn expect_reads_at(&self, member: &str) {
-        self.expect(self.config.read_port, member).await;
+        self.expect(self.haproxy().read_port, member).await;
     }
 
     async fn expect(&self, port: u16, member: &str) {
@@ -277,15 +283,15 @@ impl World {
     }
 
     pub async fn write_session(&self) -> Option<Session> {
-        Session::open(self.config.write_port).await
+        Session::open(self.haproxy().write_port).await
     }
 
     pub async fn read_session(&self) -> Option<Session> {
-        Session::open(self.config.read_port).await
+        Session::open(self.haproxy().read_port).await
     }
 
     pub fn states(&self) -> PathBuf {
-        proxy_config::haproxy::states_path(&self.config.haproxy_config)
+        proxy_config::haproxy::states_path(&self.haproxy().file)
     }
 }
 

@@ -1,0 +1,93 @@
+//! What one proxy-config is told at start, and what of it is refused before any file is written.
+
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::ensure;
+use proto::ClusterName;
+
+/// What one proxy-config is told at start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub cluster: ClusterName,
+    /// Where etcd is, and as whom it is asked.
+    pub etcd: store::EtcdAccess,
+    /// Tells apart the proxy-configs of one cluster.
+    pub id: String,
+    /// The HAProxy that is kept in line, if there is one.
+    pub haproxy: Option<HaproxyConfig>,
+}
+
+/// One HAProxy: its files, its ports, and how it is told.
+#[derive(Debug, Clone)]
+pub struct HaproxyConfig {
+    /// The file that HAProxy is started with: all of it is written here.
+    pub file: PathBuf,
+    /// HAProxy's runtime socket, which the file makes HAProxy open.
+    pub socket: PathBuf,
+    pub write_port: u16,
+    pub read_port: u16,
+    /// The address that HAProxy listens on, such as `127.0.0.1` or `*`.
+    pub bind: String,
+    /// The command that makes HAProxy read its file again, run by `sh -c`.
+    pub reload: Option<String>,
+}
+
+impl Config {
+    /// Checks all that can be wrong without asking anybody.
+    pub fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.haproxy.is_some(),
+            "there is nothing to keep in line: give --haproxy-config and --haproxy-socket"
+        );
+        self.haproxy.as_ref().map_or(Ok(()), HaproxyConfig::check)
+    }
+}
+
+impl HaproxyConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.write_port != self.read_port,
+            "--write-port and --read-port are both {}: choose two ports",
+            self.write_port
+        );
+        check_path("--haproxy-config", &self.file)?;
+        check_path("--haproxy-socket", &self.socket)?;
+        let directory = self.file.parent().unwrap_or(&self.file);
+        ensure!(
+            directory.is_dir(),
+            "--haproxy-config {:?}: its directory does not exist: make it, writable for this user",
+            self.file
+        );
+        ensure!(
+            self.socket.as_os_str().len() <= 90,
+            "--haproxy-socket {:?} is longer than the 90 characters that HAProxy can bind: use a shorter path",
+            self.socket
+        );
+        let bind = &self.bind;
+        ensure!(
+            !bind.is_empty() && is_plain(bind),
+            "bind address {bind:?}: use an address of this host, or *"
+        );
+        Ok(())
+    }
+
+    /// Returns the address to listen on as HAProxy writes it.
+    pub fn bind_address(&self) -> String {
+        match self.bind.parse::<Ipv6Addr>() {
+            Ok(address) => format!("[{address}]"),
+            Err(_) => self.bind.clone(),
+        }
+    }
+}
+
+/// It is written into a file whose words end at a space.
+fn check_path(flag: &str, path: &Path) -> anyhow::Result<()> {
+    let fits = path.is_absolute() && path.to_str().is_some_and(is_plain);
+    ensure!(fits, "{flag} {path:?}: use an absolute path of letters, digits and / . _ -");
+    Ok(())
+}
+
+fn is_plain(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-:*+@".contains(&b))
+}
