@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use proto::request::Wanted;
+use proto::request::{Terms, Wanted};
 use proto::{ClusterName, Epoch, MemberName};
 use serde::Serialize;
 
@@ -51,7 +51,7 @@ pub fn run(args: SwitchoverArgs) -> Result<u8, Failure> {
 async fn switch(args: &SwitchoverArgs) -> anyhow::Result<Switched> {
     let store = read::connect(&args.target.store).await?;
     let documents = read::documents(&store, &args.target).await?;
-    let wanted = Wanted::Switchover { to: args.to.clone() };
+    let wanted = Wanted::Switchover(Terms::to(args.to.clone()));
     let answered = ask::until_done(&store, &args.target, &documents, wanted, args.timeout).await?;
     let documents = read::documents(&store, &args.target).await?;
     let state = documents.state.context("the state is gone")?;

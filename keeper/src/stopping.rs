@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use proto::request::{Request, RequestId, RequestOutcome, Wanted};
+use proto::request::{Request, RequestId, RequestOutcome, Terms, Unheld, Wanted};
 use proto::{ClusterState, MemberName};
 use store::requests::{AskError, Asked, ask};
 use tokio::sync::mpsc;
@@ -75,12 +75,14 @@ async fn relief(
 }
 
 fn request(member: &MemberName, within: Duration) -> Request {
+    // It stops in any case: better with a successor and some transactions cut than with all of them.
+    let terms = Terms { unheld: Unheld::Cut, ..Terms::default() };
     Request {
         id: RequestId::from_random(rand::random()),
         by: format!("keeper of {member}, which was asked to stop"),
         asked: store::clock::wall(),
         valid_for: within,
-        wanted: Wanted::Switchover { to: None },
+        wanted: Wanted::Switchover(terms),
     }
 }
 

@@ -41,8 +41,8 @@ pub enum HistoryKind {
     Restart,
 }
 
-/// One phase: `notice`, `seal`, `choose`, `promote`, `redundancy`; for a switchover `checkpoint`, `stop`
-/// in place of `notice`; for a restart `notice`, `restart`, `redundancy`.
+/// One phase: `notice`, `seal`, `choose`, `promote`, `redundancy`; for a switchover `checkpoint`,
+/// `hold` where proxies hold clients, `stop` in place of `notice`; for a restart `notice`, `restart`, `redundancy`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PhaseRecord {

@@ -52,8 +52,8 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
 pub enum Wanted {
-    /// Another primary, without loss: `to`, or the best standby.
-    Switchover { to: Option<MemberName> },
+    /// Another primary, without loss.
+    Switchover(Terms),
     /// Nothing is promoted by suspicion, restarted or rejoined for this long.
     Pause {
         reason: String,
@@ -70,6 +70,61 @@ pub enum Wanted {
     AcceptLoss { give_up: BTreeSet<MemberName> },
     /// Accepted losses were taken note of.
     AcknowledgeLoss,
+}
+
+/// What a switchover is to be like. The default: to the best standby, and called off where clients cannot be held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Terms {
+    /// The next primary; the best standby where nobody is named.
+    pub to: Option<MemberName>,
+    /// How long proxies may make their clients wait before the primary is stopped.
+    #[serde(with = "duration", default = "usual_hold", skip_serializing_if = "is_usual_hold")]
+    pub hold: Duration,
+    #[serde(default, skip_serializing_if = "Unheld::is_usual")]
+    pub unheld: Unheld,
+}
+
+/// Clients wait from the first moment of a hold on while transactions that run already end, so this is about as long as
+/// most of them accept for a statement. A transaction that runs longer wants another time for the switchover.
+pub const HOLD_AT_MOST: Duration = Duration::from_secs(5);
+
+/// What is done where some proxy does not hold its clients in time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unheld {
+    /// The switchover is called off, nothing has changed.
+    #[default]
+    CallOff,
+    /// It goes on, and the transactions that still run are cut.
+    Cut,
+}
+
+impl Unheld {
+    pub(crate) fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { to: None, hold: HOLD_AT_MOST, unheld: Unheld::default() }
+    }
+}
+
+impl Terms {
+    /// Returns the usual terms with `to` as the next primary.
+    pub fn to(to: Option<MemberName>) -> Self {
+        Self { to, ..Self::default() }
+    }
+}
+
+pub(crate) fn usual_hold() -> Duration {
+    HOLD_AT_MOST
+}
+
+pub(crate) fn is_usual_hold(hold: &Duration) -> bool {
+    *hold == HOLD_AT_MOST
 }
 
 /// The kinds of requests; each has one key.
@@ -89,7 +144,7 @@ impl Wanted {
     /// Returns the kind, which names the key.
     pub fn kind(&self) -> RequestKind {
         match self {
-            Self::Switchover { .. } => RequestKind::Switchover,
+            Self::Switchover(_) => RequestKind::Switchover,
             Self::Pause { .. } => RequestKind::Pause,
             Self::Resume => RequestKind::Resume,
             Self::Remove { .. } => RequestKind::Remove,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::orders::Orders;
-use crate::request::{Answered, RequestId};
+use crate::request::{Answered, RequestId, Unheld, is_usual_hold, usual_hold};
 use crate::time::duration;
 use crate::{
     Cfg, CfgId, Document, Epoch, Incarnation, Lsn, MemberName, StateNumber, SystemIdentifier,
@@ -96,6 +96,11 @@ pub struct Switchover {
     /// How long after its start it may still be stopped for; past that it ends with nothing done.
     #[serde(with = "duration")]
     pub within: Duration,
+    /// How long its step `hold` may last.
+    #[serde(with = "duration", default = "usual_hold", skip_serializing_if = "is_usual_hold")]
+    pub hold: Duration,
+    #[serde(default, skip_serializing_if = "Unheld::is_usual")]
+    pub unheld: Unheld,
     pub step: SwitchoverStep,
 }
 
@@ -105,10 +110,50 @@ pub struct Switchover {
 pub enum SwitchoverStep {
     /// The primary serves on, and writes a checkpoint so that its stop is short.
     Checkpoint,
+    /// The primary serves on, and every live proxy that can makes its clients wait (`ProxyReport::held`). Left out where
+    /// there is no such proxy.
+    Hold {
+        since: WallTime,
+        /// Counted by everybody from when it sees this step, by its own clock: see `Switchover::hold_for`.
+        #[serde(with = "duration")]
+        within: Duration,
+    },
     /// The primary stops, promises the next epoch and seals for it. From here on every outcome is a new epoch.
     Stop,
     /// The next epoch is being sealed; `position` is where the stopped primary's WAL ends: what the next one must hold.
     Sealed { position: WalPosition },
+}
+
+/// The leader has this much to say how a hold ends before proxies let their clients go by themselves.
+const HOLD_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a proxy goes on holding once the primary is told to stop. A keeper gives its stop 10 s and the leader that
+/// keeper 15 s; a failover that follows has its time too. PgBouncer gives its waiting clients 120 s.
+const HOLD_THROUGH_STOP: Duration = Duration::from_secs(45);
+
+impl SwitchoverStep {
+    /// Returns whether the primary serves on, and nothing has been done that would have to be undone.
+    pub fn can_be_called_off(&self) -> bool {
+        match self {
+            Self::Checkpoint | Self::Hold { .. } => true,
+            Self::Stop | Self::Sealed { .. } => false,
+        }
+    }
+}
+
+impl Switchover {
+    /// Returns for how long a proxy holds its clients at most while it sees this step and hears of no later one, counted
+    /// from when it saw the first step of the kind (`Hold`, or one past recall) by its own clock; `None`: it does not.
+    ///
+    /// It also lets them go when it sees a state without this switchover, unless that is of a later epoch whose primary
+    /// has not opened yet: then what counts is the time since the stop.
+    pub fn hold_for(&self) -> Option<Duration> {
+        match self.step {
+            SwitchoverStep::Checkpoint => None,
+            SwitchoverStep::Hold { within, .. } => Some(within + HOLD_GRACE),
+            SwitchoverStep::Stop | SwitchoverStep::Sealed { .. } => Some(HOLD_THROUGH_STOP),
+        }
+    }
 }
 
 /// One epoch, its timeline, and where that timeline begins.
@@ -174,7 +219,7 @@ impl ClusterState {
     pub fn is_open(&self) -> bool {
         let serves = match &self.phase {
             Phase::Open => true,
-            Phase::Switchover(switchover) => switchover.step == SwitchoverStep::Checkpoint,
+            Phase::Switchover(switchover) => switchover.step.can_be_called_off(),
             Phase::Founding { .. } | Phase::Promoting | Phase::Restarting => false,
         };
         serves && self.sealing.is_none()
@@ -190,7 +235,7 @@ impl ClusterState {
 
     /// Returns the switchover that is past recall: its primary is to stop, or has.
     pub fn handing_over(&self) -> Option<&Switchover> {
-        self.switchover().filter(|s| s.step != SwitchoverStep::Checkpoint)
+        self.switchover().filter(|s| !s.step.can_be_called_off())
     }
 
     /// Returns the answered request `id`, if it is remembered.

@@ -11,12 +11,14 @@ use proto::document::{DecodeError, Document, decode, encode};
 use proto::explanation::{Explanation, Rejection};
 use proto::history::{HistoryKind, HistoryRecord, Note, PhaseRecord, RejoinRecord};
 use proto::orders::{AcceptedLoss, Leaving, Orders, Pause, Removed};
-use proto::proxy::ProxyReport;
+use proto::proxy::{Clients, ProxyReport};
 use proto::report::{
     Confirmed, DataDirectory, Ended, Handover, MemberReport, Opened, Readiness, Rejoin, RejoinBy,
     RejoinOutcome, Seal, Server, Stream, Unresponsive,
 };
-use proto::request::{Answered, Request, RequestId, RequestKind, RequestOutcome, Wanted};
+use proto::request::{
+    Answered, Request, RequestId, RequestKind, RequestOutcome, Terms, Unheld, Wanted,
+};
 use proto::right::Secrets;
 use proto::spec::{MemberSpec, Permission};
 use proto::state::{Admitted, Death, EpochRecord, Floor, RestartOrder, Switchover, SwitchoverStep};
@@ -216,7 +218,7 @@ fn request() -> Request {
         by: "ann@north".into(),
         asked: WallTime(1_795_000_000_123),
         valid_for: std::time::Duration::from_secs(30),
-        wanted: Wanted::Switchover { to: Some(name("a")) },
+        wanted: Wanted::Switchover(Terms::to(Some(name("a")))),
     }
 }
 
@@ -278,7 +280,11 @@ fn every_document_is_written_as_its_golden_file_says_and_every_released_format_d
         pgdeputy_version: "0.1.0".into(),
     };
     check("leader", &leader);
-    check("proxy", &ProxyReport { id: "proxy-1".into(), epoch: Epoch(2) });
+    let proxy =
+        ProxyReport { id: "proxy-1".into(), epoch: Epoch(2), clients: Clients::Cut, held: None };
+    check("proxy", &proxy);
+    let held = Some(RequestId::from_random(9));
+    check("proxy-holding", &ProxyReport { clients: Clients::Held, held, ..proxy });
     let secrets = Secrets { superuser: "s".into(), replication: "r".into(), rewind: "w".into() };
     check("secrets", &secrets);
 }
@@ -286,7 +292,9 @@ fn every_document_is_written_as_its_golden_file_says_and_every_released_format_d
 #[test]
 fn a_switchover_under_way_is_read_as_it_was_written() {
     let step = SwitchoverStep::Sealed { position: position() };
-    for step in [SwitchoverStep::Checkpoint, SwitchoverStep::Stop, step] {
+    let since = WallTime(1_795_000_000_123);
+    let hold = SwitchoverStep::Hold { since, within: std::time::Duration::from_secs(5) };
+    for step in [SwitchoverStep::Checkpoint, hold, SwitchoverStep::Stop, step] {
         let switchover = Switchover {
             target: name("c"),
             named: true,
@@ -294,6 +302,8 @@ fn a_switchover_under_way_is_read_as_it_was_written() {
             by: "ann@north".into(),
             started: WallTime(1_795_000_000_123),
             within: std::time::Duration::from_secs(30),
+            hold: std::time::Duration::from_secs(7),
+            unheld: Unheld::Cut,
             step,
         };
         let state = ClusterState { phase: Phase::Switchover(switchover), ..state() };

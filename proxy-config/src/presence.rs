@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::proxy::ProxyReport;
+use proto::proxy::{Clients, ProxyReport};
 use proto::{Epoch, document};
 use store::{LeaseId, Operation, Store, StoreError, Txn, clock};
 use tokio::sync::watch;
@@ -31,7 +31,12 @@ pub async fn announce(
     let mut held: Option<(LeaseId, Epoch)> = None;
     let mut refused = false;
     loop {
-        let wanted = ProxyReport { id: id.clone(), epoch: *epoch.borrow_and_update() };
+        let wanted = ProxyReport {
+            id: id.clone(),
+            epoch: *epoch.borrow_and_update(),
+            clients: Clients::Cut,
+            held: None,
+        };
         let sent = clock::now();
         match say(store.as_ref(), &key, &mut held, wanted).await {
             Ok(()) => heard.answered(sent),

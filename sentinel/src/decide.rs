@@ -24,7 +24,7 @@ pub(crate) mod membership;
 mod pause;
 pub(crate) mod requests;
 mod silence;
-mod switchover;
+pub(crate) mod switchover;
 pub(crate) mod synchronous;
 
 pub use base::Reject;
@@ -54,7 +54,7 @@ pub fn decide(
         Situation::Opened(opened) => failover::open(&inputs, &opened),
         Situation::Waiting(waiting, wake_at) => meanwhile(&inputs, waiting, wake_at),
         Situation::Steady => steady(&inputs),
-        Situation::Checkpoint => checkpoint(&inputs),
+        Situation::Preparing => preparing(&inputs),
         Situation::HandedOver => switchover::seal(&inputs),
     };
     let step = match &step.verdict {
@@ -101,7 +101,7 @@ fn steady(inputs: &Inputs) -> Step {
 }
 
 /// The primary serves and prepares to hand over: who votes stays as it is meanwhile.
-fn checkpoint(inputs: &Inputs) -> Step {
+fn preparing(inputs: &Inputs) -> Step {
     synchronous::confirm(inputs)
         .or_else(|| membership::admit(inputs))
         .or_else(|| inputs.state.switchover().map(|s| switchover::advance(inputs, s)))

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::document::{DecodeError, decode};
 use proto::history::HistoryRecord;
+use proto::proxy::ProxyReport;
 use proto::request::{Request, RequestId, RequestKind};
 use proto::spec::Durability;
 use proto::{
@@ -45,6 +46,8 @@ pub struct Observations {
     pub primary_key: Stored<PrimaryKey>,
     /// What the spec says of a cluster without voters; strict where the spec cannot be read. For the checker.
     pub durability: Durability,
+    /// What live proxies say of themselves, by the id in their key. One that cannot be read is not waited for.
+    pub proxies: BTreeMap<String, ProxyReport>,
     /// Requests that wait for their answer.
     pub requests: BTreeMap<RequestKind, Request>,
     /// Requests that cannot be read, and why: nobody answers them, and they end with their lease.
@@ -88,8 +91,8 @@ pub enum Condition {
     Ordered { epoch: Epoch, restart: u64 },
     /// PostgreSQL died while it was promoted, and without its member there is no base.
     DiedPromoting { epoch: Epoch },
-    /// The switchover of this request has not come to its end, or `stops`: has not stopped the primary.
-    Switchover { request: RequestId, stops: bool },
+    /// The switchover of this request is in this part of it.
+    Switchover { request: RequestId, part: Part },
     /// A base exists for this epoch.
     Base { sealing: Epoch },
     /// These members could vote, and the newest Cfg is this one.
@@ -102,6 +105,14 @@ pub enum Condition {
     LossAccepted { sealing: Epoch },
     /// Enough members stream to acknowledge commits, and too few of them are voters of this Cfg.
     Stalled { newest: CfgId },
+}
+
+/// The parts of a switchover that have a bound of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Checkpoint,
+    Hold,
+    Stop,
 }
 
 /// The first moment, on this leader's own clock, since which each condition has held in every
@@ -182,6 +193,7 @@ pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
             }
         }
     }
+    seen.proxies = proxies(snapshot, keys);
     let request_revisions = requests(snapshot, keys, &mut seen);
     let mut history_revision = None;
     if let Stored::Known(state) = &state {
@@ -200,6 +212,15 @@ pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
         history_revision,
         seen,
     }
+}
+
+fn proxies(snapshot: &Snapshot, keys: &Keys) -> BTreeMap<String, ProxyReport> {
+    let prefix = format!("{}proxies/", keys.prefix());
+    let readable = snapshot.entries.iter().filter_map(|(key, entry)| {
+        let report = decode::<ProxyReport>(&entry.value).ok()?;
+        Some((key.strip_prefix(&prefix)?.to_owned(), report))
+    });
+    readable.collect()
 }
 
 /// Reads the requests into `seen` and returns their revisions. One that stands under another kind's key is not answered.

@@ -95,6 +95,8 @@ pub enum WaitingOn {
     VotersHold { primary: MemberName },
     /// The primary writes a checkpoint, then it hands over.
     Checkpoint { primary: MemberName, target: MemberName },
+    /// These proxies make their clients wait, then the primary stops.
+    Held { target: MemberName, proxies: Vec<String> },
     /// The primary stops, to hand over.
     HandOver { primary: MemberName, target: MemberName },
     /// Fewer complete members stream than must acknowledge a commit.
@@ -226,6 +228,11 @@ impl fmt::Display for WaitingOn {
             Self::Checkpoint { primary, target } => write!(
                 f,
                 "switchover to {target}: waits for {primary} to write a checkpoint, it serves meanwhile"
+            ),
+            Self::Held { target, proxies } => write!(
+                f,
+                "switchover to {target}: waits for {} to hold clients, until the transactions that run have ended",
+                list(proxies)
             ),
             Self::HandOver { primary, target } => {
                 write!(f, "switchover to {target}: waits for {primary} to stop and to seal")

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use proto::explanation::Rejection;
 use proto::history::{HistoryKind, HistoryRecord, Note, PhaseRecord, RejoinRecord};
 use proto::report::{MemberReport, RejoinOutcome};
-use proto::state::Switchover;
+use proto::state::{Switchover, SwitchoverStep};
 use proto::{ClusterState, Epoch, MemberName};
 
 use crate::decide::base::Choice;
 use crate::decide::health::Loss;
-use crate::decide::{Inputs, Step, synchronous};
+use crate::decide::{Inputs, Step, switchover, synchronous};
 use crate::observe::Condition;
 use crate::plan::{HistoryWrite, Verdict};
 
@@ -53,8 +53,8 @@ pub(crate) fn begin_restart(inputs: &Inputs, loss: &Loss, number: u64) -> Vec<Hi
     begin(inputs, loss, record, "restart")
 }
 
-/// Begins the record of a switchover when it is past recall. One that is called off before leaves none: see the answered
-/// requests of the state.
+/// Begins the record of a switchover when it is past recall. One that is called off before leaves a note in the record
+/// of the epoch that goes on.
 pub(crate) fn begin_switchover(
     inputs: &Inputs,
     switchover: &Switchover,
@@ -69,6 +69,17 @@ pub(crate) fn begin_switchover(
         .evidence
         .extend(left.iter().map(|(m, bytes)| format!("{m} has {bytes} bytes left to replay")));
     record.advance(Some("checkpoint"), switchover.started.min(inputs.wall));
+    if let Some(SwitchoverStep::Hold { since, .. }) = inputs.state.switchover().map(|s| &s.step) {
+        record.advance(Some("hold"), (*since).min(inputs.wall));
+        record.evidence.extend(switchover::holders(inputs).iter().map(|proxy| {
+            let holds = proxy.holds_for(&switchover.request);
+            format!(
+                "{} {}",
+                proxy.id,
+                if holds { "holds its clients" } else { "does not hold its clients" }
+            )
+        }));
+    }
     record.advance(Some("stop"), inputs.wall);
     ended(inputs).into_iter().chain([write(record)]).collect()
 }

@@ -107,7 +107,7 @@ impl Asked {
 
 #[cfg(test)]
 mod tests {
-    use proto::request::Wanted;
+    use proto::request::{Terms, Wanted};
 
     use super::*;
     use crate::memory::MemoryStore;
@@ -118,7 +118,7 @@ mod tests {
             by: "ann@north".into(),
             asked: proto::WallTime(0),
             valid_for: Duration::from_secs(30),
-            wanted: Wanted::Switchover { to: None },
+            wanted: Wanted::Switchover(Terms::default()),
         }
     }
 

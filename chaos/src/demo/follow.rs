@@ -121,6 +121,12 @@ fn state_lines(old: Option<&ClusterState>, new: &ClusterState) -> Vec<String> {
                     "sentinel: {primary} is to hand over to {}, and writes a checkpoint first",
                     s.target
                 ),
+                SwitchoverStep::Hold { .. } => {
+                    format!(
+                        "sentinel: proxies hold their clients for the switchover to {}",
+                        s.target
+                    )
+                }
                 SwitchoverStep::Stop => {
                     format!("sentinel: {primary} is to stop and to hand over to {}", s.target)
                 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::bail;
 use nix::sys::signal::Signal;
 use proto::MemberName;
-use proto::request::{Answered, Request, RequestId, Wanted};
+use proto::request::{Answered, Request, RequestId, Terms, Wanted};
 use store::clock;
 use store::requests::{Asked, Standing, ask};
 
@@ -26,7 +26,7 @@ impl Lab {
             by: "the lab".into(),
             asked: struck.wall,
             valid_for: VALID_FOR,
-            wanted: Wanted::Switchover { to: to.cloned() },
+            wanted: Wanted::Switchover(Terms::to(to.cloned())),
         };
         let asked = ask(self.store.as_ref(), &self.keys, &request).await?;
         Ok((struck, asked))

@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proto::report::{Ended, Opened, Server, Stream};
-use proto::state::SwitchoverStep;
 use proto::{Epoch, MemberName, MemberReport, Moment, Phase, WallTime};
 
 use super::silence::{self, Stalled};
@@ -27,8 +26,8 @@ pub(crate) enum Situation {
     Opened(Opened),
     Waiting(WaitingOn, Option<Moment>),
     Steady,
-    /// The primary serves, and writes a checkpoint to hand over soon.
-    Checkpoint,
+    /// The primary serves, and is to hand over soon.
+    Preparing,
     /// The primary has stopped to hand over, and has sealed.
     HandedOver,
 }
@@ -114,14 +113,12 @@ pub(crate) fn situation(inputs: &Inputs) -> Situation {
         Phase::Founding { founder } => Situation::Founding(founder.clone()),
         Phase::Promoting | Phase::Restarting => opening(inputs),
         Phase::Open => serving(inputs),
-        Phase::Switchover(switchover) => match switchover.step {
-            SwitchoverStep::Checkpoint => match serving(inputs) {
-                Situation::Steady => Situation::Checkpoint,
+        Phase::Switchover(switchover) => match switchover.step.can_be_called_off() {
+            true => match serving(inputs) {
+                Situation::Steady => Situation::Preparing,
                 other => other,
             },
-            SwitchoverStep::Stop | SwitchoverStep::Sealed { .. } => {
-                super::switchover::stopping(inputs, switchover)
-            }
+            false => super::switchover::stopping(inputs, switchover),
         },
     }
 }

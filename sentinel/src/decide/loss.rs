@@ -93,7 +93,7 @@ fn situation(inputs: &Inputs) -> Result<Option<Loss>, String> {
             false => Ok(Some(loss)),
         },
         Situation::HandedOver => Err("the next epoch is about to be sealed: ask again".into()),
-        Situation::Steady | Situation::Checkpoint | Situation::Opened(_) => Err(format!(
+        Situation::Steady | Situation::Preparing | Situation::Opened(_) => Err(format!(
             "{} is the primary and nothing says that it is lost: use pgdeputy switchover",
             inputs.primary()
         )),

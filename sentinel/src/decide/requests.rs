@@ -58,7 +58,7 @@ fn judge(inputs: &Inputs, request: &Request) -> Answer {
         return Answer::Refused("the cluster is still being founded: wait until it is open".into());
     }
     match &request.wanted {
-        Wanted::Switchover { .. } if inputs.state.orders.pause.is_some() => {
+        Wanted::Switchover(_) if inputs.state.orders.pause.is_some() => {
             Answer::Refused("the cluster is paused: resume it first".into())
         }
         Wanted::Pause { reason, lasting } => pause::begin(inputs, request, reason, *lasting),
@@ -69,7 +69,7 @@ fn judge(inputs: &Inputs, request: &Request) -> Answer {
         Wanted::Readmit { member } => membership::readmit(inputs, request, member),
         Wanted::AcceptLoss { give_up } => loss::begin(inputs, request, give_up),
         Wanted::AcknowledgeLoss => loss::acknowledge(inputs, request),
-        Wanted::Switchover { to } => switchover::begin(inputs, request, to.as_ref()),
+        Wanted::Switchover(terms) => switchover::begin(inputs, request, terms),
     }
 }
 

@@ -1,5 +1,5 @@
-//! A planned change of primary: check the target, have the primary write a checkpoint, have it stop and seal, and then
-//! seal the next epoch with what it held as the measure.
+//! A planned change of primary: check the target, have the primary write a checkpoint, have proxies hold their clients,
+//! have the primary stop and seal, and then seal the next epoch with what it held as the measure.
 //!
 //! The one rule (I12): until the stop everything can be called off and nothing has changed; from the stop on every
 //! outcome is a new epoch, whose primary holds all that the stopped one held, as long as that one still says so.
@@ -8,8 +8,9 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use proto::proxy::ProxyReport;
 use proto::report::{Handover, Readiness, Seal, Server};
-use proto::request::{Request, RequestKind, RequestOutcome};
+use proto::request::{Request, RequestKind, RequestOutcome, Terms, Unheld};
 use proto::state::{Switchover, SwitchoverStep};
 use proto::{ClusterState, MemberName, Phase};
 
@@ -17,7 +18,7 @@ use super::base::{self, Reject};
 use super::health::{self, Loss, LossKind, Situation};
 use super::requests::{self, Answer};
 use super::{Inputs, Step, streams_as_voter};
-use crate::observe::Condition;
+use crate::observe::{Condition, Part};
 use crate::plan::{WaitingOn, list};
 use crate::record;
 
@@ -28,7 +29,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(15);
 const EQUALLY_FAR: u64 = 1 << 20;
 
 /// Answers the request for a switchover.
-pub(crate) fn begin(inputs: &Inputs, request: &Request, to: Option<&MemberName>) -> Answer {
+pub(crate) fn begin(inputs: &Inputs, request: &Request, terms: &Terms) -> Answer {
     let state = inputs.state;
     if let Some(reason) = busy(inputs) {
         return Answer::Refused(reason);
@@ -37,7 +38,7 @@ pub(crate) fn begin(inputs: &Inputs, request: &Request, to: Option<&MemberName>)
         // The last change of primary is proven within moments, or commits wait and nothing is to be stopped.
         return Answer::Later;
     }
-    let target = match to {
+    let target = match &terms.to {
         Some(named) => eligible(inputs, named).map(|()| named.clone()),
         None => best(inputs, &BTreeMap::new()),
     };
@@ -49,11 +50,13 @@ pub(crate) fn begin(inputs: &Inputs, request: &Request, to: Option<&MemberName>)
     let mut next = inputs.next();
     next.phase = Phase::Switchover(Switchover {
         target,
-        named: to.is_some(),
+        named: terms.to.is_some(),
         request: request.id.clone(),
         by: request.by.clone(),
         started: inputs.wall,
         within: request.valid_for,
+        hold: terms.hold,
+        unheld: terms.unheld,
         step: SwitchoverStep::Checkpoint,
     });
     Answer::Started { next: Box::new(next), history: Vec::new(), what }
@@ -130,7 +133,7 @@ fn best(inputs: &Inputs, left: &BTreeMap<MemberName, u64>) -> Result<MemberName,
     })
 }
 
-/// Step `Checkpoint`, while the primary serves.
+/// The steps while the primary serves.
 pub(crate) fn advance(inputs: &Inputs, switchover: &Switchover) -> Step {
     let target = &switchover.target;
     if switchover.named
@@ -139,53 +142,107 @@ pub(crate) fn advance(inputs: &Inputs, switchover: &Switchover) -> Step {
         return call_off(inputs, reason);
     }
     let handover = inputs.report(inputs.primary()).and_then(|r| r.handover.as_ref());
-    match handover.filter(|h| h.request == switchover.request) {
+    let left = match handover.filter(|h| h.request == switchover.request) {
+        Some(Handover { readiness: Readiness::Ready { left }, .. }) => left,
         Some(Handover { readiness: Readiness::Impossible { reason }, .. }) => {
-            call_off(inputs, reason.clone())
+            return call_off(inputs, reason.clone());
         }
-        Some(Handover { readiness: Readiness::Ready { left }, .. }) => {
-            let chosen = match switchover.named {
-                true => Ok(target.clone()),
-                false => best(inputs, left),
-            };
-            match chosen {
-                Ok(target) => stop(inputs, switchover, target, left),
-                Err(reason) => call_off(inputs, reason),
-            }
-        }
-        None => {
-            let condition = condition(switchover);
-            match inputs.patience_left(&condition, switchover.within) {
-                Some(until) => {
-                    let primary = inputs.primary().clone();
-                    Step::wait_until(
-                        WaitingOn::Checkpoint { primary, target: target.clone() },
-                        until,
-                    )
-                }
-                None => call_off(
-                    inputs,
-                    format!(
-                        "{} did not get its checkpoint written within {} s: ask again with a longer --timeout",
-                        inputs.primary(),
-                        switchover.within.as_secs()
-                    ),
-                ),
-            }
-        }
+        None => return unready(inputs, switchover),
+    };
+    let chosen = match switchover.named {
+        true => Ok(target.clone()),
+        false => best(inputs, left),
+    };
+    match chosen {
+        Ok(target) => held_or_stop(inputs, &Switchover { target, ..switchover.clone() }, left),
+        Err(reason) => call_off(inputs, reason),
     }
 }
 
-/// From here on there is no way back to this epoch.
-fn stop(
+/// The primary has not said that its checkpoint is written.
+fn unready(inputs: &Inputs, switchover: &Switchover) -> Step {
+    let primary = inputs.primary().clone();
+    let condition = condition(switchover);
+    let held = matches!(switchover.step, SwitchoverStep::Hold { .. });
+    match inputs.patience_left(&condition, switchover.within).filter(|_| !held) {
+        Some(until) => {
+            let target = switchover.target.clone();
+            Step::wait_until(WaitingOn::Checkpoint { primary, target }, until)
+        }
+        // It had said so: clients are not held while another one is written.
+        None if held => call_off(inputs, format!("the keeper of {primary} has begun anew")),
+        None => call_off(
+            inputs,
+            format!(
+                "{primary} did not get its checkpoint written within {} s: ask again with a longer --timeout",
+                switchover.within.as_secs()
+            ),
+        ),
+    }
+}
+
+/// The primary is ready, and `switchover` names the target that stands.
+fn held_or_stop(
     inputs: &Inputs,
     switchover: &Switchover,
-    target: MemberName,
     left: &BTreeMap<MemberName, u64>,
 ) -> Step {
+    let holds = |p: &&ProxyReport| p.holds_for(&switchover.request);
+    let missing: Vec<String> =
+        holders(inputs).into_iter().filter(|p| !holds(p)).map(|p| p.id.clone()).collect();
+    if missing.is_empty() {
+        return stop(inputs, switchover, left);
+    }
+    let condition = condition(switchover);
+    let within = match switchover.step {
+        SwitchoverStep::Hold { within, .. } => within,
+        SwitchoverStep::Checkpoint | SwitchoverStep::Stop | SwitchoverStep::Sealed { .. } => {
+            let whole = inputs.patience_left(&condition, switchover.within);
+            let rest = whole.map_or(Duration::ZERO, |until| until.since(inputs.now));
+            return hold(inputs, switchover, switchover.hold.min(rest), &missing);
+        }
+    };
+    let target = switchover.target.clone();
+    match (inputs.patience_left(&condition, within), switchover.unheld) {
+        (Some(until), _) => Step::wait_until(WaitingOn::Held { target, proxies: missing }, until),
+        (None, Unheld::Cut) => stop(inputs, switchover, left),
+        (None, Unheld::CallOff) => call_off(inputs, unheld(&missing, within)),
+    }
+}
+
+fn unheld(missing: &[String], within: Duration) -> String {
+    format!(
+        "{} did not get hold of all clients within {} s, because transactions ran on: end those that are long or idle \
+         (pg_stat_activity), or ask again with a longer --hold",
+        list(missing),
+        within.as_secs_f32()
+    )
+}
+
+/// Returns the live proxies that can make their clients wait.
+pub(crate) fn holders<'a>(inputs: &Inputs<'a>) -> Vec<&'a ProxyReport> {
+    inputs.seen.proxies.values().filter(|p| p.can_hold()).collect()
+}
+
+/// Has proxies make their clients wait. Nothing else changes.
+fn hold(inputs: &Inputs, switchover: &Switchover, within: Duration, missing: &[String]) -> Step {
     let mut next = inputs.next();
-    let why = format!("{} stops and hands over to {target}", inputs.primary());
-    let stopping = Switchover { target, step: SwitchoverStep::Stop, ..switchover.clone() };
+    let why = format!(
+        "{} is ready to hand over to {}: {} hold their clients",
+        inputs.primary(),
+        switchover.target,
+        list(missing)
+    );
+    let step = SwitchoverStep::Hold { since: inputs.wall, within };
+    next.phase = Phase::Switchover(Switchover { step, ..switchover.clone() });
+    Step::change(next, Vec::new(), why)
+}
+
+/// From here on there is no way back to this epoch.
+fn stop(inputs: &Inputs, switchover: &Switchover, left: &BTreeMap<MemberName, u64>) -> Step {
+    let mut next = inputs.next();
+    let why = format!("{} stops and hands over to {}", inputs.primary(), switchover.target);
+    let stopping = Switchover { step: SwitchoverStep::Stop, ..switchover.clone() };
     let history = record::begin_switchover(inputs, &stopping, left);
     next.phase = Phase::Switchover(stopping);
     Step::change(next, history, why)
@@ -195,14 +252,21 @@ fn stop(
 fn call_off(inputs: &Inputs, reason: String) -> Step {
     let mut next = inputs.next();
     let why = format!("the switchover is called off: {reason}");
+    let history = inputs.state.switchover().map(|s| {
+        let note = format!(
+            "the switchover to {} that {} asked for is called off: {reason}",
+            s.target, s.by
+        );
+        record::note(inputs, note)
+    });
     broken_off(inputs, &mut next, &reason);
-    Step::change(next, Vec::new(), why)
+    Step::change(next, history.unwrap_or_default(), why)
 }
 
 /// Takes a switchover that can still be called off out of `next`.
 pub(crate) fn broken_off(inputs: &Inputs, next: &mut ClusterState, reason: &str) {
     let Some(switchover) = inputs.state.switchover() else { return };
-    if switchover.step == SwitchoverStep::Checkpoint {
+    if switchover.step.can_be_called_off() {
         next.phase = Phase::Open;
         let outcome = RequestOutcome::Nothing { reason: reason.to_owned() };
         requests::ended(next, &switchover.request, outcome, inputs.wall);
@@ -288,8 +352,10 @@ pub(crate) fn completed(inputs: &Inputs, next: &mut ClusterState) {
 
 /// Returns the condition of this file that holds.
 pub(crate) fn condition(switchover: &Switchover) -> Condition {
-    Condition::Switchover {
-        request: switchover.request.clone(),
-        stops: switchover.step != SwitchoverStep::Checkpoint,
-    }
+    let part = match switchover.step {
+        SwitchoverStep::Checkpoint => Part::Checkpoint,
+        SwitchoverStep::Hold { .. } => Part::Hold,
+        SwitchoverStep::Stop | SwitchoverStep::Sealed { .. } => Part::Stop,
+    };
+    Condition::Switchover { request: switchover.request.clone(), part }
 }

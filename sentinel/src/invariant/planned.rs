@@ -1,6 +1,8 @@
 //! The rules of what was asked for: switchovers and the answers to requests.
 
+use proto::proxy::Clients;
 use proto::report::Readiness;
+use proto::request::Unheld;
 use proto::state::SwitchoverStep;
 use proto::{ClusterState, Phase};
 
@@ -11,8 +13,9 @@ fn progress(state: &ClusterState) -> u8 {
     let Phase::Switchover(switchover) = &state.phase else { return 0 };
     match switchover.step {
         SwitchoverStep::Checkpoint => 1,
-        SwitchoverStep::Stop => 2,
-        SwitchoverStep::Sealed { .. } => 3,
+        SwitchoverStep::Hold { .. } => 2,
+        SwitchoverStep::Stop => 3,
+        SwitchoverStep::Sealed { .. } => 4,
     }
 }
 
@@ -23,9 +26,11 @@ pub(super) fn handover(step: &Step, found: &mut Found) {
         found.unless(holds, Rule::Switchover, || detail.to_owned());
     };
     if old.epoch == next.epoch {
-        rule(was < 2 || is >= was, "a primary that was told to stop for good is to go on");
-        rule(is <= was + 1, "a switchover skips a step");
-        rule(is < 2 || next.restart == old.restart, "a primary that hands over is started again");
+        rule(was < 3 || is >= was, "a primary that was told to stop for good is to go on");
+        rule((was, is) != (2, 1), "a hold goes back to the checkpoint");
+        // Where no proxy can hold there is nothing to hold for.
+        rule(is <= was + 1 || (was, is) == (1, 3), "a switchover skips a step");
+        rule(is < 3 || next.restart == old.restart, "a primary that hands over is started again");
     } else {
         rule(is == 0, "a switchover goes on in another epoch");
     }
@@ -36,14 +41,22 @@ pub(super) fn handover(step: &Step, found: &mut Found) {
             next.members.contains_key(&now.target) && next.primary.as_ref() != Some(&now.target);
         rule(other, "the target of a switchover is no other member");
         rule(was > 0 || old.phase == Phase::Open, "a switchover begins while no primary serves");
-        rule((is == 3) <= next.sealing.is_some(), "a seal is awaited that is not asked for");
+        rule((is == 4) <= next.sealing.is_some(), "a seal is awaited that is not asked for");
         if let SwitchoverStep::Sealed { position } = now.step
-            && was != 3
+            && was != 4
         {
             let said = seal.is_some_and(|s| s.position == position);
             rule(said, "the stopped primary has not said that it ends there");
         }
-        if was == 1 && is == 2 {
+        if was < 3 && is == 3 {
+            let (request, all) = (Some(&now.request), seen.proxies.values());
+            let cut =
+                all.filter(|p| p.clients == Clients::Held && p.held.as_ref() != request).count();
+            let agreed = was == 2 && now.unheld == Unheld::Cut;
+            rule(
+                cut == 0 || agreed,
+                "the primary is stopped while a proxy does not hold its clients",
+            );
             let told = primary.and_then(|r| r.handover.as_ref());
             let ready = told.is_some_and(|h| {
                 h.request == now.request && matches!(h.readiness, Readiness::Ready { .. })
@@ -54,7 +67,7 @@ pub(super) fn handover(step: &Step, found: &mut Found) {
         }
     }
     // While the stopped one still says what it held, nobody who holds less may come after it (I12).
-    if was >= 2
+    if was >= 3
         && next.epoch > old.epoch
         && let Some(seal) = seal.filter(|_| primary.is_some_and(|r| r.complete))
     {

@@ -78,12 +78,13 @@ impl Wake {
     }
 }
 
-/// What keepers and operators write. The leader's own writes are followed by a read anyway.
+/// What keepers, proxies and operators write. The leader's own writes are followed by a read anyway.
 fn matters(keys: &Keys, event: &WatchEvent) -> bool {
     let key = keys.strip(event.key()).unwrap_or_default();
     key == "spec"
         || key == "primary"
         || key.starts_with("members/")
+        || key.starts_with("proxies/")
         // One that ends needs no answer any more.
         || key.starts_with("requests/") && matches!(event, WatchEvent::Put { .. })
 }

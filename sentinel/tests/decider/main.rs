@@ -4,6 +4,7 @@
 
 mod bootstrap;
 mod failover;
+mod hold;
 mod invariants;
 mod membership;
 mod notice;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proto::report::Server;
-use proto::request::{Request, RequestId, RequestOutcome, Wanted};
+use proto::request::{Request, RequestId, RequestOutcome, Terms, Wanted};
 use proto::spec::{Durability, MemberSpec, Permission, SynchronousMode};
 use proto::{ClusterSpec, Epoch, Phase};
 use sentinel::invariant::{Rule, check};
@@ -197,7 +197,7 @@ fn a_pause_needs_a_reason_and_a_sane_length_and_is_ended_by_hand() {
     asks(&mut scene, 5, pause(600));
     let plan = scene.settle();
     assert!(plan.explanation.warnings.iter().any(|w| w.contains("PAUSED") && w.contains("disks")));
-    assert!(refusal(&mut scene, 6, Wanted::Switchover { to: None }).contains("paused"));
+    assert!(refusal(&mut scene, 6, Wanted::Switchover(Terms::default())).contains("paused"));
     asks(&mut scene, 7, Wanted::Resume);
     assert_eq!(scene.state().orders.pause, None);
 }

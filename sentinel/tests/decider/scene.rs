@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proto::history::HistoryRecord;
+use proto::proxy::{Clients, ProxyReport};
 use proto::report::{Confirmed, DataDirectory, Handover, Opened, Readiness, Seal, Server, Stream};
-use proto::request::{Request, RequestId, RequestKind, RequestOutcome, Wanted};
+use proto::request::{Request, RequestId, RequestKind, RequestOutcome, Terms, Wanted};
 use proto::state::SwitchoverStep;
 use proto::{
     Assignment, ClusterSpec, ClusterState, Epoch, Incarnation, Lsn, MemberName, MemberReport,
@@ -232,7 +233,7 @@ impl Scene {
             by: "ann@north".into(),
             asked: self.wall(),
             valid_for: Duration::from_secs(30),
-            wanted: Wanted::Switchover { to: to.map(name) },
+            wanted: Wanted::Switchover(Terms::to(to.map(name))),
         };
         self.seen.requests.insert(RequestKind::Switchover, request.clone());
         request.id
@@ -249,6 +250,13 @@ impl Scene {
         let primary = self.primary();
         self.report(primary.as_str()).handover =
             Some(Handover { request, readiness: Readiness::Ready { left } });
+    }
+
+    /// A live proxy says whether it can hold clients, and for which switchover it does.
+    pub fn proxy(&mut self, id: &str, clients: Clients, held: Option<&RequestId>) {
+        let epoch = self.state().epoch;
+        let report = ProxyReport { id: id.into(), epoch, clients, held: held.cloned() };
+        self.seen.proxies.insert(id.into(), report);
     }
 
     /// The primary's PostgreSQL is shut down with its WAL ending at `lsn`, and its keeper has sealed.
@@ -355,7 +363,7 @@ impl Scene {
 /// The key of the record of the present change, told without the product's code.
 fn current(state: &ClusterState) -> (Epoch, u64) {
     if let Phase::Switchover(s) = &state.phase
-        && s.step != SwitchoverStep::Checkpoint
+        && !matches!(s.step, SwitchoverStep::Checkpoint | SwitchoverStep::Hold { .. })
     {
         return (Epoch(state.epoch.0 + 1), 0);
     }

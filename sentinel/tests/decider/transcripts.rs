@@ -7,8 +7,9 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use proto::proxy::Clients;
 use proto::report::{Rejoin, RejoinBy, RejoinOutcome};
-use proto::{ClusterSpec, Epoch, MemberName};
+use proto::{ClusterSpec, Epoch, MemberName, RequestId};
 
 use crate::scene::Scene;
 
@@ -66,6 +67,12 @@ fn perform(scene: &mut Scene, command: &str) {
             let left: Vec<_> = left.chunks(2).map(|l| (l[0], l[1].parse().unwrap())).collect();
             scene.is_ready_to_hand_over(&left);
         }
+        ["proxy", id, "can", "hold"] => scene.proxy(id, Clients::Held, None),
+        ["proxy", id, "holds", request] => {
+            let request = RequestId::from_random(request.parse().unwrap());
+            scene.proxy(id, Clients::Held, Some(&request));
+        }
+        ["proxy", id, "vanishes"] => drop(scene.seen.proxies.remove(id)),
         ["hands", "over", lsn] => scene.hands_over(lsn),
         ["explain"] => {}
         _ => panic!("no such command: {command}"),

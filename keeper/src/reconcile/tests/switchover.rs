@@ -1,6 +1,7 @@
 //! The primary's part in a switchover.
 
 use proto::report::{Confirmed, Handover, Readiness};
+use proto::request::Unheld;
 use proto::state::{Switchover, SwitchoverStep};
 use store::LeaseId;
 
@@ -31,6 +32,8 @@ fn switching(step: SwitchoverStep) -> ClusterView {
         by: "ann".into(),
         started: WallTime(0),
         within: Duration::from_secs(30),
+        hold: Duration::from_secs(5),
+        unheld: Unheld::CallOff,
         step,
     };
     view.state.as_mut().unwrap().phase = Phase::Switchover(switchover);
