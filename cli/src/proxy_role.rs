@@ -1,5 +1,7 @@
 //! `proxy-config`: checks what it is started with, and runs it.
 
+mod pgbouncer;
+
 use std::path::PathBuf;
 
 use clap::Args;
@@ -15,17 +17,20 @@ pub struct ProxyConfigArgs {
     #[command(flatten)]
     target: Target,
     /// The file that HAProxy is started with; all of it is written here
-    #[arg(long, value_name = "FILE")]
-    haproxy_config: PathBuf,
+    #[arg(long, value_name = "FILE", requires_all = ["haproxy_socket", "write_port", "read_port"])]
+    #[arg(required_unless_present = "pgbouncer_config")]
+    haproxy_config: Option<PathBuf>,
     /// HAProxy's runtime socket
-    #[arg(long, value_name = "PATH")]
-    haproxy_socket: PathBuf,
+    #[arg(long, value_name = "PATH", requires = "haproxy_config")]
+    haproxy_socket: Option<PathBuf>,
     /// Port that leads to the primary
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    write_port: u16,
+    #[arg(requires = "haproxy_config")]
+    write_port: Option<u16>,
     /// Port that leads to the standbys
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    read_port: u16,
+    #[arg(requires = "haproxy_config")]
+    read_port: Option<u16>,
     /// Address that HAProxy listens on; * for all of the host's
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1")]
     bind: String,
@@ -35,6 +40,8 @@ pub struct ProxyConfigArgs {
     /// What tells this one from the others of the cluster [default: host name and process id]
     #[arg(long, value_name = "ID")]
     id: Option<String>,
+    #[command(flatten)]
+    pgbouncer: pgbouncer::PgbouncerArgs,
 }
 
 /// Runs the role until it is told to stop.
@@ -45,29 +52,41 @@ pub fn run(args: ProxyConfigArgs) -> Result<u8, Failure> {
 }
 
 fn config(args: ProxyConfigArgs) -> Result<Config, Failure> {
-    if args.write_port == args.read_port {
-        return Err(Failure::usage(format!(
-            "--write-port and --read-port are both {}: use two",
-            args.read_port
-        )));
-    }
-    check_bind(&args.bind)?;
-    if args.reload.as_deref().is_some_and(|command| command.trim().is_empty()) {
-        return Err(Failure::usage("--reload is empty: give a command or leave it out"));
-    }
+    let haproxy = match (args.haproxy_config, args.haproxy_socket, args.write_port, args.read_port)
+    {
+        (Some(file), Some(socket), Some(write_port), Some(read_port)) => Some(HaproxyConfig {
+            file: path("--haproxy-config", file)?,
+            socket: path("--haproxy-socket", socket)?,
+            write_port,
+            read_port,
+            bind: args.bind,
+            reload: args.reload,
+        }),
+        // The command line's definition demands all of them or none.
+        _ => None,
+    };
+    haproxy.as_ref().map_or(Ok(()), check)?;
+    let pgbouncer = args.pgbouncer.config(&args.target.cluster)?;
     Ok(Config {
         cluster: args.target.cluster,
         etcd: args.target.store.access()?,
         id: identity(args.id)?,
-        haproxy: Some(HaproxyConfig {
-            file: path("--haproxy-config", args.haproxy_config)?,
-            socket: path("--haproxy-socket", args.haproxy_socket)?,
-            write_port: args.write_port,
-            read_port: args.read_port,
-            bind: args.bind,
-            reload: args.reload,
-        }),
+        haproxy,
+        pgbouncer,
     })
+}
+
+fn check(haproxy: &HaproxyConfig) -> Result<(), Failure> {
+    if haproxy.write_port == haproxy.read_port {
+        return Err(Failure::usage(format!(
+            "--write-port and --read-port are both {}: use two",
+            haproxy.read_port
+        )));
+    }
+    if haproxy.reload.as_deref().is_some_and(|command| command.trim().is_empty()) {
+        return Err(Failure::usage("--reload is empty: give a command or leave it out"));
+    }
+    check_bind(&haproxy.bind)
 }
 
 /// It is written into HAProxy's file as it stands, so only what cannot be more than an address passes.

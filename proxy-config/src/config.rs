@@ -1,10 +1,13 @@
 //! What one proxy-config is told at start, and what of it is refused before any file is written.
 
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use proto::ClusterName;
+
+use crate::pgbouncer::{PgbouncerConfig, instance};
 
 /// What one proxy-config is told at start.
 #[derive(Debug, Clone)]
@@ -16,6 +19,8 @@ pub struct Config {
     pub id: String,
     /// The HAProxy that is kept in line, if there is one.
     pub haproxy: Option<HaproxyConfig>,
+    /// The PgBouncers that are kept in line, if there are any.
+    pub pgbouncer: Option<PgbouncerConfig>,
 }
 
 /// One HAProxy: its files, its ports, and how it is told.
@@ -37,10 +42,50 @@ impl Config {
     /// Checks all that can be wrong without asking anybody.
     pub fn check(&self) -> anyhow::Result<()> {
         ensure!(
-            self.haproxy.is_some(),
-            "there is nothing to keep in line: give --haproxy-config and --haproxy-socket"
+            self.haproxy.is_some() || self.pgbouncer.is_some(),
+            "there is nothing to keep in line: give --haproxy-config and --haproxy-socket, or --pgbouncer-config and \
+             --pgbouncer-admin"
         );
-        self.haproxy.as_ref().map_or(Ok(()), HaproxyConfig::check)
+        self.haproxy.as_ref().map_or(Ok(()), HaproxyConfig::check)?;
+        self.pgbouncer.as_ref().map_or(Ok(()), PgbouncerConfig::check)
+    }
+}
+
+impl PgbouncerConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        check_path("--pgbouncer-config", &self.file)?;
+        let directory = self.file.parent().unwrap_or(&self.file);
+        ensure!(
+            directory.is_dir(),
+            "--pgbouncer-config {:?}: its directory does not exist: make it, writable for this user",
+            self.file
+        );
+        ensure!(
+            !self.consoles.is_empty(),
+            "--pgbouncer-admin is missing: say where PgBouncer's console is"
+        );
+        let consoles: BTreeSet<String> = self.consoles.iter().map(instance::name).collect();
+        ensure!(
+            consoles.len() == self.consoles.len(),
+            "--pgbouncer-admin names one PgBouncer twice: give each of them once"
+        );
+        ensure!(
+            !self.wishes.databases.is_empty(),
+            "--pgbouncer-database is missing: name a database, or * for all"
+        );
+        let mut names = BTreeSet::new();
+        let databases = &self.wishes.databases;
+        for name in databases
+            .iter()
+            .map(|d| &d.name)
+            .chain(databases.iter().filter_map(|d| d.reads.as_ref()))
+        {
+            ensure!(names.insert(name), "--pgbouncer-database: two entries would be named {name}");
+        }
+        let mut users = BTreeSet::new();
+        let twice = self.wishes.users.iter().find(|user| !users.insert(&user.name));
+        ensure!(twice.is_none(), "--pgbouncer-user: one user has two entries");
+        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Keeps HAProxy in line with the agreed state: a write port that leads to the primary, a read port to standbys.
+//! Keeps HAProxy and PgBouncer in line with the agreed state: writes lead to the primary, reads to standbys.
 //!
 //! The one rule: a router that has seen epoch n never routes writes by an epoch below n (I19).
 
@@ -6,10 +6,12 @@ mod config;
 mod follow;
 pub mod haproxy;
 mod install;
+pub mod pgbouncer;
 mod presence;
 pub mod push;
 pub mod route;
 mod run;
 
 pub use config::{Config, HaproxyConfig};
+pub use pgbouncer::PgbouncerConfig;
 pub use run::{run, run_on};

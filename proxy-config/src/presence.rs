@@ -11,7 +11,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::Config;
 use crate::follow::Heard;
+use crate::pgbouncer::Told;
 
 /// Long enough for a store that elects a leader; nothing waits for this lease to lapse but status.
 const LEASE: Duration = Duration::from_secs(10);
@@ -19,24 +21,45 @@ const LEASE: Duration = Duration::from_secs(10);
 pub const RENEW_EVERY: Duration = Duration::from_secs(2);
 const REVOKE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Keeps `key` in line with `epoch` until `stop`, then takes it away.
+/// How far the proxies of this host follow.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// The epoch that HAProxy was switched to, where there is one.
+    pub haproxy: Option<Epoch>,
+    pub pgbouncer: Option<Told>,
+}
+
+impl Followed {
+    /// Returns that of proxies which have not been told anything.
+    pub fn nobody(config: &Config) -> Self {
+        Self {
+            haproxy: config.haproxy.as_ref().map(|_| Epoch(0)),
+            pgbouncer: config.pgbouncer.as_ref().map(|_| Told::default()),
+        }
+    }
+
+    fn report(&self, id: &str) -> ProxyReport {
+        let pgbouncer = self.pgbouncer.clone();
+        let epochs = self.haproxy.into_iter().chain(pgbouncer.iter().map(|p| p.epoch));
+        let (clients, held) =
+            pgbouncer.as_ref().map_or((Clients::Cut, None), |p| (p.clients, p.held.clone()));
+        ProxyReport { id: id.to_owned(), epoch: epochs.min().unwrap_or(Epoch(0)), clients, held }
+    }
+}
+
+/// Keeps `key` in line with `report` until `stop`, then takes it away.
 pub async fn announce(
     store: Arc<dyn Store>,
     key: String,
-    report: (String, watch::Receiver<Epoch>),
+    report: (String, watch::Receiver<Followed>),
     heard: Heard,
     stop: CancellationToken,
 ) {
-    let (id, mut epoch) = report;
-    let mut held: Option<(LeaseId, Epoch)> = None;
+    let (id, mut followed) = report;
+    let mut held: Option<(LeaseId, ProxyReport)> = None;
     let mut refused = false;
     loop {
-        let wanted = ProxyReport {
-            id: id.clone(),
-            epoch: *epoch.borrow_and_update(),
-            clients: Clients::Cut,
-            held: None,
-        };
+        let wanted = followed.borrow_and_update().report(&id);
         let sent = clock::now();
         match say(store.as_ref(), &key, &mut held, wanted).await {
             Ok(()) => heard.answered(sent),
@@ -51,7 +74,7 @@ pub async fn announce(
         }
         tokio::select! {
             () = stop.cancelled() => break,
-            changed = epoch.changed() => if changed.is_err() { break },
+            changed = followed.changed() => if changed.is_err() { break },
             () = tokio::time::sleep(RENEW_EVERY) => {}
         }
     }
@@ -65,22 +88,18 @@ pub async fn announce(
 async fn say(
     store: &dyn Store,
     key: &str,
-    held: &mut Option<(LeaseId, Epoch)>,
+    held: &mut Option<(LeaseId, ProxyReport)>,
     report: ProxyReport,
 ) -> Result<(), StoreError> {
-    let lease = match *held {
-        Some((lease, written)) => {
-            store.keep_alive(lease).await?;
-            if written == report.epoch {
-                return Ok(());
-            }
-            lease
-        }
+    let lease = match held {
+        Some((lease, written)) if *written == report => return store.keep_alive(*lease).await,
+        Some((lease, _)) => *lease,
         None => store.grant(LEASE).await?.0,
     };
+    // Written before it is renewed: a switchover waits for what it says.
     let value = document::encode(&report).into_bytes();
     let put = Operation::Put { key: key.to_owned(), value, lease: Some(lease) };
     store.commit(Txn { when: Vec::new(), then: vec![put] }).await?;
-    *held = Some((lease, report.epoch));
-    Ok(())
+    *held = Some((lease, report));
+    store.keep_alive(lease).await
 }

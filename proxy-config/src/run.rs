@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::follow::{Agreed, Heard, View};
+use crate::pgbouncer::{self, Orders, PgbouncerConfig};
+use crate::presence::Followed;
 use crate::push::{Hold, PushError};
 use crate::route::Routes;
 use crate::{Config, follow, install, presence, push, route};
@@ -32,7 +34,7 @@ const CONNECT_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// Serves until `stop`. A store that cannot be reached at start is an error, unless routes are installed already.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     config.check()?;
-    let knows_routes = install::installed(&config)?.is_some_and(|r| r.epoch > Epoch(0));
+    let knows_routes = installed(&config)?.epoch > Epoch(0);
     let store = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         store = connect(&config, knows_routes) => store?,
@@ -47,13 +49,14 @@ pub async fn run_on(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     config.check()?;
-    let installed = install::installed(&config)?;
+    let routes = installed(&config)?;
     let keys = Keys::of(&config.cluster);
     let config = Arc::new(config);
     // Apart from `stop`: the tasks end after the router, which takes their end for a mishap.
     let inner = CancellationToken::new();
     let (heard, views) = (Heard::new(clock::now()), watch::Sender::new(View::unheard()));
-    let (wanted, epoch) = (watch::Sender::new(None), watch::Sender::new(Epoch(0)));
+    let (wanted, orders) = (watch::Sender::new(None), watch::Sender::new(None));
+    let followed = Arc::new(watch::Sender::new(Followed::nobody(&config)));
     let seen = views.subscribe();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follow::follow(store.clone(), keys.clone(), (views, heard.clone()), inner.clone()));
@@ -61,7 +64,11 @@ pub async fn run_on(
         let of = (config.cluster.clone(), haproxy);
         tasks.spawn(install::follow(of, wanted.subscribe(), inner.clone()));
     }
-    let report = (config.id.clone(), epoch.subscribe());
+    if let Some(pgbouncer) = config.pgbouncer.clone() {
+        let (orders, followed) = (orders.subscribe(), followed.clone());
+        tasks.spawn(pgbouncer::follow(pgbouncer, orders, followed, inner.clone()));
+    }
+    let report = (config.id.clone(), followed.subscribe());
     tasks.spawn(presence::announce(
         store,
         keys.proxy(&config.id),
@@ -70,8 +77,8 @@ pub async fn run_on(
         inner.clone(),
     ));
 
-    let routes = installed.unwrap_or_default();
-    let mut router = Router { config, routes, since: clock::now(), wanted, epoch, trouble: None };
+    let since = clock::now();
+    let mut router = Router { config, routes, since, orders, wanted, followed, trouble: None };
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(()),
         outcome = router.follow(seen, heard) => outcome,
@@ -81,6 +88,15 @@ pub async fn run_on(
         ended.context("end a task of proxy-config")?;
     }
     outcome
+}
+
+/// Returns the routes of the highest epoch that an installed file was written for.
+fn installed(config: &Config) -> anyhow::Result<Routes> {
+    let haproxy = install::installed(config)?;
+    let of_pgbouncer = |p: &PgbouncerConfig| pgbouncer::file::installed(&p.file, &config.cluster);
+    let pgbouncer = config.pgbouncer.as_ref().map_or(Ok(None), of_pgbouncer)?;
+    // HAProxy's where both are of one epoch: that file is also written while there is no primary.
+    Ok(pgbouncer.into_iter().chain(haproxy).max_by_key(|r| r.epoch).unwrap_or_default())
 }
 
 async fn connect(config: &Config, knows_routes: bool) -> anyhow::Result<EtcdStore> {
@@ -112,8 +128,11 @@ struct Router {
     routes: Routes,
     /// When the write route last changed.
     since: Moment,
+    /// For PgBouncer, which has no way to be told but its file.
+    orders: watch::Sender<Option<Orders>>,
+    /// For HAProxy's files, which follow the push.
     wanted: watch::Sender<Option<Routes>>,
-    epoch: watch::Sender<Epoch>,
+    followed: Arc<watch::Sender<Followed>>,
     /// Why HAProxy does not follow; absent while it does.
     trouble: Option<String>,
 }
@@ -162,9 +181,19 @@ impl Router {
             );
         }
         let next = route::route(state, &view.reports, Some(&self.routes));
-        if next == self.routes {
-            return;
+        if next != self.routes {
+            self.take(next);
         }
+        let known = state.filter(|s| s.epoch >= self.routes.epoch).cloned().map(Box::new);
+        let orders = Some(Orders { routes: self.routes.clone(), state: known });
+        self.orders.send_if_modified(|last| {
+            let changed = *last != orders;
+            *last = orders;
+            changed
+        });
+    }
+
+    fn take(&mut self, next: Routes) {
         if (&next.write, next.epoch) != (&self.routes.write, self.routes.epoch) {
             self.since = clock::now();
         }
@@ -180,8 +209,8 @@ impl Router {
             return;
         }
         let outcome = push::push(&haproxy.socket, &lines).await;
-        if outcome.is_ok() && hold == Hold::Routes && *self.epoch.borrow() != self.routes.epoch {
-            self.epoch.send_replace(self.routes.epoch);
+        if outcome.is_ok() && hold == Hold::Routes {
+            self.followed.send_if_modified(|f| f.haproxy.replace(self.routes.epoch) != f.haproxy);
         }
         let trouble = outcome.err().map(|e| match e {
             // Told apart by kind and not by text, so that one outage is one line in the log.

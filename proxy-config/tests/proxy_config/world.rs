@@ -207,6 +207,7 @@ impl World {
             cluster: cluster.clone(),
             etcd: vec!["http://127.0.0.1:1".into()].into(),
             id: "proxy-1".into(),
+            pgbouncer: None,
             haproxy: Some(HaproxyConfig {
                 file: directory.path().join("haproxy.cfg"),
                 socket: directory.path().join("haproxy.sock"),

@@ -20,7 +20,14 @@ const PURE: [&str; 10] = [
     "proxy-config/src/route.rs",
 ];
 /// Also pure, and perhaps split into a directory alone.
-const PURE_TOO: [&str; 2] = ["proxy-config/src/haproxy.rs", "proto/src/lib.rs"];
+const PURE_TOO: [&str; 6] = [
+    "proxy-config/src/haproxy.rs",
+    "proxy-config/src/pgbouncer/entries.rs",
+    "proxy-config/src/pgbouncer/header.rs",
+    "proxy-config/src/pgbouncer/hold.rs",
+    "proxy-config/src/pgbouncer/render.rs",
+    "proto/src/lib.rs",
+];
 const PURE_DIRECTORIES: [&str; 1] = ["proto/src"];
 
 /// Words that may not stand in the code, and what they would bring in.

@@ -1,0 +1,10 @@
+//! What proxy-config claims of PgBouncer, on values and on real PgBouncers in front of servers that say their names.
+
+#![allow(clippy::unwrap_used, reason = "clippy takes helpers of tests for product code")]
+
+mod bad_input;
+mod following;
+mod holding;
+mod rendering;
+mod server;
+mod world;
