@@ -83,6 +83,10 @@ mutants: tools ## show that the simulator finds deliberate mistakes (SEED=, SEED
 bench: deps build ## measure how long writes are away after each fault (ARGS=)
 	$(RELEASE) bench $(ARGS)
 
+.PHONY: bench-switchover
+bench-switchover: deps build ## change the primary 20 times under pgbench through PgBouncer; no transaction may fail (ARGS=)
+	$(RELEASE) bench-switchover $(ARGS)
+
 .PHONY: bench-rejoin
 bench-rejoin: deps tools ## measure a rejoin by rewind against stock pg_rewind: bytes and time (REJOIN_MB="2048 8192")
 	PGDEPUTY_REJOIN_MB="$(REJOIN_MB)" cargo test -p pgdeputy-keeper --test pgfiles -- \

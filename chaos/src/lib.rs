@@ -10,5 +10,6 @@ pub mod fault;
 pub mod lab;
 pub mod load;
 pub mod observer;
+pub mod pgbench;
 pub mod session;
 pub mod verdict;

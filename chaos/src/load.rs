@@ -16,7 +16,7 @@ use store::clock;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_postgres::Statement;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 
 use crate::session::Session;
 use crate::verdict::Ack;
@@ -39,8 +39,28 @@ const RECONNECT_MICROSECONDS: std::ops::RangeInclusive<u64> = 3_000..=5_000;
 pub struct LoadConfig {
     pub target: tokio_postgres::Config,
     pub writers: usize,
+    pub statements: Statements,
+    /// The first id; others write none from here on.
+    pub first_id: i64,
     /// Each acknowledged id is appended here, one a line.
     pub log: PathBuf,
+}
+
+/// How a statement is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statements {
+    /// Prepared once for each session.
+    Prepared,
+    /// Each by itself: a pooler in transaction mode hands the next one to another session of PostgreSQL.
+    OneByOne,
+}
+
+impl LoadConfig {
+    /// One writer of prepared statements to nowhere yet, who logs there.
+    pub fn new(log: PathBuf) -> Self {
+        let target = tokio_postgres::Config::new();
+        Self { target, writers: 1, statements: Statements::Prepared, first_id: 1, log }
+    }
 }
 
 /// Running writers. Dropping it stops them.
@@ -77,10 +97,10 @@ impl Load {
     pub fn start(config: LoadConfig) -> anyhow::Result<Self> {
         let file = File::create(&config.log)
             .with_context(|| format!("create {}", config.log.display()))?;
-        let writers = config.writers;
+        let (writers, first_id) = (config.writers, config.first_id);
         let shared = Arc::new(Shared {
             config,
-            next_id: AtomicI64::new(1),
+            next_id: AtomicI64::new(first_id),
             unknown: AtomicU64::new(0),
             overdue: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -158,6 +178,12 @@ impl Told {
         pairs.max_by_key(|(last, next)| next.since(*last))
     }
 
+    /// Returns when the first commit was acknowledged after `from`.
+    pub fn first_after(&self, from: Moment) -> Option<Moment> {
+        let first = self.acknowledged.partition_point(|ack| ack.acked <= from);
+        self.acknowledged.get(first).map(|ack| ack.acked)
+    }
+
     /// Returns the commits per second between two times.
     pub fn per_second(&self, from: Moment, to: Moment) -> f64 {
         let count = self.acknowledged.iter().filter(|a| a.acked >= from && a.acked < to).count();
@@ -167,8 +193,8 @@ impl Told {
 
 async fn write_for_ever(shared: Arc<Shared>) {
     loop {
-        if let Ok((session, insert)) = connect(&shared.config.target).await {
-            while write_once(&shared, &session, &insert).await {
+        if let Ok((session, insert)) = connect(&shared.config).await {
+            while write_once(&shared, &session, insert.as_ref()).await {
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -177,19 +203,40 @@ async fn write_for_ever(shared: Arc<Shared>) {
     }
 }
 
-async fn connect(target: &tokio_postgres::Config) -> anyhow::Result<(Session, Statement)> {
-    let session = Session::open(target, CONNECT_DEADLINE).await?;
-    let prepare = session.client().prepare("INSERT INTO load (id) VALUES ($1)");
-    let insert = tokio::time::timeout(CONNECT_DEADLINE, prepare).await??;
+const INSERT: &str = "INSERT INTO load (id) VALUES ($1)";
+
+/// The same, answering with a row, which is what a statement that is not prepared can be judged by.
+const INSERT_RETURNING: &str = "INSERT INTO load (id) VALUES ($1) RETURNING id";
+
+async fn connect(config: &LoadConfig) -> anyhow::Result<(Session, Option<Statement>)> {
+    let session = Session::open(&config.target, CONNECT_DEADLINE).await?;
+    let insert = match config.statements {
+        Statements::Prepared => {
+            let prepare = session.client().prepare(INSERT);
+            Some(tokio::time::timeout(CONNECT_DEADLINE, prepare).await??)
+        }
+        Statements::OneByOne => None,
+    };
     Ok((session, insert))
 }
 
 /// Returns whether the session may be used again.
-async fn write_once(shared: &Shared, session: &Session, insert: &Statement) -> bool {
+async fn write_once(shared: &Shared, session: &Session, insert: Option<&Statement>) -> bool {
     let id = shared.next_id.fetch_add(1, Ordering::SeqCst);
     let invoked = clock::now();
-    let values: [&(dyn ToSql + Sync); 1] = [&id];
-    let commit = session.client().execute(insert, &values);
+    let commit = async {
+        match insert {
+            Some(insert) => {
+                let values: [&(dyn ToSql + Sync); 1] = [&id];
+                session.client().execute(insert, &values).await
+            }
+            None => {
+                let values: [(&(dyn ToSql + Sync), Type); 1] = [(&id, Type::INT8)];
+                let rows = session.client().query_typed(INSERT_RETURNING, &values).await?;
+                Ok(rows.len() as u64)
+            }
+        }
+    };
     match tokio::time::timeout(COMMIT_DEADLINE, commit).await {
         Ok(Ok(1)) if !session.has_warned() => {
             shared.note(Ack { id, invoked, acked: clock::now() });

@@ -85,6 +85,9 @@ pub enum Command {
     /// Measure how long writes are away after each fault
     #[command(hide = true)]
     Bench(crate::demo::BenchArgs),
+    /// Measure what planned changes of primary cost clients of PgBouncer
+    #[command(hide = true)]
+    BenchSwitchover(crate::demo::BenchSwitchoverArgs),
     /// Print versions
     Version(crate::version::VersionArgs),
 }

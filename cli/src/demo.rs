@@ -57,6 +57,18 @@ pub struct BenchArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct BenchSwitchoverArgs {
+    /// How often the primary is changed
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    switchovers: usize,
+    /// pgbench's clients
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    clients: usize,
+    #[command(flatten)]
+    postgres: PostgresArgs,
+}
+
+#[derive(Debug, Args)]
 struct PostgresArgs {
     /// Where PostgreSQL's programs are [default: the usual places, then PATH]
     #[arg(long, value_name = "DIR")]
@@ -104,6 +116,17 @@ pub fn bench(args: BenchArgs) -> Result<u8, Failure> {
         postgres_user: args.postgres.postgres_user,
     };
     Ok(runtime::run(|stop| benches::run(config, stop))?)
+}
+
+/// Runs the other hidden command.
+pub fn bench_switchover(args: BenchSwitchoverArgs) -> Result<u8, Failure> {
+    let config = benches::switchover::Config {
+        switchovers: args.switchovers,
+        clients: args.clients,
+        postgres_bin: args.postgres.postgres_bin,
+        postgres_user: args.postgres.postgres_user,
+    };
+    Ok(runtime::run(|stop| benches::switchover::run(config, stop))?)
 }
 
 /// Each fault by its name, with what is done to the cluster.

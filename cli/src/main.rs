@@ -69,6 +69,7 @@ fn run() -> Result<u8, Failure> {
         Command::ProxyConfig(args) => proxy_role::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => demo::bench(args),
+        Command::BenchSwitchover(args) => demo::bench_switchover(args),
         Command::Version(args) => version::run(args),
     }
 }

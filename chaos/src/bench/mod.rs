@@ -5,6 +5,7 @@
 //! bench only if nothing was lost on the way.
 
 mod cases;
+pub mod switchover;
 mod table;
 
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use proto::MemberName;
+use proto::{MemberName, Moment};
 use store::clock;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,7 @@ use crate::demo::placement;
 use crate::evidence::Watchers;
 use crate::fault::{Fault, Hits};
 use crate::lab::{Lab, LabConfig, Service, demo_spec};
+use crate::load::{Load, Told};
 use crate::verdict::{Verdict, judge};
 use cases::{Case, Expected};
 use table::Row;
@@ -98,6 +100,7 @@ async fn measure_all(config: &Config, cases: &[Case], pgdeputy: PathBuf) -> anyh
             postgres_user: config.postgres_user.clone(),
             placement: placement(needs_network),
             keepers_restart: true,
+            pgbouncers: 1,
             narrate: Arc::new(|line| eprintln!("{line}")),
             ..LabConfig::new(pgdeputy.clone())
         })
@@ -113,6 +116,9 @@ async fn measure_all(config: &Config, cases: &[Case], pgdeputy: PathBuf) -> anyh
     for row in &all.rows {
         println!("{}", row.line());
     }
+    for line in table::route_lines(&all.rows) {
+        println!("{line}");
+    }
     ensure!(all.refused.is_empty(), "the bench does not count: {:?}", all.refused);
     Ok(0)
 }
@@ -125,7 +131,9 @@ async fn measure_on(
 ) -> anyhow::Result<()> {
     lab.wait_redundant(BOUND).await.context("form the cluster")?;
     let watchers = Watchers::start(lab, WRITERS).await?;
+    let pooled = Load::start(lab.pooled_load_config(WRITERS)?)?;
     watchers.load.acknowledged_count(1, BOUND).await?;
+    pooled.acknowledged_count(1, BOUND).await?;
     let steady_from = clock::now();
     tokio::time::sleep(STEADY).await;
     let steady = (steady_from, clock::now());
@@ -133,15 +141,23 @@ async fn measure_on(
         let mut row = Row::new(case);
         case.before(lab).await?;
         for number in 1..=runs {
-            let gap = one_run(case, lab, &watchers).await;
-            let gap = gap.with_context(|| format!("{}, run {number}", case.name))?;
-            eprintln!("{}: run {number} of {runs}: {:.0} ms", case.name, gap.as_secs_f64() * 1e3);
-            row.gaps.push(gap);
+            let run = one_run(case, lab, (&watchers.load, &pooled)).await;
+            let run = run.with_context(|| format!("{}, run {number}", case.name))?;
+            let [haproxy, pgbouncer] = run.gaps.map(|gap| gap.as_secs_f64() * 1e3);
+            eprintln!(
+                "{}: run {number} of {runs}: {haproxy:.0} ms by HAProxy, {pgbouncer:.0} ms by PgBouncer",
+                case.name
+            );
+            row.add(run);
         }
         case.after(lab).await?;
         all.rows.push(row);
     }
-    let (evidence, told) = watchers.finish(lab, steady).await?;
+    let by_pgbouncer = pooled.stop().await;
+    let (mut evidence, mut told) = watchers.finish(lab, steady).await?;
+    for all in [&mut evidence.acknowledged, &mut told.acknowledged] {
+        all.extend(by_pgbouncer.acknowledged.iter().copied());
+    }
     let verdict = judge(&evidence);
     all.acknowledged += told.acknowledged.len();
     all.lost += verdict.lost.len();
@@ -152,8 +168,19 @@ async fn measure_on(
     Ok(())
 }
 
-/// Returns the longest time without an acknowledgement from the fault until redundancy was back.
-async fn one_run(case: &Case, lab: &mut Lab, watchers: &Watchers) -> anyhow::Result<Duration> {
+/// What one run has given, through HAProxy and through PgBouncer.
+struct Run {
+    /// The longest times without an acknowledgement from the fault until redundancy was back.
+    gaps: [Duration; 2],
+    /// From the state that names a primary that serves to the first acknowledgement after it, where there was one.
+    routed: Option<[Duration; 2]>,
+}
+
+async fn one_run(
+    case: &Case,
+    lab: &mut Lab,
+    (haproxy, pgbouncer): (&Load, &Load),
+) -> anyhow::Result<Run> {
     tokio::time::sleep(SETTLE).await;
     let cluster = lab.cluster().await?;
     let (before, primary) = cluster.service().context("no primary takes writes")?;
@@ -163,9 +190,13 @@ async fn one_run(case: &Case, lab: &mut Lab, watchers: &Watchers) -> anyhow::Res
     };
     let victim = victim.context("there is no standby")?;
     let struck = case.fault.strike(lab, &victim).await?;
+    let mut served = None;
     if case.fault.hits().changes_the_service() {
         let (after, by) = lab.wait_served_after(before, BOUND).await?;
-        watchers.load.acknowledged_after(clock::now(), BOUND).await?;
+        served = Some(clock::now());
+        for load in [haproxy, pgbouncer] {
+            load.acknowledged_after(clock::now(), BOUND).await?;
+        }
         check_kind(case, (before, &primary), (after, &by))?;
     }
     tokio::time::sleep(case.stays).await;
@@ -179,8 +210,14 @@ async fn one_run(case: &Case, lab: &mut Lab, watchers: &Watchers) -> anyhow::Res
         let (after, by) = lab.cluster().await?.service().context("no primary takes writes")?;
         check_kind(case, (before, &primary), (after, &by))?;
     }
-    watchers.load.acknowledged_after(clock::now(), BOUND).await?;
-    Ok(watchers.load.told().longest_gap(struck.at, clock::now()))
+    for load in [haproxy, pgbouncer] {
+        load.acknowledged_after(clock::now(), BOUND).await?;
+    }
+    let [haproxy, pgbouncer] = [haproxy.told(), pgbouncer.told()];
+    let gaps = [&haproxy, &pgbouncer].map(|told| told.longest_gap(struck.at, clock::now()));
+    let first = |told: &Told, at: Moment| told.first_after(at).map(|ack| ack.since(at));
+    let routed = served.and_then(|at| Some([first(&haproxy, at)?, first(&pgbouncer, at)?]));
+    Ok(Run { gaps, routed })
 }
 
 /// Refuses a run that the cluster answered in another way than the row is about.

@@ -9,6 +9,7 @@ use anyhow::Context;
 use proto::MemberName;
 
 use super::config::{CLUSTER, LabConfig, Layout, MARK};
+use super::pgbouncer;
 
 /// The passwords that keepers are given in files, by the name of their flag.
 pub const PASSWORDS: [&str; 3] = ["superuser", "replication", "rewind"];
@@ -19,6 +20,8 @@ pub struct Addresses {
     pub etcd: Vec<EtcdAddress>,
     pub write_port: u16,
     pub read_port: u16,
+    /// The ports of the PgBouncers.
+    pub pgbouncers: Vec<u16>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -212,18 +215,22 @@ pub fn proxy_config(
         ])
         .args(["--bind", "127.0.0.1"])
         // Before HAProxy has been started there is nothing to reload.
-        .args(["--reload", &format!("if [ -s {pid} ]; then kill -USR2 $(cat {pid}); fi")]);
+        .args(["--reload", &format!("if [ -s {pid} ]; then kill -USR2 $(cat {pid}); fi")])
+        .args(pgbouncer::flags(layout, &addresses.pgbouncers));
     Ok(command)
+}
+
+/// Returns where a proxy's program is: normal users of Debian have no sbin on their PATH.
+pub fn program(name: &str) -> PathBuf {
+    let places = ["/usr/sbin", "/usr/bin", "/usr/local/sbin"].map(|d| Path::new(d).join(name));
+    places.into_iter().find(|path| path.exists()).unwrap_or_else(|| name.into())
 }
 
 /// HAProxy itself, in the foreground with a master that reloads.
 pub fn haproxy(layout: &Layout) -> anyhow::Result<Command> {
-    let program = ["/usr/sbin/haproxy", "/usr/bin/haproxy", "/usr/local/sbin/haproxy"]
-        .into_iter()
-        .find(|path| Path::new(path).exists())
-        .unwrap_or("haproxy");
     let files = HaproxyFiles::of(layout);
-    let mut command = prepare(layout, "haproxy", Path::new(program), &layout.process("haproxy"))?;
+    let directory = layout.process("haproxy");
+    let mut command = prepare(layout, "haproxy", &program("haproxy"), &directory)?;
     command.args(["-W", "-db", "-f"]).arg(&files.config);
     Ok(command)
 }

@@ -27,6 +27,8 @@ pub struct LabConfig {
     pub members: usize,
     pub etcd_members: usize,
     pub sentinels: usize,
+    /// PgBouncers beside HAProxy, each in front of the same databases.
+    pub pgbouncers: usize,
     pub spec: ClusterSpec,
     /// Where PostgreSQL's programs are, if not in the usual places.
     pub postgres_bin: Option<PathBuf>,
@@ -57,6 +59,7 @@ impl LabConfig {
             members: 3,
             etcd_members: 1,
             sentinels: 3,
+            pgbouncers: 0,
             spec: demo_spec(),
             postgres_bin: None,
             postgres_user: "postgres".into(),

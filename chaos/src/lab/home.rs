@@ -120,6 +120,7 @@ impl Home {
             members.map(|m| m.join("data.pgdeputy/postgresql.log")).filter(|log| log.is_file()),
         );
         paths.retain(|path| !path.ends_with("acknowledged.log"));
+        paths.retain(|path| !path.ends_with("acknowledged-pooled.log"));
         paths.sort();
         let tail = |path: PathBuf| {
             let text =

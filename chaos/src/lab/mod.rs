@@ -15,6 +15,7 @@ mod home;
 pub mod http;
 mod members;
 pub mod network;
+pub mod pgbouncer;
 mod ports;
 mod sentinels;
 mod spawner;
@@ -35,7 +36,7 @@ use proto::{ClusterSpec, MemberName};
 use store::keys::Keys;
 use store::{Operation, Store, Txn, TxnOutcome};
 
-use crate::load::LoadConfig;
+use crate::load::{LoadConfig, Statements};
 use commands::{Addresses, MemberAddress};
 pub use config::{CLUSTER, LabConfig, Layout, Lifetime, Narrate, demo_spec, member_name};
 pub use database::APPLICATION;
@@ -47,6 +48,9 @@ use ports::Ports;
 pub use sentinels::Sentinel;
 pub use view::{Cluster, Service};
 pub use wait::{LabStatus, await_cluster};
+
+/// Above all ids that the load through HAProxy comes to.
+const FIRST_POOLED_ID: i64 = 1 << 40;
 
 /// A running cluster. Dropping it ends all its processes and removes its directory.
 pub struct Lab {
@@ -101,7 +105,15 @@ impl Lab {
     /// The load's target and log.
     pub fn load_config(&self, writers: usize) -> LoadConfig {
         let target = self.application(Ipv4Addr::LOCALHOST, self.addresses.write_port);
-        LoadConfig { target, writers, log: self.home.layout.log("acknowledged") }
+        LoadConfig { target, writers, ..LoadConfig::new(self.home.layout.log("acknowledged")) }
+    }
+
+    /// The same through the first PgBouncer, with ids of its own.
+    pub fn pooled_load_config(&self, writers: usize) -> anyhow::Result<LoadConfig> {
+        let target = self.pooled_application(0)?;
+        let log = self.home.layout.log("acknowledged-pooled");
+        let (statements, first_id) = (Statements::OneByOne, FIRST_POOLED_ID);
+        Ok(LoadConfig { target, writers, statements, first_id, log })
     }
 
     /// The records of all changes so far, in the order of what happened.
@@ -168,6 +180,33 @@ impl Lab {
     /// Leaves everything running when this value and this process are gone. Returns the lab's directory.
     pub fn keep(mut self) -> anyhow::Result<PathBuf> {
         self.home.keep()
+    }
+
+    /// Starts the real pgbench against the application's database at `target`, logging as `name`.
+    pub fn start_pgbench(
+        &mut self,
+        name: &str,
+        (host, port): (Ipv4Addr, u16),
+        arguments: &[&str],
+    ) -> anyhow::Result<i32> {
+        let bin = self.config.postgres_bin.clone().unwrap_or_default();
+        let layout = &self.home.layout;
+        let mut command = commands::prepare(layout, name, &bin.join("pgbench"), &layout.root)?;
+        command.args(arguments).args(["-h", &host.to_string(), "-p", &port.to_string()]);
+        command
+            .args(["-U", APPLICATION, APPLICATION])
+            .env("PGPASSWORD", &self.application_password);
+        self.start_other(name, command)
+    }
+
+    /// Returns how a process that is no member's ended, if it has.
+    pub fn process_ended(&self, pid: i32) -> Option<String> {
+        self.home.spawner.ended(pid)
+    }
+
+    /// Returns what the process with this name has logged.
+    pub fn log_of(&self, name: &str) -> String {
+        std::fs::read_to_string(self.home.layout.log(name)).unwrap_or_default()
     }
 
     /// The last lines of every log, for a failed run.

@@ -15,6 +15,7 @@ use super::commands::{self, Addresses, EtcdAddress, HaproxyFiles, PASSWORDS};
 use super::config::{CLUSTER, LabConfig, member_name};
 use super::home::Home;
 use super::network::{Network, Site, host};
+use super::pgbouncer::{CONSOLE_PASSWORD, databases};
 use super::ports::Ports;
 use super::{Lab, start_at};
 
@@ -36,7 +37,9 @@ impl Lab {
             let host = host(network.as_mut(), &Site::Etcd(index))?;
             etcd.push(EtcdAddress { host, client: ports.next()?, peer: ports.next()? });
         }
-        let addresses = Addresses { etcd, write_port: ports.next()?, read_port: ports.next()? };
+        let pgbouncers = (0..config.pgbouncers).map(|_| ports.next()).collect::<Result<_, _>>()?;
+        let (write_port, read_port) = (ports.next()?, ports.next()?);
+        let addresses = Addresses { etcd, write_port, read_port, pgbouncers };
         let mut others = Vec::new();
         for index in 0..addresses.etcd.len() {
             let name = format!("etcd{}", index + 1);
@@ -91,7 +94,7 @@ impl Lab {
     fn write_passwords(&self) -> anyhow::Result<()> {
         let directory = self.home.layout.process("passwords");
         self.home.make_private(&directory)?;
-        for of in PASSWORDS {
+        for of in PASSWORDS.into_iter().chain([CONSOLE_PASSWORD]) {
             self.home.write_private(
                 &self.home.layout.password(of),
                 &format!("{}\n", random_password()),
@@ -121,22 +124,28 @@ impl Lab {
         let layout = &self.home.layout;
         let files = HaproxyFiles::of(layout);
         let directory = layout.process("haproxy");
-        std::fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
+        for directory in [&directory, &layout.process("pgbouncer")] {
+            std::fs::create_dir(directory)
+                .with_context(|| format!("make {}", directory.display()))?;
+        }
+        let databases = (!self.addresses.pgbouncers.is_empty()).then(|| databases(layout));
         let writer = commands::proxy_config(&self.config, layout, &self.addresses)?;
         let pid = self.start_other("proxy-config", writer)?;
-        self.until("proxy-config writes HAProxy's configuration", START_BOUND, || {
+        self.until("proxy-config writes the proxies' files", START_BOUND, || {
             let ended = self
                 .home
                 .spawner
                 .ended(pid)
                 .map(|how| Err(anyhow::anyhow!("proxy-config ended: {how}")));
-            ended.or_else(|| is_written(&files.config).then_some(Ok(())))
+            let written =
+                is_written(&files.config) && databases.as_ref().is_none_or(|f| is_written(f));
+            ended.or_else(|| written.then_some(Ok(())))
         })
         .await??;
         let master = self.start_other("haproxy", commands::haproxy(&self.home.layout)?)?;
         std::fs::write(&files.pid, master.to_string()).context("note HAProxy's process id")?;
         (self.config.narrate)(&format!("HAProxy: writes on port {}", self.addresses.write_port));
-        Ok(())
+        self.start_pgbouncers()
     }
 
     pub(super) fn start_other(
