@@ -2,15 +2,17 @@
 
 mod pgbouncer;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
+use proto::PoolName;
 use proxy_config::{Config, HaproxyConfig};
 
 use crate::failure::Failure;
-use crate::runtime;
 use crate::sentinel_role::identity;
 use crate::target::Target;
+use crate::{output, runtime};
 
 #[derive(Debug, Args)]
 pub struct ProxyConfigArgs {
@@ -31,6 +33,14 @@ pub struct ProxyConfigArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     #[arg(requires = "haproxy_config")]
     read_port: Option<u16>,
+    /// Port that leads to those who have every acknowledged write: the primary, and standbys where each commit waits for them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(requires = "haproxy_config")]
+    fresh_port: Option<u16>,
+    /// Port that leads to the members of a pool of the spec, and to nobody else; may be given several times
+    #[arg(long, value_name = "POOL=N", value_parser = pool_port, value_delimiter = ',')]
+    #[arg(requires = "haproxy_config")]
+    pool_port: Vec<(PoolName, u16)>,
     /// Address that HAProxy listens on; * for all of the host's
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1")]
     bind: String,
@@ -42,12 +52,31 @@ pub struct ProxyConfigArgs {
     id: Option<String>,
     #[command(flatten)]
     pgbouncer: pgbouncer::PgbouncerArgs,
+    /// Install and switch once, and end
+    #[arg(long)]
+    once: bool,
+    /// Show how the installed files would change, and change nothing
+    #[arg(long, conflicts_with = "once")]
+    dry_run: bool,
 }
 
 /// Runs the role until it is told to stop.
 pub fn run(args: ProxyConfigArgs) -> Result<u8, Failure> {
+    let (once, dry_run) = (args.once, args.dry_run);
     let config = config(args)?;
-    runtime::run(|stop| proxy_config::run(config, stop))?;
+    if !once && !dry_run {
+        runtime::run(|stop| proxy_config::run(config, stop))?;
+        return Ok(0);
+    }
+    let done = runtime::answer(async move {
+        match dry_run {
+            true => proxy_config::once::preview(&config).await,
+            false => proxy_config::once::once(&config).await,
+        }
+    })?;
+    let nothing = vec!["nothing would change".to_owned()];
+    let lines = if done.lines.is_empty() { nothing } else { done.lines };
+    output::print(&lines.join("\n"))?;
     Ok(0)
 }
 
@@ -59,6 +88,8 @@ fn config(args: ProxyConfigArgs) -> Result<Config, Failure> {
             socket: path("--haproxy-socket", socket)?,
             write_port,
             read_port,
+            fresh_port: args.fresh_port,
+            pool_ports: pool_ports(args.pool_port)?,
             bind: args.bind,
             reload: args.reload,
         }),
@@ -67,22 +98,37 @@ fn config(args: ProxyConfigArgs) -> Result<Config, Failure> {
     };
     haproxy.as_ref().map_or(Ok(()), check)?;
     let pgbouncer = args.pgbouncer.config(&args.target.cluster)?;
-    Ok(Config {
+    let config = Config {
         cluster: args.target.cluster,
         etcd: args.target.store.access()?,
         id: identity(args.id)?,
         haproxy,
         pgbouncer,
-    })
+    };
+    config.check_ports().map_err(|e| Failure::usage(e.to_string()))?;
+    Ok(config)
+}
+
+fn pool_port(given: &str) -> Result<(PoolName, u16), String> {
+    let error = || format!("{given:?} is not a pool and a port such as analysts=5003");
+    let (pool, port) = given.split_once('=').ok_or_else(error)?;
+    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(error)?;
+    Ok((pool.parse().map_err(|e: proto::names::NameError| e.to_string())?, port))
+}
+
+fn pool_ports(given: Vec<(PoolName, u16)>) -> Result<BTreeMap<PoolName, u16>, Failure> {
+    let mut ports = BTreeMap::new();
+    for (pool, port) in given {
+        if ports.insert(pool.clone(), port).is_some() {
+            return Err(Failure::usage(format!(
+                "--pool-port names pool {pool} twice: give it one port"
+            )));
+        }
+    }
+    Ok(ports)
 }
 
 fn check(haproxy: &HaproxyConfig) -> Result<(), Failure> {
-    if haproxy.write_port == haproxy.read_port {
-        return Err(Failure::usage(format!(
-            "--write-port and --read-port are both {}: use two",
-            haproxy.read_port
-        )));
-    }
     if haproxy.reload.as_deref().is_some_and(|command| command.trim().is_empty()) {
         return Err(Failure::usage("--reload is empty: give a command or leave it out"));
     }

@@ -132,7 +132,7 @@ impl Scene {
                     let stop = stop.clone();
                     tokio::spawn(async move {
                         let _kept = view;
-                        keeper::http::serve(listener, seen, stop).await
+                        keeper::http::serve(listener, seen, Default::default(), stop).await
                     });
                 }
                 None => {
@@ -206,14 +206,23 @@ fn report(member: &str, http_address: &str) -> MemberReport {
 fn view(report: MemberReport, flush_lsn: Lsn) -> View {
     let positions = Some(Positions { timeline: Timeline(3), flush_lsn, replay_lsn: None });
     let asked = WallTime(0);
-    let status =
-        MemberStatus { report, positions, standbys: Vec::new(), serve_for_ms: None, asked };
+    let status = MemberStatus {
+        report,
+        positions,
+        standbys: Vec::new(),
+        serve_for_ms: None,
+        lag: None,
+        fresh: false,
+        remote_apply: None,
+        asked,
+    };
     View {
         status,
         cluster: None,
         serving: Serving::Nobody,
         serve_until: None,
-        lag_bytes: None,
+        lag: None,
+        fresh: false,
         synchronous: false,
     }
 }

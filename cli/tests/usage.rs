@@ -117,7 +117,7 @@ fn a_proxy_config_is_refused_what_haproxy_would_misread() {
         )
     };
     at.refuses(&[
-        (&ports(5000, 5000), "use two"),
+        (&ports(5000, 5000), "choose two ports"),
         (&ports(0, 5000), "--write-port"),
         (&ports(70000, 5000), "--write-port"),
         (&format!("{} --bind a,b", ports(5000, 5001)), "--bind"),

@@ -128,6 +128,8 @@ pub struct Local {
     /// For how long an open primary's probes have had no good answer.
     pub pulse: Pulse,
     pub disks: Disks,
+    /// Commits wait until they are replayed, see `commit_level`.
+    pub remote_apply: Option<bool>,
     /// Why the last PostgreSQL process ended, until the next one starts.
     pub ended: Option<Ended>,
     /// The right to run as primary was taken for this epoch, under this lease.

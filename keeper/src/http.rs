@@ -3,6 +3,8 @@
 //! Read-only. The paths and their meanings are those that Patroni users have in their configurations: 200 is
 //! yes, 503 is no, and what is not known is no.
 
+mod agent;
+mod asked;
 mod metrics;
 
 use std::sync::Arc;
@@ -12,12 +14,15 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
-use axum::serve::ListenerExt;
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
+use proto::Moment;
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+pub use agent::{Agents, Word};
+use asked::Asked;
 
 use crate::service;
 use crate::view::{Serving, View};
@@ -27,16 +32,17 @@ const CLOSING_TIME: Duration = Duration::from_millis(500);
 
 type Shared = Arc<watch::Receiver<View>>;
 
+/// A query in which a key may come twice.
+type Pairs = Vec<(String, String)>;
+
 /// Answers on `listener` from the newest view until `stop`.
 pub async fn serve(
     listener: TcpListener,
     view: watch::Receiver<View>,
+    agents: Arc<Agents>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    // Answers are small and load balancers wait for them: Nagle's delay would only add to the outage.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
+    let listener = agent::sort(listener, view.clone(), agents, stop.clone())?;
     let serving =
         axum::serve(listener, router(view)).with_graceful_shutdown(stop.clone().cancelled_owned());
     let overdue = async {
@@ -54,55 +60,40 @@ pub fn router(view: watch::Receiver<View>) -> Router {
     let shared: Shared = Arc::new(view.clone());
     let mut router = Router::new();
     for path in ["/", "/primary", "/master", "/leader", "/read-write"] {
-        router = router.route(path, check(|view, _| view.serves(Serving::Primary)));
+        router = router.route(path, check(|view, asked, now| asked.primary(view, now)));
     }
-    for path in ["/synchronous", "/sync"] {
-        router =
-            router.route(path, check(|view, asked| view.is_standby(asked) && view.synchronous));
+    for path in ["/synchronous", "/sync", "/quorum"] {
+        let holds = |v: &View, asked: &Asked, now| asked.standby(v, now) && v.synchronous;
+        router = router.route(path, check(holds));
     }
     for path in ["/asynchronous", "/async"] {
-        router =
-            router.route(path, check(|view, asked| view.is_standby(asked) && !view.synchronous));
+        let holds = |v: &View, asked: &Asked, now| asked.standby(v, now) && !v.synchronous;
+        router = router.route(path, check(holds));
     }
+    for path in ["/read-only-sync", "/read-only-quorum"] {
+        router = router.route(
+            path,
+            check(|v, asked, now| {
+                asked.primary(v, now) || (asked.standby(v, now) && v.synchronous)
+            }),
+        );
+    }
+    for path in ["/read-only", "/readiness"] {
+        let holds = |v: &View, asked: &Asked, now| asked.primary(v, now) || asked.standby(v, now);
+        router = router.route(path, check(holds));
+    }
+    let fresh =
+        |v: &View, asked: &Asked, now| asked.primary(v, now) || (asked.standby(v, now) && v.fresh);
     router
-        .route("/replica", check(|view, asked| view.is_standby(asked)))
-        .route(
-            "/read-only",
-            check(|view, asked| view.serves(Serving::Primary) || view.is_standby(asked)),
-        )
-        .route("/health", check(|view, _| view.status.report.is_running()))
-        .route("/liveness", check(|_, _| true))
-        .route(
-            "/readiness",
-            check(|view, asked| view.serves(Serving::Primary) || view.is_standby(asked)),
-        )
+        .route("/replica", check(|view, asked, now| asked.standby(view, now)))
+        .route("/fresh", check(fresh))
+        .route("/health", check(|view, _, _| view.status.report.is_running()))
+        .route("/liveness", check(|_, _, _| true))
         .route("/cluster", get_or_options(cluster))
         .route("/status", get_or_options(status))
         .route("/metrics", get_or_options(metrics::metrics))
         .with_state(shared)
         .merge(service::routes(view))
-}
-
-/// What a check may be asked besides its path.
-#[derive(Debug, Clone, Copy, Default)]
-struct Asked {
-    /// The lag, in bytes, above which a standby is refused.
-    lag: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct RawAsked {
-    lag: Option<String>,
-}
-
-impl View {
-    fn serves(&self, whom: Serving) -> bool {
-        self.serving_at(store::clock::now()) == whom
-    }
-
-    fn is_standby(&self, asked: Asked) -> bool {
-        self.serves(Serving::Standby) && self.is_within(asked.lag)
-    }
 }
 
 /// The body of every check; load balancers look at the status code only.
@@ -114,14 +105,14 @@ struct Answer {
     epoch: proto::Epoch,
 }
 
-fn check(holds: fn(&View, Asked) -> bool) -> MethodRouter<Shared> {
-    get_or_options(async move |State(view): State<Shared>, Query(raw): Query<RawAsked>| {
-        let lag = match raw.lag.as_deref().map(bytes).transpose() {
-            Ok(lag) => lag,
+fn check(holds: fn(&View, &Asked, Moment) -> bool) -> MethodRouter<Shared> {
+    get_or_options(async move |State(view): State<Shared>, Query(query): Query<Pairs>| {
+        let asked = match Asked::parse(&query) {
+            Ok(asked) => asked,
             Err(problem) => return (StatusCode::BAD_REQUEST, problem).into_response(),
         };
         let view = view.borrow();
-        let code = match holds(&view, Asked { lag }) {
+        let code = match holds(&view, &asked, store::clock::now()) {
             true => StatusCode::OK,
             false => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -168,22 +159,6 @@ async fn status(State(view): State<Shared>) -> Response {
 
 fn json(text: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
-}
-
-/// Reads an amount of bytes: a plain number, or one with kB, MB, GB or TB, which are PostgreSQL's powers of 1024.
-fn bytes(given: &str) -> Result<u64, String> {
-    let error = || format!("lag {given:?} is not an amount such as 1048576, 512kB, 10MB or 1GB\n");
-    let digits = given.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = given.split_at(digits);
-    let factor: u64 = match unit.trim() {
-        "" | "B" => 1,
-        "kB" | "KB" | "k" => 1 << 10,
-        "MB" | "M" => 1 << 20,
-        "GB" | "G" => 1 << 30,
-        "TB" | "T" => 1 << 40,
-        _ => return Err(error()),
-    };
-    number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).ok_or_else(error)
 }
 
 #[cfg(test)]

@@ -3,15 +3,18 @@
 pub mod action;
 pub mod announce;
 pub mod cluster;
+mod commit_level;
 pub mod config;
 pub mod durable;
 pub mod echo;
 pub mod facts;
 pub mod fencer;
+pub mod freshness;
 pub mod gather;
 pub mod health;
 pub mod http;
 pub mod kept;
+pub mod lag;
 pub mod late_store;
 pub mod member_files;
 pub mod postgres;

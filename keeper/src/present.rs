@@ -11,6 +11,7 @@ use proto::{Epoch, Lsn, MemberName, Moment};
 
 use crate::config::Config;
 use crate::facts::{ClusterView, Facts};
+use crate::lag::Behind;
 use crate::member_files::Role;
 use crate::postgres::initdb::is_absent_or_empty;
 use crate::postgres::probe::{SqlFacts, Walsender};
@@ -34,16 +35,20 @@ pub fn data(config: &Config) -> DataDirectory {
 
 /// Returns the view before anything is known.
 pub fn first_view(identity: &Identity, view: &ClusterView, facts: &Facts) -> View {
-    self::view(view, facts, report(identity, view, facts, BTreeSet::new()), None)
+    let report = report(identity, view, facts, BTreeSet::new());
+    self::view(view, facts, report, Moving::default())
+}
+
+/// What moves with every commit and every renewal.
+#[derive(Debug, Default)]
+pub struct Moving {
+    pub serve_until: Option<Moment>,
+    pub lag: Option<Behind>,
+    pub fresh: bool,
 }
 
 /// Returns what the endpoints answer from.
-pub fn view(
-    view: &ClusterView,
-    facts: &Facts,
-    report: MemberReport,
-    serve_until: Option<Moment>,
-) -> View {
+pub fn view(view: &ClusterView, facts: &Facts, report: MemberReport, moving: Moving) -> View {
     let sql = facts.sql.as_ref();
     let serving = match (facts.local.opened, sql) {
         (Some(opened), _) if is_mine(view, facts, opened.epoch) => Serving::Primary,
@@ -55,13 +60,17 @@ pub fn view(
             positions: sql.map(positions),
             standbys: sql.map_or_else(Vec::new, |s| s.walsenders.iter().map(standby).collect()),
             serve_for_ms: None,
+            lag: None,
+            fresh: false,
+            remote_apply: facts.local.remote_apply,
             asked: store::clock::wall(),
             report,
         },
         cluster: view.state.clone(),
         serving,
-        serve_until: serve_until.filter(|_| facts.files.role == Role::Primary),
-        lag_bytes: sql.filter(|s| s.in_recovery).and_then(lag),
+        serve_until: moving.serve_until.filter(|_| facts.files.role == Role::Primary),
+        lag: moving.lag,
+        fresh: moving.fresh,
         synchronous: is_voter(view, &facts.member),
     }
 }
@@ -84,12 +93,6 @@ fn positions(sql: &SqlFacts) -> Positions {
         flush_lsn: flush_lsn.max(sql.replay_lsn.unwrap_or(Lsn(0))),
         replay_lsn: sql.replay_lsn,
     }
-}
-
-/// Returns how much of what was received is not replayed yet.
-fn lag(sql: &SqlFacts) -> Option<u64> {
-    let received = sql.flush_lsn.unwrap_or(Lsn(0));
-    sql.replay_lsn.map(|replayed| received.bytes_ahead_of(replayed))
 }
 
 fn standby(sender: &Walsender) -> StandbyPositions {

@@ -15,7 +15,9 @@ use crate::action::{Action, ActionKind, Hold};
 use crate::config::Config;
 use crate::facts::{ClusterView, Facts, Failure, Local, Process};
 use crate::fencer::{FenceReason, FencerEvent};
+use crate::freshness::Freshness;
 use crate::gather::Pace;
+use crate::lag::Lag;
 use crate::member_files::Role;
 use crate::reconcile::reconcile;
 use crate::wiring::{Wires, facts, wire};
@@ -60,6 +62,8 @@ struct Shell {
     last_decision: Option<Action>,
     /// A newer keeper has asked for this member.
     successor: Option<take_over::Request>,
+    lag: Lag,
+    freshness: Freshness,
 }
 
 impl Shell {
@@ -75,6 +79,8 @@ impl Shell {
             busy_until: now + BUSY_FOR,
             last_decision: None,
             successor: None,
+            lag: Lag::default(),
+            freshness: Freshness::default(),
         }
     }
 
@@ -345,7 +351,12 @@ impl Shell {
             ));
         }
         let report = crate::report::report(&self.wires.identity, view, facts, problems);
-        self.wires.http.send_replace(present::view(view, facts, report.clone(), self.serve_until));
+        let moving = present::Moving {
+            serve_until: self.serve_until,
+            lag: facts.sql.as_ref().and_then(|sql| self.lag.look(sql)),
+            fresh: self.freshness.look(view, facts),
+        };
+        self.wires.http.send_replace(present::view(view, facts, report.clone(), moving));
         self.wires.report.send_if_modified(|known| {
             let modified = known.as_ref() != Some(&report);
             *known = Some(report);
@@ -366,6 +377,7 @@ impl Shell {
         if gone {
             stopping::give_back(&self.wires.worker).await;
         }
+        self.wires.agents.farewell().await;
         self.wires.ended.cancel();
         self.wires.tasks.shutdown().await;
         Ok(())

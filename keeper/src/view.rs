@@ -3,9 +3,11 @@
 //! The one rule: whether this member is the primary is judged at the moment of asking, not when the view was made.
 
 use proto::report::{Server, Stream};
-use proto::status::MemberStatus;
+use proto::status::{MemberStatus, StandbyLag};
 use proto::{ClusterState, Epoch, Moment, Timeline};
 use serde::Serialize;
+
+use crate::lag::Behind;
 
 /// What the endpoints answer from; the keeper replaces it whenever something changed.
 #[derive(Debug, Clone)]
@@ -16,7 +18,9 @@ pub struct View {
     /// Until when a primary may serve; `None`: no bound is needed.
     pub serve_until: Option<Moment>,
     /// How far this standby is behind its primary, where that is known.
-    pub lag_bytes: Option<u64>,
+    pub lag: Option<Behind>,
+    /// Reads on this standby see every commit that was acknowledged before.
+    pub fresh: bool,
     /// Whether this standby acknowledges commits.
     pub synchronous: bool,
 }
@@ -47,11 +51,6 @@ impl View {
         }
     }
 
-    /// Returns whether this standby is at most `most` bytes behind; an unknown lag is within no limit.
-    pub fn is_within(&self, most: Option<u64>) -> bool {
-        most.is_none_or(|most| self.lag_bytes.is_some_and(|lag| lag <= most))
-    }
-
     /// Returns the timeline of the running PostgreSQL, if it is known.
     pub fn timeline(&self) -> Option<Timeline> {
         match self.status.report.server {
@@ -76,6 +75,10 @@ impl View {
     pub fn status_at(&self, now: Moment, asked: proto::WallTime) -> MemberStatus {
         let left = self.serve_until.map(|until| until.since(now));
         let serve_for_ms = left.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
-        MemberStatus { serve_for_ms, asked, ..self.status.clone() }
+        let lag = self.lag.map(|behind| StandbyLag {
+            bytes: behind.bytes,
+            ms: u64::try_from(behind.time(now).as_millis()).unwrap_or(u64::MAX),
+        });
+        MemberStatus { serve_for_ms, lag, fresh: self.fresh, asked, ..self.status.clone() }
     }
 }

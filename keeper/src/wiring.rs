@@ -19,6 +19,7 @@ use crate::echo::{Echo, echo};
 use crate::facts::{ClusterView, Facts, Local, Names, Process};
 use crate::fencer::{Fencer, FencerCommand, FencerEvent, KeeperCommand, Watched};
 use crate::gather::{Pace, gather};
+use crate::http::Agents;
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::{self, Access, Place, Settings};
 use crate::pulse::pulse;
@@ -28,7 +29,7 @@ use crate::sign::{Signing, sign};
 use crate::startup::Prepared;
 use crate::view::View;
 use crate::worker::{LeaseView, Parts, Worker};
-use crate::{http, kept, present, take_over};
+use crate::{commit_level, http, kept, present, take_over};
 
 /// A keeper's tasks, running, and the loop's ends of the channels to them.
 pub struct Wires {
@@ -37,6 +38,8 @@ pub struct Wires {
     pub view: watch::Receiver<Arc<ClusterView>>,
     pub sql: watch::Receiver<Option<SqlFacts>>,
     pub http: watch::Sender<View>,
+    /// The load balancers that ask by agent-check.
+    pub agents: Arc<Agents>,
     pub report: watch::Sender<Option<MemberReport>>,
     pub renewed: watch::Receiver<Option<LeaseView>>,
     /// Until when the voters' last sign lets a primary serve whose renewals fail.
@@ -100,22 +103,22 @@ pub async fn wire(
     let signing = Signing { worker: worker.clone(), renewed: renewed.clone(), signed: signed_tx };
     tasks.spawn(sign(signing, ended.clone()));
     let (pace, pace_rx) = watch::channel(Pace::Eager);
-    let (sql_tx, sql) = watch::channel(None);
-    tasks.spawn(gather(worker.clone(), pace_rx, sql_tx, ended.clone()));
-    tasks.spawn(pulse(worker.clone(), sql.clone(), ended.clone()));
+    let sql = question(&mut tasks, &worker, pace_rx, &ended);
     let socket = UdpSocket::from_std(echo_socket).context("take the echo's socket")?;
     let echoing = Echo { worker: worker.clone(), socket, sql: sql.clone() };
     tasks.spawn(echo(echoing, ended.clone()));
     let facts = facts(config, &worker, None);
     let first = present::first_view(&identity, &view.borrow(), &facts);
     let (http_tx, http_rx) = watch::channel(first);
-    tasks.spawn(serve(TcpListener::from_std(http)?, http_rx, ended.clone()));
+    let agents = Arc::new(Agents::default());
+    tasks.spawn(serve(TcpListener::from_std(http)?, http_rx, agents.clone(), ended.clone()));
     Ok(Wires {
         identity,
         worker,
         view,
         sql,
         http: http_tx,
+        agents,
         report,
         renewed,
         signed,
@@ -126,6 +129,20 @@ pub async fn wire(
         tasks,
         ended,
     })
+}
+
+/// Starts the tasks that ask the running PostgreSQL.
+fn question(
+    tasks: &mut JoinSet<()>,
+    worker: &Arc<Worker>,
+    pace: watch::Receiver<Pace>,
+    ended: &CancellationToken,
+) -> watch::Receiver<Option<SqlFacts>> {
+    let (facts, sql) = watch::channel(None);
+    tasks.spawn(gather(worker.clone(), pace, facts, ended.clone()));
+    tasks.spawn(pulse(worker.clone(), sql.clone(), ended.clone()));
+    tasks.spawn(commit_level::follow(worker.clone(), ended.clone()));
+    sql
 }
 
 /// Finds the fencer, or starts one, and tells it whether and how to start this keeper again.
@@ -218,8 +235,13 @@ async fn settle(fencer: &Fencer, watched: &Watched) {
     }
 }
 
-async fn serve(listener: TcpListener, view: watch::Receiver<View>, stop: CancellationToken) {
-    if let Err(error) = http::serve(listener, view, stop).await {
+async fn serve(
+    listener: TcpListener,
+    view: watch::Receiver<View>,
+    agents: Arc<Agents>,
+    stop: CancellationToken,
+) {
+    if let Err(error) = http::serve(listener, view, agents, stop).await {
         tracing::error!(%error, "serve HTTP");
     }
 }

@@ -43,6 +43,11 @@ impl Cfg {
         self.k > 0 && self.voters.intersection(members).count() > self.voters.len() - self.k
     }
 
+    /// Returns whether every acknowledging set of this Cfg contains `member`.
+    pub fn always_acknowledges(&self, member: &MemberName) -> bool {
+        self.leader == *member || (self.k == self.voters.len() && self.voters.contains(member))
+    }
+
     /// Returns the name under which `member` connects while this Cfg is in force.
     pub fn wire_name(&self, member: &MemberName) -> String {
         wire_name(member, self.epoch, self.round)
@@ -136,6 +141,15 @@ mod tests {
         assert!(alone.is_well_formed());
         assert!(alone.is_sealed_by(&names(&["a"])) && !alone.is_sealed_by(&names(&["b", "c"])));
         assert_eq!(alone.standby_names(), "ANY 1 (\"nobody_can_have_this_name\")");
+    }
+
+    #[test]
+    fn a_member_of_every_acknowledging_set_is_the_leader_or_one_of_voters_that_all_have_to_agree() {
+        let is_in = |cfg: &Cfg, m: &str| cfg.always_acknowledges(&m.parse().unwrap());
+        let (one, both) = (cfg(&["b", "c"], 1), cfg(&["b", "c"], 2));
+        assert!(is_in(&one, "a") && !is_in(&one, "b") && !is_in(&one, "c"));
+        assert!(is_in(&both, "a") && is_in(&both, "b") && !is_in(&both, "d"));
+        assert!(!is_in(&cfg(&[], 0), "b"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Names of clusters and members: `[a-z0-9][a-z0-9-]{0,39}`.
+//! Names of clusters, members and pools: `[a-z0-9][a-z0-9-]{0,39}`.
 //!
 //! Short enough that `<member>.e<epoch>.r<round>` stays below the 63 bytes of an `application_name`, and lower
 //! case because PostgreSQL compares standby names without case.
@@ -89,6 +89,11 @@ name!(
     /// The name of one PostgreSQL with its keeper, unique within its cluster.
     MemberName,
     "member"
+);
+name!(
+    /// The name of a pool of members that get reads of their own.
+    PoolName,
+    "pool"
 );
 
 #[cfg(test)]

@@ -1,13 +1,17 @@
 //! ClusterSpec: what the operator wants. Unknown fields are errors; relations between settings are checked in
 //! `ClusterSpec::check`, the one place for them.
 
+mod reads;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::time::duration;
-use crate::{Document, MemberName};
+use crate::{Document, MemberName, PoolName};
+
+pub use reads::{ReadFallback, Reads};
 
 /// The operator's wishes for one cluster, stored under `spec`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +48,9 @@ pub struct ClusterSpec {
     pub founder: Option<MemberName>,
     pub initdb: Initdb,
     pub postgres: PostgresSpec,
+    /// Not written where nobody asked for something else, so that older programs read the spec.
+    #[serde(skip_serializing_if = "Reads::is_default")]
+    pub reads: Reads,
     /// What particular members may become; a member that is absent here has the defaults.
     pub members: BTreeMap<MemberName, MemberSpec>,
 }
@@ -105,6 +112,9 @@ pub struct MemberSpec {
     pub vote: Permission,
     /// The greater one is preferred among members that hold equally much; 0 by default.
     pub priority: u8,
+    /// The pool whose reads this member gets, on a port of its own; it gets none of the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolName>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +149,7 @@ impl Default for ClusterSpec {
             founder: None,
             initdb: Initdb::default(),
             postgres: PostgresSpec::default(),
+            reads: Reads::default(),
             members: BTreeMap::new(),
         }
     }
@@ -204,6 +215,11 @@ impl ClusterSpec {
         self.members.get(member).cloned().unwrap_or_default()
     }
 
+    /// Returns whether commits are to wait until the standbys that acknowledge them have replayed them.
+    pub fn waits_for_replay(&self) -> bool {
+        self.postgres.parameters.get("synchronous_commit").is_some_and(|v| v == "remote_apply")
+    }
+
     /// Checks all relations between settings.
     ///
     /// The rule on leases is that of two lost renewals: renewals go out every fifth of `lease_ttl`, and what is
@@ -211,6 +227,7 @@ impl ClusterSpec {
     pub fn check(&self) -> Result<(), SpecError> {
         self.check_timings()?;
         self.check_postgres()?;
+        self.reads.check()?;
         let refuse = |text: String| Err(SpecError(text));
         if self.synchronous.count == 0 {
             return refuse(

@@ -272,6 +272,11 @@ impl ClusterState {
         (at == timeline).then_some(until)
     }
 
+    /// Returns whether every set that can acknowledge a commit contains `member`, by every Cfg on record.
+    pub fn always_acknowledges(&self, member: &MemberName) -> bool {
+        !self.cfgs.is_empty() && self.cfgs.iter().all(|cfg| cfg.always_acknowledges(member))
+    }
+
     /// Returns the Cfg whose names the present primary has to enforce.
     pub fn newest_cfg(&self) -> Option<&Cfg> {
         self.cfgs.last()

@@ -13,7 +13,26 @@ pub struct MemberStatus {
     pub standbys: Vec<StandbyPositions>,
     /// How long this primary may go on serving without renewing its right, in milliseconds.
     pub serve_for_ms: Option<u64>,
+    /// How far this standby is behind its primary, where that can be known.
+    #[serde(default)]
+    pub lag: Option<StandbyLag>,
+    /// A read on this standby sees every commit that was acknowledged before it, by all that its keeper knows.
+    #[serde(default)]
+    pub fresh: bool,
+    /// Whether commits here wait until they are replayed, by PostgreSQL's settings and those of its roles and databases.
+    /// Asked only where the spec wants it.
+    #[serde(default)]
+    pub remote_apply: Option<bool>,
     pub asked: WallTime,
+}
+
+/// How far a standby is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandbyLag {
+    /// WAL that is known to exist and is not replayed.
+    pub bytes: u64,
+    /// For how long the oldest of it has been known, in milliseconds; 0 while all is replayed and the stream lives.
+    pub ms: u64,
 }
 
 /// Where this member's WAL stands.

@@ -87,6 +87,17 @@ impl fmt::Debug for WallTime {
     }
 }
 
+/// Reads a duration such as `10s`, `500ms` or `1m30s`.
+pub fn parse_duration(given: &str) -> Result<Duration, String> {
+    humantime::parse_duration(given)
+        .map_err(|e| format!("{given:?} is not a duration such as 10s or 500ms: {e}"))
+}
+
+/// Returns a duration as one word that `parse_duration` reads.
+pub fn show(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string().replace(' ', "")
+}
+
 /// Durations in documents, written `10s` or `500ms`. Use with `#[serde(with = "proto::time::duration")]`.
 pub mod duration {
     use std::time::Duration;
@@ -101,10 +112,6 @@ pub mod duration {
     /// Reads a duration from text.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(from)?;
-        humantime::parse_duration(&text).map_err(|e| {
-            serde::de::Error::custom(format!(
-                "{text:?} is not a duration such as 10s or 500ms: {e}"
-            ))
-        })
+        super::parse_duration(&text).map_err(serde::de::Error::custom)
     }
 }

@@ -20,7 +20,7 @@ use proto::request::{
     Answered, Request, RequestId, RequestKind, RequestOutcome, Terms, Unheld, Wanted,
 };
 use proto::right::Secrets;
-use proto::spec::{MemberSpec, Permission};
+use proto::spec::{MemberSpec, Permission, ReadFallback};
 use proto::state::{Admitted, Death, EpochRecord, Floor, RestartOrder, Switchover, SwitchoverStep};
 use proto::*;
 
@@ -47,8 +47,18 @@ fn spec() -> ClusterSpec {
     let mut spec = ClusterSpec { founder: Some(name("a")), ..ClusterSpec::default() };
     spec.postgres.parameters.insert("work_mem".into(), "8MB".into());
     spec.postgres.pg_hba.push("host all all 10.0.0.0/8 scram-sha-256".into());
-    let analyst = MemberSpec { promote: Permission::Never, vote: Permission::Never, priority: 3 };
+    let (promote, vote) = (Permission::Never, Permission::Never);
+    let analyst = MemberSpec { promote, vote, priority: 3, pool: None };
     spec.members.insert(name("c"), analyst);
+    spec
+}
+
+/// The same with pools and limits of reads.
+fn spec_of_readers() -> ClusterSpec {
+    let mut spec = spec();
+    spec.reads.max_lag_bytes = 512 << 10;
+    spec.reads.fallback = ReadFallback::Primary;
+    spec.members.entry(name("c")).or_default().pool = "analysts".parse().ok();
     spec
 }
 
@@ -265,6 +275,7 @@ fn check<D: Document + PartialEq + std::fmt::Debug>(file: &str, document: &D) {
 #[test]
 fn every_document_is_written_as_its_golden_file_says_and_every_released_format_decodes() {
     check("spec", &spec());
+    check("spec-reads", &spec_of_readers());
     check("state", &state());
     check("report", &report());
     check("history", &history());

@@ -1,11 +1,11 @@
 //! What one proxy-config is told at start, and what of it is refused before any file is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
-use anyhow::ensure;
-use proto::ClusterName;
+use anyhow::{bail, ensure};
+use proto::{ClusterName, PoolName};
 
 use crate::pgbouncer::{PgbouncerConfig, instance};
 
@@ -32,6 +32,10 @@ pub struct HaproxyConfig {
     pub socket: PathBuf,
     pub write_port: u16,
     pub read_port: u16,
+    /// The port for reads that must see the latest acknowledged write.
+    pub fresh_port: Option<u16>,
+    /// The ports of the pools that have reads of their own.
+    pub pool_ports: BTreeMap<PoolName, u16>,
     /// The address that HAProxy listens on, such as `127.0.0.1` or `*`.
     pub bind: String,
     /// The command that makes HAProxy read its file again, run by `sh -c`.
@@ -46,6 +50,7 @@ impl Config {
             "there is nothing to keep in line: give --haproxy-config and --haproxy-socket, or --pgbouncer-config and \
              --pgbouncer-admin"
         );
+        self.check_ports()?;
         self.haproxy.as_ref().map_or(Ok(()), HaproxyConfig::check)?;
         self.pgbouncer.as_ref().map_or(Ok(()), PgbouncerConfig::check)
     }
@@ -87,15 +92,21 @@ impl PgbouncerConfig {
         ensure!(twice.is_none(), "--pgbouncer-user: one user has two entries");
         Ok(())
     }
+
+    /// Checks that no port is given twice.
+    pub fn check_ports(&self) -> anyhow::Result<()> {
+        let mut taken: BTreeMap<u16, &str> = BTreeMap::new();
+        for (flag, port) in self.haproxy.iter().flat_map(HaproxyConfig::ports) {
+            if let Some(other) = taken.insert(port, flag) {
+                bail!("{other} and {flag} are both {port}: choose two ports");
+            }
+        }
+        Ok(())
+    }
 }
 
 impl HaproxyConfig {
     fn check(&self) -> anyhow::Result<()> {
-        ensure!(
-            self.write_port != self.read_port,
-            "--write-port and --read-port are both {}: choose two ports",
-            self.write_port
-        );
         check_path("--haproxy-config", &self.file)?;
         check_path("--haproxy-socket", &self.socket)?;
         let directory = self.file.parent().unwrap_or(&self.file);
@@ -115,6 +126,13 @@ impl HaproxyConfig {
             "bind address {bind:?}: use an address of this host, or *"
         );
         Ok(())
+    }
+
+    /// Returns the ports, each with the flag that sets it.
+    pub fn ports(&self) -> impl Iterator<Item = (&'static str, u16)> {
+        let fixed = [("--write-port", self.write_port), ("--read-port", self.read_port)];
+        let fresh = self.fresh_port.map(|port| ("--fresh-port", port));
+        fixed.into_iter().chain(fresh).chain(self.pool_ports.values().map(|p| ("--pool-port", *p)))
     }
 
     /// Returns the address to listen on as HAProxy writes it.

@@ -10,7 +10,7 @@ use proto::{
 };
 use store::keys::Keys;
 use store::{Store, StoreError, Watch, WatchEvent, clock};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -27,7 +27,8 @@ pub struct View {
     pub agreed: Agreed,
     /// Of members with a live lease only.
     pub reports: BTreeMap<MemberName, MemberReport>,
-    pub lease_ttl: Duration,
+    /// The last one that could be read; none before there was one.
+    pub spec: Option<Box<ClusterSpec>>,
 }
 
 /// The agreed state, as far as it can be acted on.
@@ -53,15 +54,20 @@ impl Agreed {
 }
 
 impl View {
+    /// Returns for how long a replaced primary may go on answering.
+    pub fn lease_ttl(&self) -> Duration {
+        self.spec.as_ref().map_or(LONGEST_LEASE, |spec| spec.lease_ttl)
+    }
+
     /// Returns the view of somebody who has heard nothing.
     pub fn unheard() -> Self {
-        Self { agreed: Agreed::Unheard, reports: BTreeMap::new(), lease_ttl: LONGEST_LEASE }
+        Self { agreed: Agreed::Unheard, reports: BTreeMap::new(), spec: None }
     }
 }
 
 /// How old our picture of the store can be.
 #[derive(Clone)]
-pub struct Heard(Arc<watch::Sender<Following>>);
+pub struct Heard(Arc<watch::Sender<Following>>, Arc<Notify>);
 
 #[derive(Clone, Copy)]
 struct Following {
@@ -69,12 +75,15 @@ struct Following {
     last: Moment,
     /// A watch runs from that picture on, so that any answer of the store vouches for it.
     watching: bool,
+    /// This process has stood still, and the picture is from before.
+    doubted: bool,
 }
 
 impl Heard {
     /// Begins with a picture of `now`.
     pub fn new(now: Moment) -> Self {
-        Self(Arc::new(watch::Sender::new(Following { last: now, watching: false })))
+        let following = Following { last: now, watching: false, doubted: false };
+        Self(Arc::new(watch::Sender::new(following)), Arc::default())
     }
 
     /// Notes that the store answered a request of ours that was sent at `sent`.
@@ -83,17 +92,37 @@ impl Heard {
     }
 
     fn watches(&self, since: Moment) {
-        self.0.send_modify(|f| *f = Following { last: since.max(f.last), watching: true });
+        let last = since.max(self.0.borrow().last);
+        self.0.send_replace(Following { last, watching: true, doubted: false });
     }
 
     fn watch_broke(&self) {
         self.0.send_modify(|f| f.watching = false);
     }
 
+    /// Asks for the picture anew: what comes over the old watch first may be from before this process stood still.
+    pub fn doubt(&self) {
+        self.0.send_modify(|f| (f.watching, f.doubted) = (false, true));
+        self.1.notify_one();
+    }
+
+    /// Returns whether the picture was doubted and has not been read again.
+    pub fn is_doubted(&self) -> bool {
+        self.0.borrow().doubted
+    }
+
     /// Returns how long the store may have held something else than our picture.
     pub fn silent_for(&self, now: Moment) -> Duration {
         now.since(self.0.borrow().last)
     }
+}
+
+/// Reads the documents of `keys` once.
+pub async fn read(store: Arc<dyn Store>, keys: Keys) -> Result<View, StoreError> {
+    let snapshot = store.read(keys.prefix()).await?;
+    let values = snapshot.entries.into_iter().map(|(key, entry)| (key, entry.value)).collect();
+    let (views, heard) = (watch::Sender::new(View::unheard()), Heard::new(clock::now()));
+    Ok(Follower { store, keys, views, heard, said: BTreeSet::new() }.view(&values))
 }
 
 /// Follows the documents of `keys` until `stop`. Never ends by itself.
@@ -156,7 +185,14 @@ impl Follower {
         let mut watch: Watch = self.store.watch(self.keys.prefix(), snapshot.revision + 1).await?;
         self.heard.watches(sent);
         info!(revision = snapshot.revision, "following the cluster");
-        while let Some(events) = watch.events.recv().await {
+        let doubted = self.heard.1.clone();
+        loop {
+            let events = tokio::select! {
+                biased;
+                () = doubted.notified() => return Ok(()),
+                events = watch.events.recv() => events,
+            };
+            let Some(events) = events else { return Ok(()) };
             self.heard.answered(clock::now());
             for event in events {
                 match event {
@@ -166,7 +202,6 @@ impl Follower {
             }
             self.publish(&values);
         }
-        Ok(())
     }
 
     fn publish(&mut self, values: &BTreeMap<String, Vec<u8>>) {
@@ -195,7 +230,8 @@ impl Follower {
             .map(|report| (report.member.clone(), report))
             .collect();
         let spec = values.get(&self.keys.spec()).and_then(|text| self.decode::<ClusterSpec>(text));
-        View { agreed, reports, lease_ttl: spec.map_or(LONGEST_LEASE, |s| s.lease_ttl) }
+        let known = self.views.borrow().spec.clone();
+        View { agreed, reports, spec: spec.map(Box::new).or(known) }
     }
 
     fn decode<D: Document>(&mut self, text: &[u8]) -> Option<D> {

@@ -10,11 +10,19 @@
 //! - A state file that does not exist is a warning at start and no error.
 //! - `nbsrv` does not count servers of weight 0, so the read port falls back to the primary by itself, also when no
 //!   proxy-config runs.
+//! - A server that an agent's `maint` has taken out shows as MAINT, its checks rest and the agent is asked on; `ready`
+//!   brings it back at once and as UP, before any check. That is harmless where any standby may serve, so only the
+//!   read pools have an agent. An agent that does not answer, or in words that HAProxy does not know, changes nothing.
+
+mod header;
+mod states;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use proto::{ClusterName, HostPort, MemberName};
+use proto::{ClusterName, MemberName, PoolName, size};
+
+pub use header::{Installed, read_back};
 
 use crate::HaproxyConfig;
 use crate::route::{Addresses, Routes};
@@ -23,15 +31,19 @@ use crate::route::{Addresses, Routes};
 pub const WRITE: &str = "pgdeputy_write";
 /// The backend of standbys.
 pub const READ: &str = "pgdeputy_read";
-
-/// The mark of lines that are read back after a restart.
-const MARK: &str = "# pgdeputy";
+/// The backend of those that have every acknowledged write.
+pub const FRESH: &str = "pgdeputy_fresh";
+/// What the backends of pools of their own begin with.
+const POOL: &str = "pgdeputy_pool_";
 
 /// Comes back by itself only after three good checks in a row (1 s). While proxy-config lives it says "down" anew
 /// every 0.25 s, so that an old primary which still answers never gets that far; when proxy-config is dead, the
-/// checks are the only source left, and they take over.
-const WRITE_CHECKS: &str = "inter 500ms fall 2 rise 3";
-const READ_CHECKS: &str = "inter 500ms fall 2 rise 1";
+/// checks are the only source left, and they take over. Who is down keeps no session.
+const WRITE_CHECKS: &str = "check inter 500ms fall 2 rise 3 on-marked-down shutdown-sessions";
+/// One bad answer is enough: a read that is refused is better than one that is not fresh.
+const FRESH_CHECKS: &str = "check inter 500ms fall 1 rise 3 on-marked-down shutdown-sessions";
+/// A standby that lags leaves without losing its sessions. Its agent answers as the keeper's HTTP port does.
+const READ_CHECKS: &str = "check inter 500ms fall 2 rise 2 agent-check agent-inter 1s";
 
 /// A whole configuration, and how a running HAProxy that has loaded it can be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +51,11 @@ pub struct Rendered {
     pub text: String,
     /// Shown by `show info` as the description: equal as long as no reload is needed.
     pub fingerprint: String,
+    /// What a worker takes over that a reload of ours starts: nobody who gets sessions misses one.
     pub states: String,
+    /// What any other starting HAProxy takes over: the present primary may be another one by then, so nobody gets
+    /// writes or fresh reads before proxy-config or the checks have said so.
+    pub closed: String,
 }
 
 /// Returns the files for `routes`.
@@ -48,9 +64,15 @@ pub fn render(cluster: &ClusterName, config: &HaproxyConfig, routes: &Routes) ->
     let globals = globals(config);
     let checksum = crc32c::crc32c_append(crc32c::crc32c(globals.as_bytes()), sections.as_bytes());
     let fingerprint = format!("pgdeputy-{checksum:08x}");
-    let header = header(cluster, routes);
+    let header = header::header(cluster, routes);
     let text = format!("{header}\nglobal\n    description {fingerprint}\n{globals}\n{sections}");
-    Rendered { text, fingerprint, states: states(routes) }
+    let closed = Routes { write: None, fresh: Default::default(), ..routes.clone() };
+    Rendered {
+        text,
+        fingerprint,
+        states: states::states(config, routes),
+        closed: states::states(config, &closed),
+    }
 }
 
 /// Returns the file of server states that belongs to a configuration file.
@@ -60,67 +82,48 @@ pub fn states_path(haproxy_config: &Path) -> PathBuf {
     name.into()
 }
 
-/// What an installed configuration says of itself.
+/// A port with the servers behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Installed {
-    /// It was written by us, for this cluster.
-    Ours { cluster: String, routes: Routes },
-    /// Somebody else's file, or one that was damaged.
-    Foreign,
+pub struct Backend {
+    pub name: String,
+    pub port: u16,
+    pub kind: Kind,
 }
 
-/// Reads back what `render` wrote into the comments.
-pub fn read_back(text: &str) -> Installed {
-    let mut routes = Routes::default();
-    let mut cluster = None;
-    let mut has_epoch = false;
-    for line in text.lines().filter_map(|l| l.strip_prefix(MARK)) {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let understood = match words.as_slice() {
-            ["cluster", name] => cluster.replace((*name).to_owned()).is_none(),
-            ["epoch", number] => {
-                has_epoch = true;
-                number.parse().map(|n| routes.epoch = proto::Epoch(n)).is_ok()
-            }
-            ["write"] => true,
-            ["write", member] => member.parse().map(|m| routes.write = Some(m)).is_ok(),
-            ["read", members @ ..] => {
-                let read: Result<_, _> = members.iter().map(|m| m.parse()).collect();
-                read.map(|r| routes.read = r).is_ok()
-            }
-            ["member", name, postgres, http] => member(name, postgres, http)
-                .map(|(name, at)| routes.members.insert(name, at))
-                .is_some(),
-            _ => false,
-        };
-        if !understood {
-            return Installed::Foreign;
-        }
-    }
-    match cluster {
-        Some(cluster) if has_epoch => Installed::Ours { cluster, routes },
-        _ => Installed::Foreign,
-    }
+/// Whom a backend leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    Write,
+    Fresh,
+    /// The common read pool, or one of its own.
+    Read(Option<PoolName>),
 }
 
-fn member(name: &str, postgres: &str, http: &str) -> Option<(MemberName, Addresses)> {
-    let addresses = Addresses { postgres: postgres.parse().ok()?, http: http.parse().ok()? };
-    Some((name.parse().ok()?, addresses))
+/// Returns the backends in the order in which they stand in the file.
+pub fn backends(config: &HaproxyConfig) -> Vec<Backend> {
+    let backend = |name: &str, port, kind| Backend { name: name.to_owned(), port, kind };
+    let mut all = vec![
+        backend(WRITE, config.write_port, Kind::Write),
+        backend(READ, config.read_port, Kind::Read(None)),
+    ];
+    all.extend(config.fresh_port.map(|port| backend(FRESH, port, Kind::Fresh)));
+    all.extend(config.pool_ports.iter().map(|(pool, port)| {
+        backend(&format!("{POOL}{pool}"), *port, Kind::Read(Some(pool.clone())))
+    }));
+    all
 }
 
-fn header(cluster: &ClusterName, routes: &Routes) -> String {
-    let read: String = routes.read.iter().map(|m| format!(" {m}")).collect();
-    let write: String = routes.write.iter().map(|m| format!(" {m}")).collect();
-    let mut text = format!(
-        "# Generated by pgdeputy proxy-config: edits are lost at the next change of the cluster.\n\
-         # The marked lines are read back when proxy-config starts again.\n\
-         {MARK} cluster {}\n{MARK} epoch {}\n{MARK} write{write}\n{MARK} read{read}\n",
-        cluster, routes.epoch
-    );
-    for (name, at) in &routes.members {
-        let _ = writeln!(text, "{MARK} member {name} {} {}", at.postgres, at.http);
+impl Backend {
+    /// Returns the servers of this backend: of a read pool its own members, else everybody.
+    pub fn servers<'a>(
+        &'a self,
+        routes: &'a Routes,
+    ) -> impl Iterator<Item = (&'a MemberName, &'a Addresses)> {
+        routes.members.iter().filter(|(_, at)| match &self.kind {
+            Kind::Write | Kind::Fresh => true,
+            Kind::Read(pool) => at.pool == *pool,
+        })
     }
-    text
 }
 
 fn globals(config: &HaproxyConfig) -> String {
@@ -136,12 +139,8 @@ fn globals(config: &HaproxyConfig) -> String {
 /// Connections are not tried again for writes: the client hears at once, while HAProxy would wait a second and miss
 /// the new primary. Sessions to a machine that has vanished end after about 15 s (keepalives and `tcp-ut`), also in
 /// a worker that a reload has left behind with its old sessions and without checks.
-fn sections(config: &HaproxyConfig, routes: &Routes) -> String {
-    let bind = config.bind_address();
-    let (write_port, read_port) = (config.write_port, config.read_port);
-    let servers = servers(routes);
-    format!(
-        "defaults
+const DEFAULTS: &str = "\
+defaults
     mode tcp
     option tcpka
     srvtcpka-idle 9s
@@ -152,81 +151,57 @@ fn sections(config: &HaproxyConfig, routes: &Routes) -> String {
     timeout server 30m
     timeout check 1s
     load-server-state-from-file global
-    default-server init-addr last,libc,none tcp-ut 15s on-marked-down shutdown-sessions
-
-frontend {WRITE}_port
-    bind {bind}:{write_port}
-    default_backend {WRITE}
-
-frontend {READ}_port
-    bind {bind}:{read_port}
-    use_backend {WRITE} if {{ nbsrv({READ}) eq 0 }}
-    default_backend {READ}
-
-backend {WRITE}
-    retries 0
-    option httpchk
-    http-check send meth GET uri /primary
-    http-check expect status 200
-    default-server check {WRITE_CHECKS}
-{servers}
-backend {READ}
-    balance leastconn
-    retries 2
-    option redispatch 1
-    option httpchk
-    http-check send meth GET uri /replica
-    http-check expect status 200
-    default-server check {READ_CHECKS}
-{servers}"
-    )
-}
-
-fn servers(routes: &Routes) -> String {
-    let mut text = String::new();
-    for (name, Addresses { postgres, http }) in &routes.members {
-        // A name in `addr` must resolve at start; the server's own address need not (`init-addr`).
-        let check_host = match http.host == postgres.host {
-            true => String::new(),
-            false => format!(" addr {}", http.host),
-        };
-        let _ = writeln!(text, "    server {name} {postgres} port {}{check_host}", http.port);
-    }
-    text
-}
-
-/// The columns are those of `show servers state` in version 1 of that format.
-const STATE_COLUMNS: &str = "\
-1
-# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight \
-srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state \
-bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr \
-srv_agent_addr srv_agent_port
+    default-server init-addr last,libc,none tcp-ut 15s
 ";
 
-fn states(routes: &Routes) -> String {
-    let mut text = STATE_COLUMNS.to_owned();
-    let mut line = |backend: (u8, &str),
-                    server: (usize, &MemberName, &HostPort),
-                    up: u8,
-                    weight: u8| {
-        let ((id, backend), (number, name, postgres)) = (backend, server);
-        let _ = writeln!(
+fn sections(config: &HaproxyConfig, routes: &Routes) -> String {
+    let all = backends(config);
+    let mut text = DEFAULTS.to_owned();
+    for Backend { name, port, kind } in &all {
+        let fallback = match kind {
+            Kind::Read(None) => format!("    use_backend {WRITE} if {{ nbsrv({READ}) eq 0 }}\n"),
+            Kind::Write | Kind::Fresh | Kind::Read(Some(_)) => String::new(),
+        };
+        let bind = config.bind_address();
+        let _ = write!(
             text,
-            "{id} {backend} {number} {name} - {up} 0 {weight} 1 0 1 0 0 6 0 0 0 - {} - 0 0 - - 0",
-            postgres.port
+            "\nfrontend {name}_port\n    bind {bind}:{port}\n{fallback}    default_backend {name}\n"
         );
-    };
-    let members = || (1..).zip(&routes.members).map(|(i, (name, at))| (i, name, &at.postgres));
-    for server in members() {
-        let up = if routes.write.as_ref() == Some(server.1) { UP } else { DOWN };
-        line((4, WRITE), server, up, 1);
     }
-    for server in members() {
-        line((5, READ), server, UP, u8::from(routes.read.contains(server.1)));
+    for backend in &all {
+        let _ = write!(text, "\nbackend {}\n{}", backend.name, body(config, backend, routes));
     }
     text
 }
 
-const UP: u8 = 2;
-const DOWN: u8 = 0;
+fn body(config: &HaproxyConfig, backend: &Backend, routes: &Routes) -> String {
+    let limits = &routes.limits;
+    let (lag_bytes, lag_time) = (size::show(limits.bytes), proto::time::show(limits.time));
+    let spread = "    balance leastconn\n    retries 2\n    option redispatch 1\n";
+    let (balance, uri, checks) = match backend.kind {
+        Kind::Write => ("    retries 0\n", "/primary".to_owned(), WRITE_CHECKS.to_owned()),
+        Kind::Fresh => (spread, "/fresh".to_owned(), FRESH_CHECKS.to_owned()),
+        Kind::Read(_) => {
+            let uri = format!("/replica?lag={lag_bytes}&lag={lag_time}");
+            // What tells apart those who ask one keeper.
+            let asks = format!("agent {}@{}", backend.name, config.socket.display());
+            (spread, uri, format!("{READ_CHECKS} agent-send \"{asks}\\n\""))
+        }
+    };
+    let mut text = format!(
+        "{balance}    option httpchk\n    http-check send meth GET uri {uri}\n    \
+         http-check expect status 200\n    default-server {checks}\n"
+    );
+    for (name, Addresses { postgres, http, .. }) in backend.servers(routes) {
+        // A name in `addr` must resolve at start; the server's own address need not (`init-addr`).
+        let elsewhere = (http.host != postgres.host).then_some(&http.host);
+        let mut options = format!("port {}", http.port);
+        options.extend(elsewhere.map(|host| format!(" addr {host}")));
+        if matches!(backend.kind, Kind::Read(_)) {
+            let _ = write!(options, " agent-port {}", http.port);
+            options.extend(elsewhere.map(|host| format!(" agent-addr {host}")));
+        }
+        let _ = writeln!(text, "    server {name} {postgres} {options}");
+    }
+    text
+}

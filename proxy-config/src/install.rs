@@ -38,15 +38,10 @@ const COMMAND_WITHIN: Duration = Duration::from_secs(30);
 pub fn installed(config: &Config) -> anyhow::Result<Option<Routes>> {
     let Some(haproxy) = &config.haproxy else { return Ok(None) };
     let path = haproxy.file.display();
-    let text = match fs::read_to_string(&haproxy.file) {
-        Ok(text) if text.trim().is_empty() => return Ok(None),
-        Ok(text) => text,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e).with_context(|| format!("read {path}")),
-    };
+    let Some(text) = text_of(&haproxy.file)? else { return Ok(None) };
     match haproxy::read_back(&text) {
         Installed::Ours { cluster, routes } if cluster == config.cluster.as_str() => {
-            Ok(Some(routes))
+            Ok(Some(*routes))
         }
         Installed::Ours { cluster, .. } => bail!(
             "{path} belongs to cluster {cluster}, not {}: choose another --haproxy-config",
@@ -58,14 +53,23 @@ pub fn installed(config: &Config) -> anyhow::Result<Option<Routes>> {
     }
 }
 
+/// Returns the text of an installed file; none if there is no file, or an empty one.
+pub fn text_of(path: &Path) -> anyhow::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) if text.trim().is_empty() => Ok(None),
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
+    }
+}
+
 /// Follows the routes with files until `stop`.
 pub async fn follow(
     (cluster, config): (ClusterName, HaproxyConfig),
     mut wanted: watch::Receiver<Option<Routes>>,
     stop: CancellationToken,
 ) {
-    let mut installer =
-        Installer { cluster, config, written: None, reloaded: None, said: String::new() };
+    let mut installer = Installer::new(cluster, config);
     loop {
         let routes = wanted.borrow_and_update().clone();
         if let Some(routes) = routes {
@@ -80,7 +84,8 @@ pub async fn follow(
     }
 }
 
-struct Installer {
+/// Brings one HAProxy's files in place.
+pub struct Installer {
     cluster: ClusterName,
     config: HaproxyConfig,
     written: Option<Rendered>,
@@ -90,7 +95,8 @@ struct Installer {
     said: String,
 }
 
-enum Outcome {
+/// What became of an installation.
+pub enum Outcome {
     Loaded(Running),
     /// HAProxy does not run; it will read the file when it starts.
     Away,
@@ -99,7 +105,13 @@ enum Outcome {
 }
 
 impl Installer {
-    async fn install(&mut self, routes: &Routes) -> anyhow::Result<Outcome> {
+    /// Begins with nothing known of what is loaded.
+    pub fn new(cluster: ClusterName, config: HaproxyConfig) -> Self {
+        Self { cluster, config, written: None, reloaded: None, said: String::new() }
+    }
+
+    /// Writes the files where they differ, and makes HAProxy load them.
+    pub async fn install(&mut self, routes: &Routes) -> anyhow::Result<Outcome> {
         let rendered = haproxy::render(&self.cluster, &self.config, routes);
         if self.written.as_ref() != Some(&rendered) {
             write_files(&self.config.file, &rendered).await?;
@@ -124,8 +136,21 @@ impl Installer {
             bail!("HAProxy was told to reload and has not loaded {}", self.config.file.display());
         }
         self.reloaded = Some((rendered.fingerprint.clone(), now));
-        self.reload(&running).await?;
-        self.loaded(&rendered.fingerprint, now + LOAD_WITHIN).await
+        let states = haproxy::states_path(&self.config.file);
+        replace(&states, &rendered.states).await?;
+        let loaded = self.load(&running, &rendered.fingerprint, now).await;
+        replace(&states, &rendered.closed).await?;
+        loaded
+    }
+
+    async fn load(
+        &self,
+        running: &Running,
+        fingerprint: &str,
+        now: Moment,
+    ) -> anyhow::Result<Outcome> {
+        self.reload(running).await?;
+        self.loaded(fingerprint, now + LOAD_WITHIN).await
     }
 
     async fn reload(&self, running: &Running) -> anyhow::Result<()> {
@@ -204,7 +229,7 @@ async fn write_files(path: &Path, rendered: &Rendered) -> anyhow::Result<()> {
         }
     }
     replace(path, &rendered.text).await?;
-    replace(&states, &rendered.states).await
+    replace(&states, &rendered.closed).await
 }
 
 async fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
@@ -224,7 +249,11 @@ async fn write_synced(path: PathBuf, text: String) -> anyhow::Result<()> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    tokio::task::spawn_blocking(write).await?.with_context(|| format!("write {shown}"))
+    tokio::task::spawn_blocking(write).await?.with_context(|| {
+        format!(
+            "write {shown}: its directory must be there, and writable for the user of proxy-config"
+        )
+    })
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {
@@ -241,7 +270,12 @@ async fn check(candidate: &Path) -> anyhow::Result<()> {
     };
     run(Command::new(program).arg("-c").arg("-f").arg(candidate))
         .await
-        .with_context(|| format!("check {} with haproxy -c", candidate.display()))
+        .with_context(|| {
+            format!(
+                "HAProxy refuses {}, so it is not installed and the file before stays; check it with haproxy -c",
+                candidate.display()
+            )
+        })
 }
 
 fn program() -> Option<PathBuf> {

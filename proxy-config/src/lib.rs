@@ -2,10 +2,14 @@
 //!
 //! The one rule: a router that has seen epoch n never routes writes by an epoch below n (I19).
 
+mod ask;
+mod collisions;
 mod config;
+mod diff;
 mod follow;
 pub mod haproxy;
 mod install;
+pub mod once;
 pub mod pgbouncer;
 mod presence;
 pub mod push;

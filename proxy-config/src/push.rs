@@ -9,16 +9,18 @@
 //!   0.6 s after "up" (two bad ones). Said anew every 0.25 s, both hold for good: that is why routes are *held*.
 //! - "down" does not close a session that is just being set up: `shutdown sessions` goes with every hold.
 //! - `set server .. weight 0` lets sessions live and checks go on, and only keeps new sessions away: that is how
-//!   standbys leave the read pool without cutting anybody.
+//!   standbys leave the read pool without cutting anybody. What is left of them after `reads.drain` is cut then.
 
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use proto::{MemberName, Moment};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::haproxy::{READ, WRITE};
+use crate::HaproxyConfig;
+use crate::haproxy::{self, Backend, Kind};
 use crate::route::Routes;
 
 /// A local socket answers within a millisecond; an HAProxy that takes this long is stuck, and the next hold tries
@@ -48,28 +50,91 @@ pub enum PushError {
     /// It runs with another configuration.
     #[error("HAProxy refuses: {0}")]
     Refused(String),
+    /// It runs with a socket that may only look.
+    #[error(
+        "HAProxy's socket has no admin level, so it cannot be switched: start HAProxy with the file that \
+         proxy-config writes"
+    )]
+    NoAdmin,
 }
 
 /// Returns the commands that bring HAProxy to `routes`, old primaries first, as lines to be sent one by one.
-pub fn commands(routes: &Routes, hold: Hold) -> Vec<String> {
-    let mut commands = Vec::new();
-    let closed = routes.members.keys().filter(|m| routes.write.as_ref() != Some(*m));
+pub fn commands(config: &HaproxyConfig, routes: &Routes, hold: Hold, now: Moment) -> Vec<String> {
     match hold {
-        Hold::Nothing => return commands,
+        Hold::Nothing => return Vec::new(),
         Hold::Routes | Hold::Closed => {}
     }
-    for member in closed {
-        commands.push(format!("set server {WRITE}/{member} health down"));
-        commands.push(format!("shutdown sessions server {WRITE}/{member}"));
-    }
-    if hold == Hold::Routes {
-        commands.extend(routes.write.iter().map(|w| format!("set server {WRITE}/{w} health up")));
-        for member in routes.members.keys() {
-            let weight = u8::from(routes.read.contains(member));
-            commands.push(format!("set server {READ}/{member} weight {weight}"));
+    let backends = haproxy::backends(config);
+    let (mut commands, mut opened) = (Vec::new(), Vec::new());
+    for backend in &backends {
+        match &backend.kind {
+            Kind::Write => {
+                strict(backend, routes, |m| routes.write.as_ref() == Some(m), &mut commands)
+            }
+            // Of a standby it is not known what it has while the state is not.
+            Kind::Fresh => {
+                let may = |m: &MemberName| {
+                    routes.fresh.contains(m)
+                        && (hold == Hold::Routes || routes.write.as_ref() == Some(m))
+                };
+                strict(backend, routes, may, &mut commands);
+            }
+            Kind::Read(pool) if hold == Hold::Routes => {
+                let readers = routes.readers_of(pool.as_ref());
+                for (member, _) in backend.servers(routes) {
+                    read(
+                        &backend.name,
+                        (member, readers.contains(member)),
+                        routes,
+                        now,
+                        &mut opened,
+                    );
+                }
+            }
+            Kind::Read(_) => {}
         }
     }
+    if hold == Hold::Routes {
+        for Backend { name, .. } in backends.iter().filter(|b| !matches!(b.kind, Kind::Read(_))) {
+            commands
+                .extend(routes.write.iter().map(|w| format!("set server {name}/{w} health up")));
+        }
+        commands.extend(opened);
+    }
     in_lines(&commands)
+}
+
+/// Closes all but those who may: down, and without sessions.
+fn strict(
+    backend: &Backend,
+    routes: &Routes,
+    may: impl Fn(&MemberName) -> bool,
+    commands: &mut Vec<String>,
+) {
+    let name = &backend.name;
+    for (member, _) in backend.servers(routes).filter(|(m, _)| !may(m)) {
+        commands.push(format!("set server {name}/{member} health down"));
+        commands.push(format!("shutdown sessions server {name}/{member}"));
+    }
+}
+
+/// Leads new sessions to a reader, or away from one that left, whose sessions end when their time is over.
+fn read(
+    backend: &str,
+    (member, serves): (&MemberName, bool),
+    routes: &Routes,
+    now: Moment,
+    commands: &mut Vec<String>,
+) {
+    commands.push(format!("set server {backend}/{member} weight {}", u8::from(serves)));
+    if serves && routes.reluctant.contains(member) {
+        // The best there is, though its own answer to HAProxy is no.
+        commands.push(format!("set server {backend}/{member} health up"));
+    }
+    let left = routes.aside.get(member).filter(|_| !serves).map(|aside| aside.left);
+    if left.is_some_and(|left| now.since(left) >= routes.limits.drain) {
+        commands.push(format!("shutdown sessions server {backend}/{member}"));
+    }
 }
 
 fn in_lines(commands: &[String]) -> Vec<String> {
@@ -91,6 +156,10 @@ pub async fn push(socket: &Path, lines: &[String]) -> Result<(), PushError> {
     for line in lines {
         let answer = ask(socket, line).await?;
         if let Some(complaint) = answer.lines().find(|l| !l.trim().is_empty()) {
+            // Its words to a command above the socket's level.
+            if complaint.contains("Permission denied") {
+                return Err(PushError::NoAdmin);
+            }
             return Err(PushError::Refused(complaint.trim().to_owned()));
         }
     }
@@ -142,7 +211,7 @@ mod tests {
     #[test]
     fn lines_stay_short_enough_for_haproxy_and_lose_no_command() {
         let given: Vec<String> =
-            (0..500).map(|n| format!("set server {WRITE}/m{n} health down")).collect();
+            (0..500).map(|n| format!("set server pgdeputy_write/m{n} health down")).collect();
         let lines = in_lines(&given);
         assert!(lines.len() > 1 && lines.iter().all(|l| l.len() <= LONGEST_LINE));
         assert_eq!(lines.join(";"), given.join(";"));

@@ -2,11 +2,12 @@
 //!
 //! A failover's path is watch event, `route`, one line to HAProxy's socket; nothing on it waits for a disk.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use proto::{Epoch, Moment};
+use proto::{Epoch, MemberName, Moment};
 use store::etcd::EtcdStore;
 use store::keys::Keys;
 use store::{Store, clock};
@@ -19,8 +20,8 @@ use crate::follow::{Agreed, Heard, View};
 use crate::pgbouncer::{self, Orders, PgbouncerConfig};
 use crate::presence::Followed;
 use crate::push::{Hold, PushError};
-use crate::route::Routes;
-use crate::{Config, follow, install, presence, push, route};
+use crate::route::{Addresses, Answers, Known, Routes};
+use crate::{Config, ask, collisions, follow, install, presence, push, route};
 
 /// A quarter of the second in which HAProxy's checks could bring an old primary back (see `push`).
 const HOLD_EVERY: Duration = Duration::from_millis(250);
@@ -28,6 +29,9 @@ const HOLD_EVERY: Duration = Duration::from_millis(250);
 /// Without an answer for this long the store is away, and HAProxy's checks know more than the last known state.
 const TRUSTED_FOR: Duration = Duration::from_secs(5);
 const _: () = assert!(TRUSTED_FOR.as_secs() > 2 * presence::RENEW_EVERY.as_secs());
+
+/// Who has not turned for so long, four times as long as it should take, has stood still and knows old news.
+const STOOD_STILL: Duration = Duration::from_secs(1);
 
 const CONNECT_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
@@ -50,6 +54,9 @@ pub async fn run_on(
 ) -> anyhow::Result<()> {
     config.check()?;
     let routes = installed(&config)?;
+    if let Some(haproxy) = &config.haproxy {
+        collisions::check(&config.cluster, haproxy)?;
+    }
     let keys = Keys::of(&config.cluster);
     let config = Arc::new(config);
     // Apart from `stop`: the tasks end after the router, which takes their end for a mishap.
@@ -77,8 +84,21 @@ pub async fn run_on(
         inner.clone(),
     ));
 
-    let since = clock::now();
-    let mut router = Router { config, routes, since, orders, wanted, followed, trouble: None };
+    let (members, answers) = (watch::Sender::new(routes.members.clone()), watch::Sender::default());
+    let answered = answers.subscribe();
+    tasks.spawn(ask::ask(members.subscribe(), answers, inner.clone()));
+    let mut router = Router {
+        config,
+        routes,
+        since: clock::now(),
+        members,
+        answers: answered,
+        orders,
+        wanted,
+        followed,
+        lower: None,
+        trouble: None,
+    };
     let outcome = tokio::select! {
         () = stop.cancelled() => Ok(()),
         outcome = router.follow(seen, heard) => outcome,
@@ -91,7 +111,7 @@ pub async fn run_on(
 }
 
 /// Returns the routes of the highest epoch that an installed file was written for.
-fn installed(config: &Config) -> anyhow::Result<Routes> {
+pub(crate) fn installed(config: &Config) -> anyhow::Result<Routes> {
     let haproxy = install::installed(config)?;
     let of_pgbouncer = |p: &PgbouncerConfig| pgbouncer::file::installed(&p.file, &config.cluster);
     let pgbouncer = config.pgbouncer.as_ref().map_or(Ok(None), of_pgbouncer)?;
@@ -123,16 +143,23 @@ async fn connect(config: &Config, knows_routes: bool) -> anyhow::Result<EtcdStor
     }
 }
 
+type Members = BTreeMap<MemberName, Addresses>;
+
 struct Router {
     config: Arc<Config>,
     routes: Routes,
     /// When the write route last changed.
     since: Moment,
+    /// Whose keepers are asked, and what they have answered.
+    members: watch::Sender<Members>,
+    answers: watch::Receiver<Answers>,
     /// For PgBouncer, which has no way to be told but its file.
     orders: watch::Sender<Option<Orders>>,
     /// For HAProxy's files, which follow the push.
     wanted: watch::Sender<Option<Routes>>,
     followed: Arc<watch::Sender<Followed>>,
+    /// The lower epoch of the state that was last warned of.
+    lower: Option<Epoch>,
     /// Why HAProxy does not follow; absent while it does.
     trouble: Option<String>,
 }
@@ -146,23 +173,33 @@ impl Router {
         let mut tick = tokio::time::interval(HOLD_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut view = View::unheard();
+        let mut turned = clock::now();
         loop {
             tokio::select! {
                 changed = views.changed() => {
                     changed.context("the task that follows the store has ended")?;
                     view = views.borrow_and_update().clone();
-                    self.route(&view);
                 }
                 _ = tick.tick() => {}
             }
             let now = clock::now();
+            if now.since(std::mem::replace(&mut turned, now)) > STOOD_STILL {
+                heard.doubt();
+            }
+            self.route(&view, now);
             let age = now.since(self.since);
-            let hold = hold(&view, &self.routes, heard.silent_for(now), age);
-            self.push(hold).await;
+            let hold = match heard.is_doubted() {
+                true => Hold::Nothing,
+                false => hold(&view, &self.routes, heard.silent_for(now), age),
+            };
+            self.push(hold, now).await;
             // Files follow the push. Before the store has spoken there is nothing to install.
             let install = view.agreed != Agreed::Unheard;
             self.wanted.send_if_modified(|wanted| {
-                let changed = install && wanted.as_ref() != Some(&self.routes);
+                let installed = wanted
+                    .as_ref()
+                    .is_some_and(|w| w.leads_as(&self.routes) && w.limits == self.routes.limits);
+                let changed = install && !installed;
                 if changed {
                     *wanted = Some(self.routes.clone());
                 }
@@ -171,21 +208,32 @@ impl Router {
         }
     }
 
-    fn route(&mut self, view: &View) {
+    fn route(&mut self, view: &View, now: Moment) {
         let state = view.agreed.state();
-        if let Some(lower) = state.filter(|s| s.epoch < self.routes.epoch) {
-            warn!(
-                epoch = %lower.epoch, routed = %self.routes.epoch,
-                "the state is of a lower epoch than was routed by, the routes stay; if the cluster was made anew, \
-                 stop proxy-config, remove the files that it installed and start again"
-            );
+        self.warn_of_lower(state.map(|s| s.epoch));
+        let so_far = self.routes.as_spec();
+        let answers = self.answers.borrow_and_update().clone();
+        let known = Known {
+            spec: view.spec.as_deref().unwrap_or(&so_far),
+            state,
+            reports: &view.reports,
+            answers: &answers,
+        };
+        let next = route::route(&known, Some(&self.routes), now);
+        if (&next.write, next.epoch) != (&self.routes.write, self.routes.epoch) {
+            self.since = now;
         }
-        let next = route::route(state, &view.reports, Some(&self.routes));
-        if next != self.routes {
-            self.take(next);
+        if !next.leads_as(&self.routes) {
+            let members: Vec<_> = next.members.keys().collect();
+            let (read, fresh, pools) = (&next.read, &next.fresh, &next.pools);
+            info!(epoch = %next.epoch, write = ?next.write, ?read, ?fresh, ?pools, ?members, "route");
         }
+        if next.members != *self.members.borrow() {
+            self.members.send_replace(next.members.clone());
+        }
+        self.routes = next;
         let known = state.filter(|s| s.epoch >= self.routes.epoch).cloned().map(Box::new);
-        let orders = Some(Orders { routes: self.routes.clone(), state: known });
+        let orders = Some(Orders { routes: self.routes.as_led(), state: known });
         self.orders.send_if_modified(|last| {
             let changed = *last != orders;
             *last = orders;
@@ -193,18 +241,21 @@ impl Router {
         });
     }
 
-    fn take(&mut self, next: Routes) {
-        if (&next.write, next.epoch) != (&self.routes.write, self.routes.epoch) {
-            self.since = clock::now();
+    fn warn_of_lower(&mut self, epoch: Option<Epoch>) {
+        let lower = epoch.filter(|e| *e < self.routes.epoch);
+        if let Some(epoch) = lower.filter(|_| self.lower != lower) {
+            warn!(
+                %epoch, routed = %self.routes.epoch,
+                "the state is of a lower epoch than was routed by, the routes stay; if the cluster was made anew, \
+                 stop proxy-config, remove the files that it installed and start again"
+            );
         }
-        let members: Vec<_> = next.members.keys().collect();
-        info!(epoch = %next.epoch, write = ?next.write, read = ?next.read, ?members, "route");
-        self.routes = next;
+        self.lower = lower;
     }
 
-    async fn push(&mut self, hold: Hold) {
-        let lines = push::commands(&self.routes, hold);
+    async fn push(&mut self, hold: Hold, now: Moment) {
         let Some(haproxy) = &self.config.haproxy else { return };
+        let lines = push::commands(haproxy, &self.routes, hold, now);
         if lines.is_empty() {
             return;
         }
@@ -218,6 +269,7 @@ impl Router {
                 format!("HAProxy's socket does not answer ({}): is it running?", e.kind())
             }
             PushError::Refused(_) => format!("{e}: it has not loaded the present file yet"),
+            PushError::NoAdmin => e.to_string(),
         });
         if trouble != self.trouble {
             match &trouble {
@@ -240,7 +292,7 @@ fn hold(view: &View, routes: &Routes, silent_for: Duration, age: Duration) -> Ho
         Agreed::State(state) if fresh && state.epoch >= routes.epoch => Hold::Routes,
         Agreed::State(state) if fresh && state.epoch < routes.epoch => Hold::Closed,
         Agreed::Unheard => Hold::Nothing,
-        Agreed::State(_) | Agreed::Absent | Agreed::Unreadable => match age <= view.lease_ttl {
+        Agreed::State(_) | Agreed::Absent | Agreed::Unreadable => match age <= view.lease_ttl() {
             true => Hold::Closed,
             false => Hold::Nothing,
         },
@@ -254,7 +306,8 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn held(agreed: Agreed, silent_for: Duration, age: Duration) -> Hold {
-        let view = View { agreed, lease_ttl: SECOND * 4, ..View::unheard() };
+        let spec = proto::ClusterSpec { lease_ttl: SECOND * 4, ..Default::default() };
+        let view = View { agreed, spec: Some(Box::new(spec)), ..View::unheard() };
         hold(&view, &Routes { epoch: Epoch(7), ..Routes::default() }, silent_for, age)
     }
 

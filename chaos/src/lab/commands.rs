@@ -1,12 +1,13 @@
 //! The command lines of everything that a lab starts.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use proto::MemberName;
+use proto::{MemberName, PoolName};
 
 use super::config::{CLUSTER, LabConfig, Layout, MARK};
 use super::pgbouncer;
@@ -22,6 +23,9 @@ pub struct Addresses {
     pub read_port: u16,
     /// The ports of the PgBouncers.
     pub pgbouncers: Vec<u16>,
+    pub fresh_port: u16,
+    /// One port for each pool of the spec.
+    pub pool_ports: BTreeMap<PoolName, u16>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -212,7 +216,10 @@ pub fn proxy_config(
             &addresses.write_port.to_string(),
             "--read-port",
             &addresses.read_port.to_string(),
+            "--fresh-port",
+            &addresses.fresh_port.to_string(),
         ])
+        .args(addresses.pool_ports.iter().map(|(pool, port)| format!("--pool-port={pool}={port}")))
         .args(["--bind", "127.0.0.1"])
         // Before HAProxy has been started there is nothing to reload.
         .args(["--reload", &format!("if [ -s {pid} ]; then kill -USR2 $(cat {pid}); fi")])

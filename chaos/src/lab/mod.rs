@@ -17,6 +17,7 @@ mod members;
 pub mod network;
 pub mod pgbouncer;
 mod ports;
+mod proxies;
 mod sentinels;
 mod spawner;
 mod start;
@@ -45,6 +46,7 @@ use home::Home;
 pub use members::Struck;
 use network::{Network, Site};
 use ports::Ports;
+pub use proxies::Port;
 pub use sentinels::Sentinel;
 pub use view::{Cluster, Service};
 pub use wait::{LabStatus, await_cluster};
@@ -144,6 +146,7 @@ impl Lab {
         let mut all = vec![
             ("writes, by HAProxy".to_owned(), dsn(here, self.addresses.write_port)),
             ("reads, by HAProxy".to_owned(), dsn(here, self.addresses.read_port)),
+            ("fresh reads, by HAProxy".to_owned(), dsn(here, self.addresses.fresh_port)),
         ];
         all.extend(
             self.members

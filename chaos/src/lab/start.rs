@@ -20,7 +20,7 @@ use super::ports::Ports;
 use super::{Lab, start_at};
 
 /// etcd and the lab's small processes are up within a second; this is for a machine under load.
-const START_BOUND: Duration = Duration::from_secs(30);
+pub(super) const START_BOUND: Duration = Duration::from_secs(30);
 
 /// What a process may take to end when it is asked to. A fast stop of PostgreSQL is part of it.
 const STOP_BOUND: Duration = Duration::from_secs(5);
@@ -38,8 +38,19 @@ impl Lab {
             etcd.push(EtcdAddress { host, client: ports.next()?, peer: ports.next()? });
         }
         let pgbouncers = (0..config.pgbouncers).map(|_| ports.next()).collect::<Result<_, _>>()?;
-        let (write_port, read_port) = (ports.next()?, ports.next()?);
-        let addresses = Addresses { etcd, write_port, read_port, pgbouncers };
+        let pools = config.spec.members.values().filter_map(|member| member.pool.clone());
+        let pools: std::collections::BTreeSet<_> = pools.collect();
+        let addresses = Addresses {
+            etcd,
+            pgbouncers,
+            write_port: ports.next()?,
+            read_port: ports.next()?,
+            fresh_port: ports.next()?,
+            pool_ports: pools
+                .into_iter()
+                .map(|pool| Ok((pool, ports.next()?)))
+                .collect::<anyhow::Result<_>>()?,
+        };
         let mut others = Vec::new();
         for index in 0..addresses.etcd.len() {
             let name = format!("etcd{}", index + 1);
@@ -159,7 +170,7 @@ impl Lab {
     }
 
     /// Waits until `look` finds what it looks for.
-    async fn until<T>(
+    pub(super) async fn until<T>(
         &self,
         what: &str,
         bound: Duration,

@@ -153,6 +153,9 @@ fn answers() -> Answers {
             positions: Some(positions),
             standbys: Vec::new(),
             serve_for_ms,
+            lag: None,
+            fresh: false,
+            remote_apply: None,
             asked: ASKED,
         };
         (name(n), status)

@@ -52,9 +52,15 @@ pub(super) fn render(view: &View, now: Moment) -> String {
     page.number("pgdeputy_timeline", "Timeline.", view.timeline().map(|t| u64::from(t.0)));
     page.number(
         "pgdeputy_lag_bytes",
-        "WAL that the primary has and this standby has not.",
-        view.lag_bytes,
+        "WAL that is known to exist and is not replayed here.",
+        view.lag.map(|lag| lag.bytes),
     );
+    page.seconds(
+        "pgdeputy_lag_seconds",
+        "Age of the oldest WAL that is not replayed here; 0 while all is and the stream lives.",
+        view.lag.map(|lag| lag.time(now)),
+    );
+    page.flag("pgdeputy_fresh", "Reads here see every commit acknowledged before.", view.fresh);
     let positions = view.status.positions;
     page.number(
         "pgdeputy_flush_lsn_bytes",

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::lag::Behind;
 
 fn report(server: Server) -> MemberReport {
     MemberReport {
@@ -50,9 +51,20 @@ fn view(server: Server, serving: Serving) -> View {
         positions,
         standbys: Vec::new(),
         serve_for_ms: None,
+        lag: None,
+        fresh: false,
+        remote_apply: None,
         asked,
     };
-    View { status, cluster: None, serving, serve_until: None, lag_bytes: None, synchronous: false }
+    View {
+        status,
+        cluster: None,
+        serving,
+        serve_until: None,
+        lag: None,
+        fresh: false,
+        synchronous: false,
+    }
 }
 
 fn primary() -> View {
@@ -65,7 +77,7 @@ fn primary() -> View {
 
 fn standby(lag_bytes: Option<u64>) -> View {
     let mut view = view(Server::Standby { timeline: Timeline(3) }, Serving::Standby);
-    view.lag_bytes = lag_bytes;
+    view.lag = lag_bytes.map(|bytes| Behind { bytes, since: None });
     view
 }
 
@@ -74,6 +86,7 @@ struct Endpoints {
     address: std::net::SocketAddr,
     view: watch::Sender<View>,
     stop: CancellationToken,
+    agents: Arc<Agents>,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
@@ -83,8 +96,9 @@ impl Endpoints {
         let address = listener.local_addr().unwrap();
         let (view, seen) = watch::channel(first);
         let stop = CancellationToken::new();
-        let task = tokio::spawn(serve(listener, seen, stop.clone()));
-        Self { address, view, stop, task }
+        let agents = Arc::new(Agents::default());
+        let task = tokio::spawn(serve(listener, seen, agents.clone(), stop.clone()));
+        Self { address, view, stop, agents, task }
     }
 
     /// Returns status code and body.
@@ -184,10 +198,71 @@ async fn a_standby_beyond_the_asked_lag_or_of_unknown_lag_is_refused() {
 }
 
 #[tokio::test]
+async fn a_limit_in_time_is_judged_when_it_is_asked_and_an_idle_standby_has_no_lag() {
+    let now = store::clock::now();
+    let behind = |bytes, since| View { lag: Some(Behind { bytes, since }), ..standby(None) };
+    let late = Endpoints::of(behind(100, Some(now - Duration::from_secs(60)))).await;
+    late.codes(&[("/replica?lag=2min", 200), ("/replica?lag=30s", 503), ("/replica", 200)]).await;
+    late.codes(&[("/replica?lag=1MB&lag=2min", 200), ("/replica?lag=1MB&lag=30s", 503)]).await;
+    late.codes(&[("/replica?lag=50&lag=2min", 503), ("/replica?lag=soon", 400)]).await;
+    late.view.send_replace(behind(0, None));
+    late.codes(&[("/replica?lag=1ms", 200), ("/replica?lag=0", 200)]).await;
+    assert!(late.ask("GET", "/status").await.1.contains(r#""lag":{"bytes":0,"ms":0}"#));
+}
+
+#[tokio::test]
+async fn a_position_is_asked_of_what_is_replayed_and_of_what_a_primary_has_flushed() {
+    let mut replayed = standby(None);
+    replayed.status.positions.as_mut().unwrap().replay_lsn = Some(Lsn(0x300_0010));
+    let b = Endpoints::of(replayed).await;
+    b.codes(&[("/replica?lsn=0/3000010", 200), ("/replica?lsn=0/3000011", 503)]).await;
+    b.codes(&[("/read-only?lsn=0/3000010", 200), ("/replica?lsn=here", 400)]).await;
+    let a = Endpoints::of(primary()).await;
+    a.codes(&[("/read-only?lsn=0/3000060", 200), ("/primary?lsn=0/3000061", 503)]).await;
+    a.codes(&[("/replica?lsn=0/1", 503)]).await;
+}
+
+#[tokio::test]
+async fn only_the_primary_and_a_fresh_standby_answer_fresh() {
+    let a = Endpoints::of(primary()).await;
+    a.codes(&[("/fresh", 200), ("/read-only-sync", 200), ("/quorum", 503)]).await;
+    let b = Endpoints::of(standby(Some(0))).await;
+    b.codes(&[("/fresh", 503), ("/replica?replication_state=streaming", 503)]).await;
+    b.view.send_replace(View { fresh: true, synchronous: true, ..standby(None) });
+    b.codes(&[("/fresh", 200), ("/quorum", 200), ("/read-only-sync", 200)]).await;
+}
+
+#[tokio::test]
+async fn an_agent_hears_on_the_same_port_what_is_on_purpose() {
+    let b = Endpoints::of(standby(None)).await;
+    let ask = async || {
+        let mut stream = TcpStream::connect(b.address).await.unwrap();
+        stream.write_all(b"agent pgdeputy_read@/run/h.sock\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    assert_eq!(ask().await, "ready up\n");
+    b.view.send_replace(view(Server::Stopped, Serving::Nobody));
+    assert_eq!(ask().await, "unchanged\n", "it is down, and nobody meant it to be");
+    let mut leaving = view(Server::Stopped, Serving::Nobody);
+    leaving.status.report.leaving = true;
+    let begun = store::clock::now();
+    let told = b.agents.farewell();
+    b.view.send_replace(leaving);
+    let (answer, ()) = tokio::join!(ask(), told);
+    assert_eq!(answer, "maint\n");
+    let waited = store::clock::now().since(begun);
+    assert!(waited < Duration::from_millis(1000), "the farewell ends when all know: {waited:?}");
+    b.codes(&[("/replica", 503), ("/liveness", 200)]).await;
+}
+
+#[tokio::test]
 async fn metrics_name_what_is_known_and_leave_out_what_is_not() {
     let text = metrics::render(&standby(Some(5)), Moment::default());
     for line in [
         "pgdeputy_lag_bytes 5",
+        "pgdeputy_lag_seconds 0.000",
         "pgdeputy_standby 1",
         "pgdeputy_primary 0",
         "pgdeputy_flush_lsn_bytes 50331744",

@@ -19,6 +19,8 @@ pub struct SqlFacts {
     /// On a primary what it has flushed; on a standby what a receiver has flushed since the server's start.
     pub flush_lsn: Option<Lsn>,
     pub replay_lsn: Option<Lsn>,
+    /// How long ago the last commit was made that is replayed, by the wall clocks of both machines.
+    pub replayed_commit_age: Option<Duration>,
     /// The value of `synchronous_standby_names` in this session.
     pub standby_names: String,
     pub receiver: Option<Receiver>,
@@ -34,6 +36,8 @@ pub struct Receiver {
     pub silent_for: Duration,
     /// The name under which it connected.
     pub name: Option<String>,
+    /// Where the primary's WAL ended when it was last heard.
+    pub primary_end: Option<Lsn>,
 }
 
 /// A primary's walsender.
@@ -71,7 +75,9 @@ SELECT r.in_recovery,
        (extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time) * 1000)::bigint,
        (",
     walsenders_query!(),
-    r")
+    r"),
+       w.latest_end_lsn::text,
+       (extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000)::bigint
   FROM (SELECT pg_is_in_recovery() AS in_recovery) r
   CROSS JOIN pg_control_recovery() c
   LEFT JOIN pg_stat_wal_receiver w ON true"
@@ -95,7 +101,8 @@ pub async fn probe(session: &Session, asked: Moment) -> Result<SqlFacts, SqlErro
             streaming: status == "streaming",
             timeline: Timeline(timeline.unwrap_or(0) as u32),
             name: text(7)?,
-            silent_for: Duration::from_millis(silent_ms(&row)?),
+            silent_for: age(&row, 8)?.unwrap_or_default(),
+            primary_end: lsn(10)?,
         }),
         (None, _) => None,
     };
@@ -105,18 +112,19 @@ pub async fn probe(session: &Session, asked: Moment) -> Result<SqlFacts, SqlErro
         timeline: Timeline(number(1)?.unwrap_or(0) as u32),
         flush_lsn: lsn(2)?,
         replay_lsn: lsn(3)?,
+        replayed_commit_age: age(&row, 11)?,
         standby_names: text(4)?.unwrap_or_default(),
         receiver,
         walsenders: parse_walsenders(&text(9)?.unwrap_or_default())?,
     })
 }
 
-/// A wall clock that was set back makes the age negative; nothing is then known to be silent.
-fn silent_ms(row: &Row) -> Result<u64, SqlError> {
+/// A wall clock that was set back makes an age negative: then it counts as none at all.
+fn age(row: &Row, column: usize) -> Result<Option<Duration>, SqlError> {
     let age: Option<i64> = row
-        .try_get(8)
+        .try_get(column)
         .map_err(|e| SqlError::Statement(format!("unexpected answer to the probe: {e}")))?;
-    Ok(u64::try_from(age.unwrap_or(0)).unwrap_or(0))
+    Ok(age.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))))
 }
 
 /// Asks a primary for its walsenders only.

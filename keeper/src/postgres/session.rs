@@ -49,6 +49,11 @@ impl Door {
         self.connect("-c synchronous_commit=local -c statement_timeout=0").await
     }
 
+    /// Opens a session with the settings of a client that asks for none.
+    pub async fn open_as_a_client(&self) -> Result<Session, SqlError> {
+        self.connect("").await
+    }
+
     /// Opens a session whose commits wait as a client's do.
     pub async fn open_synchronous(&self) -> Result<Session, SqlError> {
         self.connect("-c synchronous_commit=on -c statement_timeout=0").await

@@ -120,6 +120,7 @@ fn sql(in_recovery: bool, timeline: u32) -> SqlFacts {
         timeline: Timeline(timeline),
         flush_lsn: Some(Lsn(100)),
         replay_lsn: in_recovery.then_some(Lsn(100)),
+        replayed_commit_age: None,
         standby_names: String::new(),
         receiver: None,
         walsenders: vec![],
@@ -331,6 +332,7 @@ fn an_incomplete_member_becomes_complete_only_past_what_its_source_had_written()
             timeline: Timeline(2),
             name: None,
             silent_for: Duration::ZERO,
+            primary_end: None,
         });
     };
     stream(&mut facts, 149);

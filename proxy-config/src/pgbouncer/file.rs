@@ -26,7 +26,7 @@ pub fn installed(path: &Path, cluster: &ClusterName) -> anyhow::Result<Option<Ro
         Err(e) => return Err(e).with_context(|| format!("read {shown}")),
     };
     match header::read_back(&text) {
-        Installed::Ours { cluster: of, routes } if of == cluster.as_str() => Ok(Some(routes)),
+        Installed::Ours { cluster: of, routes } if of == cluster.as_str() => Ok(Some(*routes)),
         Installed::Ours { cluster: of, .. } => bail!(
             "{shown} belongs to cluster {of}, not {cluster}: choose another --pgbouncer-config"
         ),

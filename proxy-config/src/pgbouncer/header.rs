@@ -10,7 +10,7 @@ use crate::route::{Addresses, Routes};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Installed {
     /// It was written by us, for this cluster.
-    Ours { cluster: String, routes: Routes },
+    Ours { cluster: String, routes: Box<Routes> },
     /// Somebody else's file, or one that was damaged.
     Foreign,
 }
@@ -63,12 +63,12 @@ pub fn read_back(text: &str) -> Installed {
         }
     }
     match cluster {
-        Some(cluster) if has_epoch => Installed::Ours { cluster, routes },
+        Some(cluster) if has_epoch => Installed::Ours { cluster, routes: Box::new(routes) },
         Some(_) | None => Installed::Foreign,
     }
 }
 
 fn member(name: &str, postgres: &str, http: &str) -> Option<(MemberName, Addresses)> {
     let postgres: HostPort = postgres.parse().ok()?;
-    Some((name.parse().ok()?, Addresses { postgres, http: http.parse().ok()? }))
+    Some((name.parse().ok()?, Addresses { postgres, http: http.parse().ok()?, pool: None }))
 }

@@ -33,13 +33,14 @@ fn routes(read: &[&str]) -> Routes {
     let member = |(index, name): (u8, &str)| {
         let host = Ipv4Addr::new(10, 0, 0, index);
         let at = |port: u16| format!("{host}:{port}").parse().unwrap();
-        (name.parse().unwrap(), Addresses { postgres: at(5432), http: at(8008) })
+        (name.parse().unwrap(), Addresses { postgres: at(5432), http: at(8008), pool: None })
     };
     Routes {
         epoch: Epoch(7),
         write: Some("a".parse().unwrap()),
         read: read.iter().map(|m| m.parse().unwrap()).collect::<BTreeSet<_>>(),
         members: [(1, "a"), (2, "b"), (3, "c")].map(member).into(),
+        ..Routes::default()
     }
 }
 

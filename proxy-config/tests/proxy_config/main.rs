@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "clippy takes helpers of tests for product code")]
 
 mod following;
+mod once;
+mod reads;
 mod rendering;
 mod routing;
 mod scene;

@@ -1,16 +1,21 @@
 //! `route`, case by case.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{ClusterState, Epoch, MemberName, Phase};
-use proxy_config::route::{Routes, route};
+use proxy_config::route::Routes;
 
 use crate::scene::{
-    Reports, name, open, primary, promoting, report, reports, sealing, silent, standby,
+    self, Reports, name, open, primary, promoting, report, reports, sealing, silent, standby,
 };
 
+/// Returns where clients are led; what is remembered of those who get nothing is told elsewhere.
 fn routed(state: &ClusterState, reports: &Reports, previous: &Routes) -> Routes {
-    route(Some(state), reports, Some(previous))
+    plain(Some(state), reports, Some(previous))
+}
+
+fn plain(state: Option<&ClusterState>, reports: &Reports, previous: Option<&Routes>) -> Routes {
+    Routes { aside: BTreeMap::new(), ..scene::routed(state, reports, previous) }
 }
 
 fn healthy(epoch: u64) -> Reports {
@@ -18,7 +23,7 @@ fn healthy(epoch: u64) -> Reports {
 }
 
 fn usual() -> Routes {
-    route(Some(&open(7, &["a", "b", "c"])), &healthy(7), None)
+    plain(Some(&open(7, &["a", "b", "c"])), &healthy(7), None)
 }
 
 fn names(list: &[&str]) -> BTreeSet<MemberName> {
@@ -52,8 +57,8 @@ fn a_state_of_a_lower_epoch_changes_nothing() {
 
 #[test]
 fn no_state_changes_nothing() {
-    assert_eq!(route(None, &Reports::new(), Some(&usual())), usual());
-    assert_eq!(route(None, &healthy(7), None), Routes::default());
+    assert_eq!(plain(None, &Reports::new(), Some(&usual())), usual());
+    assert_eq!(plain(None, &healthy(7), None), Routes::default());
 }
 
 #[test]
@@ -87,7 +92,7 @@ fn a_moved_member_gets_its_new_address() {
 fn a_member_whose_address_cannot_be_used_is_left_out_and_never_written_to() {
     let mut odd = healthy(7);
     odd.get_mut(&name("a")).unwrap().postgres_address = "10.0.0.1:5432 backup\n".into();
-    let routes = route(Some(&open(7, &["a", "b", "c"])), &odd, None);
+    let routes = plain(Some(&open(7, &["a", "b", "c"])), &odd, None);
     assert_eq!(routes.write, None);
     assert!(!routes.members.contains_key(&name("a")));
 }

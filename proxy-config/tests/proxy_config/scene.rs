@@ -1,12 +1,25 @@
 //! States and reports to put in front of `route`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proto::report::{Server, Stream};
-use proto::{ClusterState, Epoch, MemberName, MemberReport, Phase, Timeline};
+use proto::{ClusterSpec, ClusterState, Epoch, MemberName, MemberReport, Moment, Phase, Timeline};
+use proxy_config::route::{Answers, Known, Routes, route};
 use serde_json::json;
 
 pub type Reports = BTreeMap<MemberName, MemberReport>;
+
+/// Returns the routes of a cluster with the default spec whose keepers answer nothing.
+pub fn routed(
+    state: Option<&ClusterState>,
+    reports: &Reports,
+    previous: Option<&Routes>,
+) -> Routes {
+    let (spec, answers) = (ClusterSpec::default(), Answers::new());
+    let known = Known { spec: &spec, state, reports, answers: &answers };
+    route(&known, previous, Moment::since_boot(Duration::from_secs(1000)))
+}
 
 pub fn name(text: &str) -> MemberName {
     text.parse().unwrap()

@@ -8,7 +8,7 @@ use proxy_config::{Config, HaproxyConfig};
 use store::{Operation, Store, Txn, clock};
 use tokio_util::sync::CancellationToken;
 
-use crate::scene::{open, primary};
+use crate::scene::{open, primary, routed};
 use crate::world::{Etcd, Haproxy, Member, World, bounded, eventually};
 
 async fn error_of(world: &World, config: Config) -> String {
@@ -65,7 +65,7 @@ async fn an_unreachable_store_is_an_error_on_the_first_start_and_waited_for_late
     assert!(error.contains("connect to etcd at http://127.0.0.1:1"), "{error}");
     assert!(!world.haproxy().file.exists());
 
-    let routes = proxy_config::route::route(Some(&open(7, &["a"])), &Default::default(), None);
+    let routes = routed(Some(&open(7, &["a"])), &Default::default(), None);
     let text = proxy_config::haproxy::render(&world.config.cluster, world.haproxy(), &routes).text;
     fs::write(&world.haproxy().file, &text).unwrap();
     let stop = CancellationToken::new();

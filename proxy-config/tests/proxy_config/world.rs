@@ -1,7 +1,7 @@
 //! A store in memory, members that answer like PostgreSQL and its keeper, and a real HAProxy.
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -213,6 +213,8 @@ impl World {
                 socket: directory.path().join("haproxy.sock"),
                 write_port: free_port().await,
                 read_port: free_port().await,
+                fresh_port: None,
+                pool_ports: Default::default(),
                 bind: "127.0.0.1".into(),
                 reload: None,
             }),
@@ -289,10 +291,6 @@ impl World {
 
     pub async fn read_session(&self) -> Option<Session> {
         Session::open(self.haproxy().read_port).await
-    }
-
-    pub fn states(&self) -> PathBuf {
-        proxy_config::haproxy::states_path(&self.haproxy().file)
     }
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto::document::decode;
-use proto::{ClusterState, MemberName, MemberReport};
-use proxy_config::route::{Routes, route};
+use proto::{ClusterSpec, ClusterState, MemberName, MemberReport};
+use proxy_config::route::{Answers, Known, Routes, route};
 use store::{StoreError, WatchEvent};
 
 use super::executor::{Node, Sim};
@@ -22,6 +22,7 @@ impl Sim {
 
 #[derive(Default)]
 struct View {
+    spec: ClusterSpec,
     state: Option<ClusterState>,
     reports: BTreeMap<MemberName, MemberReport>,
 }
@@ -41,7 +42,7 @@ async fn follow(host: &Host) -> Result<(), StoreError> {
     for (key, entry) in &snapshot.entries {
         view.put(keys.strip(key).unwrap_or_default(), Some(&entry.value));
     }
-    install(sim, &view);
+    install(host, &view);
     let mut events = sim.etcd_watch(host.node, keys.prefix(), snapshot.revision + 1).await?;
     while let Some(batch) = events.recv().await {
         for event in &batch {
@@ -51,13 +52,16 @@ async fn follow(host: &Host) -> Result<(), StoreError> {
                 WatchEvent::Delete { .. } => view.put(key, None),
             }
         }
-        install(sim, &view);
+        install(host, &view);
     }
     Ok(())
 }
 
 impl View {
     fn put(&mut self, key: &str, value: Option<&Vec<u8>>) {
+        if key == "spec" {
+            self.spec = value.and_then(|v| decode(v).ok()).unwrap_or_default();
+        }
         if key == "state" {
             self.state = value.and_then(|v| decode(v).ok());
         }
@@ -71,11 +75,15 @@ impl View {
     }
 }
 
-fn install(sim: &Sim, view: &View) {
+fn install(host: &Host, view: &View) {
+    let sim = &host.sim;
     let previous = sim.with(|w| w.routes.clone());
     let forgets = sim.mutant("router-takes-a-lower-epoch");
-    let next = route(view.state.as_ref(), &view.reports, previous.as_ref().filter(|_| !forgets));
-    if previous.as_ref() == Some(&next) {
+    // Lag decides about reads only, of which the simulator has none: no keeper answers.
+    let (state, answers) = (view.state.as_ref(), Answers::new());
+    let known = Known { spec: &view.spec, state, reports: &view.reports, answers: &answers };
+    let next = route(&known, previous.as_ref().filter(|_| !forgets), host.now());
+    if previous.as_ref().is_some_and(|p| p.leads_as(&next)) {
         return;
     }
     sim.oracle_routes(previous.as_ref(), &next);

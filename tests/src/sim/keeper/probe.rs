@@ -31,6 +31,7 @@ fn facts(pg: &Pg, asked: Moment) -> Option<SqlFacts> {
             timeline: r.timeline,
             silent_for: Duration::from_micros(now.saturating_sub(r.last_heard)),
             name: Some(r.name.clone()),
+            primary_end: None,
         });
         let streaming = receiver.as_ref().filter(|r| r.streaming).map(|r| r.timeline);
         Some(SqlFacts {
@@ -39,6 +40,7 @@ fn facts(pg: &Pg, asked: Moment) -> Option<SqlFacts> {
             timeline: if in_recovery { streaming.unwrap_or(own) } else { written },
             flush_lsn: if in_recovery { server.received } else { Some(at.lsn) },
             replay_lsn: in_recovery.then_some(server.replay),
+            replayed_commit_age: None,
             standby_names: server.session_names.clone(),
             receiver: receiver.filter(|_| in_recovery),
             walsenders,
