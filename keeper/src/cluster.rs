@@ -172,26 +172,45 @@ pub struct Read {
     pub known: Option<StateNumber>,
 }
 
-/// Puts a state that was read apart from the watch into the view, unless the view is as new. Returns whether the store
-/// is believed.
+/// Puts a state that was read apart from the watch into the view, unless the view is as new. Returns whether what was
+/// read is believed.
 pub fn put_state(view: &watch::Sender<Arc<ClusterView>>, read: &Read) -> bool {
-    view.send_if_modified(|known| take_read(known, read));
-    view.borrow().frozen.is_none()
+    let mut taken = Taken::Known;
+    view.send_if_modified(|known| {
+        taken = take_read(known, read);
+        taken == Taken::New
+    });
+    taken != Taken::Overtaken && view.borrow().frozen.is_none()
 }
 
-/// Returns whether the view was changed by what was read.
-pub fn take_read(known: &mut Arc<ClusterView>, read: &Read) -> bool {
+/// What became of a state that was read apart from the watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It is in the view now.
+    New,
+    /// The view was as new.
+    Known,
+    /// It is older than what was known when it was asked for, and the view has moved on since: a store that was set
+    /// back may have been adopted between. It says nothing of now.
+    Overtaken,
+}
+
+/// Puts what was read into the view, where it belongs there.
+pub fn take_read(known: &mut Arc<ClusterView>, read: &Read) -> Taken {
     let number = read.state.as_ref().map(|s| s.number);
     let set_back = number < read.known || read.etcd_cluster_id != known.etcd_cluster_id;
+    if set_back && known.state.as_ref().map(|s| s.number) != read.known {
+        return Taken::Overtaken;
+    }
     if known.state_revision >= read.revision && !set_back {
-        return false;
+        return Taken::Known;
     }
     let next = Arc::make_mut(known);
     let was_frozen = next.frozen.is_some();
     next.etcd_cluster_id.clone_from(&read.etcd_cluster_id);
     take_state(next, read.state.clone(), read.revision);
     tell(was_frozen, next);
-    true
+    Taken::New
 }
 
 /// Puts one change of the store into the view.
@@ -230,5 +249,54 @@ fn take<D: Document>(entry: Option<&Entry>, newer_format: &mut bool) -> Option<D
             tracing::error!(%error, "read a document");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(number: u64, adopted: &str) -> ClusterState {
+        let text = format!(
+            r#"{{"format_version":1,"number":{number},"etcd_cluster_id":"e","system_identifier":null,"epoch":2,
+            "phase":{{"name":"open"}},"primary":"a","sealing":null,"cfgs":[],"last_cfg":1,"timeline":2,
+            "highest_timeline":2,"chosen":null,"open_at_once":true,"epochs":[],"members":{{}},"restart":null,
+            "adopted":{adopted}}}"#
+        );
+        decode(text.as_bytes()).expect("a state")
+    }
+
+    fn read(found: u64, known: u64) -> Read {
+        let known = Some(StateNumber(known));
+        Read { state: Some(state(found, "null")), revision: 5, etcd_cluster_id: "e".into(), known }
+    }
+
+    fn view(state: ClusterState) -> Arc<ClusterView> {
+        let etcd_cluster_id = "e".into();
+        Arc::new(ClusterView {
+            state: Some(state),
+            state_revision: 9,
+            etcd_cluster_id,
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn a_read_that_was_sent_before_the_store_was_adopted_freezes_nobody_afterwards() {
+        // Asked for when 58 was known, served by the store that was set back to 47; meanwhile 1058 was adopted.
+        let mut known = view(state(1058, "1058"));
+        assert_eq!(take_read(&mut known, &read(47, 58)), Taken::Overtaken);
+        assert_eq!(known.frozen, None);
+        let sender = watch::Sender::new(known);
+        assert!(!put_state(&sender, &read(47, 58)), "and it renews no right");
+    }
+
+    #[test]
+    fn a_read_of_a_store_that_was_set_back_freezes() {
+        let mut known = view(state(58, "null"));
+        assert_eq!(take_read(&mut known, &read(47, 58)), Taken::New);
+        assert!(known.frozen.is_some());
+        let mut moved_on = view(state(59, "null"));
+        assert_eq!(take_read(&mut moved_on, &read(58, 58)), Taken::Known, "the watch was faster");
     }
 }

@@ -165,6 +165,10 @@ impl Shell {
         present::note_rejoin(&self.wires.worker, &view, &facts);
         self.publish(&view, &facts);
         if view.frozen.is_some() != facts.files.frozen {
+            if view.frozen.is_none() {
+                // The store that is believed again may hold the right of an earlier primary.
+                self.wires.worker.update(|local| local.right = None);
+            }
             self.save_member_files();
         }
         let stale = facts.sql.as_ref().is_some_and(|s| s.asked < self.settled);
