@@ -66,18 +66,26 @@ test-long: deps tools debug test-install ## what takes long: ignored tests, inst
 test-install: ## prove install-deps in throw-away Debian systems (root, debootstrap)
 	deploy/test-install.sh
 
-# The simulator: one seed, or HOURS of simulated time from it on; a PROFILE, else all in turn; TRACE=1 tells every step.
+# The simulator: one seed, or HOURS of simulated time from it on; a PROFILE, else all in turn; TRACE=1 tells every step;
+# FILE= a stored run.
 SEED ?= 1
+SIM := cargo run --release -p pgdeputy-tests --bin sim --
 .PHONY: sim
-sim: tools ## run the deciders on a modelled cluster (SEED=, HOURS= or SEEDS=, PROFILE=, TRACE=1, MUTANT=)
-	cargo run --release -p pgdeputy-tests --bin sim -- --seed $(SEED) $(if $(HOURS),--hours $(HOURS)) \
-	  $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PROFILE),--profile $(PROFILE)) $(if $(TRACE),--trace) \
-	  $(if $(MUTANT),--mutant $(MUTANT)) $(if $(CELLS),--cells)
+sim: tools ## run the deciders on a modelled cluster (SEED=, HOURS= or SEEDS=, PROFILE=, TRACE=1, MUTANT=, FILE=)
+	$(SIM) --seed $(SEED) $(if $(HOURS),--hours $(HOURS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(PROFILE),--profile $(PROFILE)) $(if $(TRACE),--trace) $(if $(MUTANT),--mutant $(MUTANT)) \
+	  $(if $(CELLS),--cells) $(if $(FILE),--file $(FILE)) $(if $(JOBS),--jobs $(JOBS))
+
+# Goes on where it was cut; a line of the file for each batch of seeds.
+SIM_RESULTS ?= $(CARGO_TARGET_DIR)/sim-long.txt
+.PHONY: sim-long
+sim-long: tools ## search HOURS= simulated hours (50000), resumable; fails if a cell was met fewer than 100 times
+	$(SIM) --long $(SIM_RESULTS) --hours $(or $(HOURS),50000) $(if $(JOBS),--jobs $(JOBS))
 
 .PHONY: mutants
 mutants: tools ## show that the simulator finds deliberate mistakes (SEED=, SEEDS=, MUTANT=)
-	cargo run --release -p pgdeputy-tests --bin sim -- --mutants --seed $(SEED) --seeds $(or $(SEEDS),100) \
-	  $(if $(MUTANT),--mutant $(MUTANT))
+	$(SIM) --mutants --seed $(SEED) --seeds $(or $(SEEDS),1000) $(if $(MUTANT),--mutant $(MUTANT)) \
+	  $(if $(JOBS),--jobs $(JOBS))
 
 .PHONY: bench
 bench: deps build ## measure how long writes are away after each fault (ARGS=)

@@ -1,30 +1,36 @@
 //! Runs the simulator: `sim --seed N`, or many seeds for `--hours H` of simulated time.
 
-use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use system_tests::sim::campaign::{Campaign, Enough, Sum};
 use system_tests::sim::faults::Fault;
 use system_tests::sim::mutants::MUTANTS;
 use system_tests::sim::run::Plan;
-use system_tests::sim::{Outcome, PROFILES, Profile};
+use system_tests::sim::{Outcome, PROFILES, Profile, cells, long, stored};
 
-const USAGE: &str = "usage: sim [--seed N] [--seeds N | --hours H] [--profile P] [--mutant M] [--trace] [--cells] [--mutants]";
+const USAGE: &str = "usage: sim [--seed N] [--seeds N | --hours H] [--profile P] [--jobs N] [--mutant M] [--trace] [--cells]
+           [--mutants] [--file F] [--long F]";
 
 struct Asked {
-    seed: u64,
+    campaign: Campaign,
     seeds: u64,
-    hours: Option<f64>,
-    profile: Option<Profile>,
-    mutant: Option<String>,
     trace: bool,
     cells: bool,
     mutants: bool,
+    file: Option<String>,
+    long: Option<String>,
+    hours: f64,
 }
 
 fn main() -> ExitCode {
     match asked(std::env::args().skip(1)) {
         Ok(asked) if asked.mutants => hunt(&asked),
-        Ok(asked) => simulate(&asked),
+        Ok(asked) => match &asked.file {
+            Some(file) => again(&asked, file),
+            None if asked.long.is_some() => long_search(&asked),
+            None => simulate(&asked),
+        },
         Err(problem) => {
             eprintln!("{problem}\n{USAGE}");
             ExitCode::from(64)
@@ -33,161 +39,138 @@ fn main() -> ExitCode {
 }
 
 fn asked(mut words: impl Iterator<Item = String>) -> Result<Asked, String> {
+    let campaign = Campaign::new(1, Enough::Seeds(1));
     let mut asked = Asked {
-        seed: 1,
+        campaign,
         seeds: 1,
-        hours: None,
-        profile: None,
-        mutant: None,
         trace: false,
         cells: false,
         mutants: false,
+        file: None,
+        long: None,
+        hours: 1.0,
     };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         let number = |text: String| text.parse::<u64>().map_err(|e| format!("{text:?}: {e}"));
+        let campaign = &mut asked.campaign;
         match word.as_str() {
-            "--seed" => asked.seed = number(value()?)?,
-            "--seeds" => asked.seeds = number(value()?)?,
+            "--seed" => campaign.first = number(value()?)?,
+            "--seeds" => {
+                asked.seeds = number(value()?)?;
+                campaign.enough = Enough::Seeds(asked.seeds);
+            }
             "--hours" => {
                 let text = value()?;
-                asked.hours = Some(text.parse().map_err(|e| format!("{text:?}: {e}"))?);
+                asked.hours = text.parse().map_err(|e| format!("{text:?}: {e}"))?;
+                campaign.enough = Enough::Hours(asked.hours);
             }
+            "--jobs" => campaign.jobs = number(value()?)? as usize,
             "--profile" => {
-                let name = value()?;
-                let known = Profile::named(&name);
-                asked.profile =
+                let known = Profile::named(&value()?);
+                campaign.profile =
                     Some(known.ok_or_else(|| format!("profiles are {}", PROFILES.join(", ")))?);
             }
-            "--mutant" => asked.mutant = Some(value()?),
+            "--mutant" => campaign.mutant = Some(value()?),
+            "--file" => asked.file = Some(value()?),
+            "--long" => asked.long = Some(value()?),
             "--trace" => asked.trace = true,
             "--cells" => asked.cells = true,
             "--mutants" => asked.mutants = true,
             _ => return Err(format!("{word}: unknown")),
         }
     }
+    asked.campaign.keep_trace = asked.trace;
     Ok(asked)
 }
 
-#[derive(Default)]
-struct Sum {
-    simulated: u64,
-    failovers: u64,
-    faults: u64,
-    commits: u64,
-    violations: u64,
-    refused: u64,
-    events: u64,
-    cells: BTreeMap<(String, String), u64>,
-    branches: BTreeMap<String, u64>,
-}
-
-impl Sum {
-    fn add(&mut self, outcome: &Outcome) {
-        self.simulated += outcome.simulated;
-        self.failovers += outcome.counts.failovers;
-        self.faults += outcome.counts.faults;
-        self.commits += outcome.counts.commits;
-        self.refused += outcome.counts.refused;
-        self.violations += u64::from(!outcome.violations.is_empty());
-        self.events += outcome.events;
-        for (cell, count) in &outcome.counts.cells {
-            *self.cells.entry(cell.clone()).or_default() += count;
-        }
-        for (branch, count) in &outcome.counts.branches {
-            *self.branches.entry(branch.clone()).or_default() += count;
-        }
-    }
-
-    fn hours(&self) -> f64 {
-        self.simulated as f64 / 3.6e9
-    }
-
-    /// The profile of a seed that asks for none: each in turn.
-    fn tell(&self, cells: bool) {
-        if cells {
-            for ((fault, phase), count) in &self.cells {
-                println!("{count:8}  {fault} x {phase}");
-            }
-            for (branch, count) in &self.branches {
-                println!("{count:8}  {branch}");
-            }
-        }
-        println!(
-            "sim: hours={:.2} failovers={} faults={} commits={} events={} refused={} violations={} cells={}",
-            self.hours(),
-            self.failovers,
-            self.faults,
-            self.commits,
-            self.events,
-            self.refused,
-            self.violations,
-            self.cells.len()
-        );
-    }
-}
-
-fn profile_of(asked: &Asked, seed: u64) -> Profile {
-    let tormenting = &PROFILES[1..];
-    let name = tormenting[(seed % tormenting.len() as u64) as usize];
-    asked.profile.clone().unwrap_or_else(|| Profile::named(name).expect("a name of the list"))
-}
-
 fn simulate(asked: &Asked) -> ExitCode {
-    let mut sum = Sum::default();
-    let mut seed = asked.seed;
-    loop {
-        let mut plan = Plan::new(seed, profile_of(asked, seed));
-        plan.mutant = asked.mutant.clone();
-        plan.keep_trace = asked.trace;
-        let outcome = plan.run();
-        if asked.trace {
-            plan.faults().iter().for_each(|fault| println!("fault {fault}"));
-            outcome.lines.iter().for_each(|line| println!("{line}"));
-        }
-        sum.add(&outcome);
-        if asked.trace {
-            println!("hash {:016x}, well after {:?} us", outcome.hash, outcome.healed_in);
-        }
-        tell(&plan, &outcome);
+    let mut broken = Vec::new();
+    let sum = asked.campaign.run(|plan, outcome| {
+        tell(plan, outcome, asked.trace);
         if !outcome.violations.is_empty() && !asked.trace {
-            shrink(&plan, &outcome);
+            broken.push((plan.clone(), outcome.violations[0].invariant, outcome.simulated));
         }
-        seed += 1;
-        let enough = match asked.hours {
-            Some(hours) => sum.hours() >= hours,
-            None => seed >= asked.seed + asked.seeds,
-        };
-        if enough {
-            break;
-        }
+    });
+    for (plan, invariant, until) in broken.iter().take(3) {
+        shrink(plan, invariant, *until);
     }
-    sum.tell(asked.cells);
-    if sum.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    sum_up(&sum, asked.cells)
 }
 
-fn tell(plan: &Plan, outcome: &Outcome) {
+/// Each cell has to be reached so often in a search of many hours.
+const OFTEN: u64 = 100;
+
+fn long_search(asked: &Asked) -> ExitCode {
+    let file = PathBuf::from(asked.long.clone().unwrap_or_default());
+    let searched = long::search(&asked.campaign, &file, asked.hours, |plan, outcome| {
+        tell(plan, outcome, false);
+    });
+    let sum = match searched {
+        Ok(sum) => sum,
+        Err(problem) => {
+            eprintln!("{}: {problem}", file.display());
+            return ExitCode::FAILURE;
+        }
+    };
+    let rare = long::rare(&sum, OFTEN);
+    for (cell, count) in &rare {
+        println!("{count:8}  {cell}, fewer than {OFTEN} times");
+    }
+    let ended = sum_up(&sum, asked.cells);
+    if rare.is_empty() { ended } else { ExitCode::FAILURE }
+}
+
+/// Runs what a file holds.
+fn again(asked: &Asked, file: &str) -> ExitCode {
+    let read = std::fs::read_to_string(file).map_err(|e| e.to_string());
+    let mut plan = match read.and_then(|text| stored::read(&text)) {
+        Ok(plan) => plan,
+        Err(problem) => {
+            eprintln!("{file}: {problem}");
+            return ExitCode::from(64);
+        }
+    };
+    plan.keep_trace = asked.trace;
+    plan.mutant.clone_from(&asked.campaign.mutant);
+    let outcome = plan.run();
+    tell(&plan, &outcome, asked.trace);
+    let mut sum = Sum::default();
+    sum.add(&outcome);
+    sum_up(&sum, asked.cells)
+}
+
+fn sum_up(sum: &Sum, cells: bool) -> ExitCode {
+    if cells {
+        for cell in cells::all() {
+            println!("{:8}  {cell}", sum.cells.get(&cell).copied().unwrap_or(0));
+        }
+    }
+    println!("{}", sum.line());
+    if sum.violations == 0 && sum.refused == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn tell(plan: &Plan, outcome: &Outcome, trace: bool) {
+    if trace {
+        plan.faults().iter().for_each(|fault| println!("fault {fault}"));
+        outcome.lines.iter().for_each(|line| println!("{line}"));
+        println!("hash {:016x}, well after {:?} us", outcome.hash, outcome.healed_in);
+    }
+    let (seed, profile) = (plan.seed, plan.profile.name);
     for refusal in &outcome.refusals {
-        println!("seed {} ({}): refused: {refusal}", plan.seed, plan.profile.name);
+        println!("seed {seed} ({profile}): refused: {refusal}");
     }
     for violation in &outcome.violations {
-        println!(
-            "seed {} ({}): {} at {:.3} s: {}",
-            plan.seed,
-            plan.profile.name,
-            violation.invariant,
-            outcome.simulated as f64 / 1e6,
-            violation.text
-        );
-        println!("  replay: make sim SEED={} PROFILE={} TRACE=1", plan.seed, plan.profile.name);
+        let at = outcome.simulated as f64 / 1e6;
+        let (invariant, text) = (violation.invariant, &violation.text);
+        println!("seed {seed} ({profile}): {invariant} at {at:.3} s: {text}");
+        println!("  replay: make sim SEED={seed} PROFILE={profile} TRACE=1");
     }
 }
 
 /// Tries with fewer and fewer faults what still breaks the same invariant.
-fn shrink(plan: &Plan, broken: &Outcome) {
-    let wanted = broken.violations[0].invariant;
-    let mut faults: Vec<Fault> =
-        plan.faults().into_iter().filter(|f| f.at <= broken.simulated).collect();
+fn shrink(plan: &Plan, wanted: &str, until: u64) {
+    let mut faults: Vec<Fault> = plan.faults().into_iter().filter(|f| f.at <= until).collect();
     let breaks = |faults: &[Fault]| {
         let plan = Plan { faults: Some(faults.to_vec()), ..plan.clone() };
         plan.run().violations.first().is_some_and(|v| v.invariant == wanted)
@@ -211,41 +194,32 @@ fn shrink(plan: &Plan, broken: &Outcome) {
         }
         part = part.div_ceil(2);
     }
-    println!("  {} faults are enough:", faults.len());
-    faults.iter().for_each(|fault| println!("    {fault}"));
+    let plan = Plan { faults: Some(faults), ..plan.clone() };
+    println!("# {wanted}: {} faults are enough (sim --file)", plan.faults().len());
+    print!("{}", stored::write(&plan));
 }
 
 /// Looks for each mutant until it is found or the seeds are used up.
 fn hunt(asked: &Asked) -> ExitCode {
+    let wanted = &asked.campaign.mutant;
+    let chosen = || MUTANTS.iter().filter(|m| wanted.as_ref().is_none_or(|n| n == m.name));
     let mut killed = 0;
-    for mutant in MUTANTS.iter().filter(|m| asked.mutant.as_ref().is_none_or(|n| n == m.name)) {
-        let profile = Profile::named(mutant.profile).expect("a profile of the list");
-        let found = (asked.seed..asked.seed + asked.seeds).find_map(|seed| {
-            let mut plan = Plan::new(seed, profile.clone());
-            plan.mutant = Some(mutant.name.to_owned());
-            let outcome = plan.run();
-            let violation = outcome.violations.first()?.clone();
-            // A seed that fails anyway shows nothing.
-            let sound = Plan::new(seed, profile.clone()).run().violations.is_empty();
-            sound.then_some((seed, violation, outcome.simulated))
-        });
+    for mutant in chosen() {
+        let began = store::clock::now();
+        let found = mutant.hunt(asked.campaign.first, asked.seeds, asked.campaign.jobs);
+        let took = store::clock::now().since(began).as_secs_f64();
         match found {
-            Some((seed, violation, at)) => {
+            Some(kill) => {
                 killed += 1;
                 println!(
-                    "| {} | {} | {} | {} seed {seed}, {:.1} s |",
-                    mutant.name,
-                    mutant.what,
-                    violation.invariant,
-                    mutant.profile,
-                    at as f64 / 1e6
+                    "| {} | {} | {} | {} seed {} | {took:.1} |",
+                    mutant.name, mutant.what, kill.invariant, kill.profile, kill.seed
                 );
             }
-            None => {
-                println!("| {} | {} | survives | {} |", mutant.name, mutant.what, mutant.profile)
-            }
+            None => println!("| {} | {} | survives | | {took:.1} |", mutant.name, mutant.what),
         }
     }
-    println!("mutants: killed={killed} total={}", MUTANTS.len());
-    ExitCode::SUCCESS
+    let total = chosen().count();
+    println!("mutants: killed={killed} total={total}");
+    if killed == total { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

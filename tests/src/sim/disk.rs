@@ -66,6 +66,8 @@ pub struct Disk {
     pub copy: Option<ClusterView>,
     /// The epochs for which a replication password lies there.
     pub passfiles: BTreeSet<Epoch>,
+    /// A promise that is in force again once the keeper ends: only a deliberate mistake leaves one.
+    pub forgets: Option<Epoch>,
     /// Data directories that were set aside.
     pub kept: Vec<Data>,
     /// Syncs return only after this moment.
@@ -75,6 +77,12 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Whether it holds a data directory that nothing is being made of, and files beside it.
+    pub fn is_whole(&self) -> bool {
+        let rejoins = self.files.as_ref().is_none_or(|files| files.rejoin.is_some());
+        !rejoins && self.data.as_ref().is_some_and(|data| !data.mixed)
+    }
+
     /// The machine has lost its power: what was not synced is gone.
     pub fn lose_unsynced(&mut self) {
         if let Some(data) = &mut self.data {

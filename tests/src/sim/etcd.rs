@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use store::{LeaseId, MemoryCore, Snapshot, StoreError, Txn, TxnOutcome, WatchEvent};
+use proto::ClusterState;
+use proto::document::decode;
+use store::{Entry, LeaseId, MemoryCore, Snapshot, StoreError, Txn, TxnOutcome, WatchEvent};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::executor::{Micros, Node, Sim, micros};
@@ -25,8 +27,13 @@ pub struct Etcd {
     pub full: bool,
     /// How many of a hundred calls are answered with an error, before or after they were applied.
     pub flaky_percent: u64,
+    /// Copies of it, oldest first.
+    pub backups: Vec<MemoryCore>,
+    pub restored_at: Micros,
     back: Rc<Notify>,
     watchers: BTreeMap<u64, Watcher>,
+    /// The last state that a renewal read, and what it was made from: most renewals read the same.
+    state: Option<(Vec<u8>, ClusterState)>,
 }
 
 struct Watcher {
@@ -38,7 +45,17 @@ struct Watcher {
 impl Default for Etcd {
     fn default() -> Self {
         let (core, back) = (MemoryCore::new(), Rc::new(Notify::new()));
-        Self { core, away: 0, full: false, flaky_percent: 0, back, watchers: BTreeMap::new() }
+        Self {
+            core,
+            away: 0,
+            full: false,
+            flaky_percent: 0,
+            backups: Vec::new(),
+            restored_at: 0,
+            back,
+            watchers: BTreeMap::new(),
+            state: None,
+        }
     }
 }
 
@@ -115,7 +132,10 @@ impl Sim {
             let behind = now.saturating_sub(micros(core.now().boot_time()));
             core.advance(Duration::from_micros(behind));
             let result = work(core);
-            let changes = core.events_since("", before + 1).unwrap_or_default();
+            let changes = match core.revision() > before {
+                true => core.events_since("", before + 1).unwrap_or_default(),
+                false => Vec::new(),
+            };
             (result, changes)
         });
         if !changes.is_empty() {
@@ -208,6 +228,15 @@ impl Sim {
 }
 
 impl Etcd {
+    /// Returns the state that an entry holds.
+    pub fn decoded(&mut self, entry: &Entry) -> Option<ClusterState> {
+        if self.state.as_ref().is_none_or(|(bytes, _)| *bytes != entry.value) {
+            let state = decode(&entry.value).ok()?;
+            self.state = Some((entry.value.clone(), state));
+        }
+        self.state.as_ref().map(|(_, state)| state.clone())
+    }
+
     fn deliver(&mut self) {
         let core = &self.core;
         self.watchers.retain(|_, watcher| {
@@ -218,6 +247,25 @@ impl Etcd {
             !watcher.events.is_closed()
                 && batches.into_iter().all(|batch| watcher.events.send(batch).is_ok())
         });
+    }
+
+    /// Puts a backup in the place of the store: its keys, its revision, and its leases with their full time.
+    pub fn restore(&mut self, mut backup: MemoryCore, id: Option<&str>, now: Micros) {
+        if let Some(id) = id {
+            backup.set_cluster_id(id);
+        }
+        self.restored_at = now;
+        // The ids of leases are drawn by chance, and one that lives elsewhere is not granted again.
+        let (beyond, _) = self.core.grant(Duration::from_secs(1));
+        while let (lease, _) = backup.grant(Duration::from_secs(1))
+            && lease < beyond
+        {
+            backup.revoke(lease);
+        }
+        let behind = now.saturating_sub(micros(backup.now().boot_time()));
+        backup.change_leader(Duration::from_micros(behind));
+        self.core = backup;
+        self.watchers.clear();
     }
 
     /// Breaks every watch, as a restart of the member that serves them does.

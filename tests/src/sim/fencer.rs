@@ -163,6 +163,9 @@ impl Ward {
         match command {
             Command::Hello(events, reply) => {
                 self.keeper = Some(events);
+                if self.host.sim.mutant("hello-clears-the-limit") {
+                    self.limit.clear();
+                }
                 let deadline = self.limit.until();
                 let watched = Watched { pid: self.pid(), ending: self.ending.is_some(), deadline };
                 let _ = reply.send(Ok(watched));
@@ -220,6 +223,9 @@ impl Ward {
             }
             self.say(Event::Gone);
             return;
+        }
+        if sim.mutant("fence-terminates-backends") {
+            sim.with(|w| w.server(self.member).map(|s| s.terminate_waiting()));
         }
         let quits = sim.between(Stream::Postgres, 10_000, 30_000);
         self.ending = Some(Ending {

@@ -2,6 +2,8 @@
 //!
 //! The one rule: the same seed gives the same run, to the last event. See docs/simulator.md.
 
+pub mod campaign;
+pub mod cells;
 mod clients;
 mod disk;
 mod etcd;
@@ -9,14 +11,20 @@ mod executor;
 pub mod faults;
 mod fencer;
 mod keeper;
+pub mod long;
+mod mistakes;
 pub mod mutants;
 mod net;
 mod oracle;
+mod orders;
 mod postgres;
+mod restore;
 mod rng;
 mod router;
 pub mod run;
 mod sentinel;
+pub mod stored;
+mod strike;
 mod trace;
 mod wal;
 mod watch;

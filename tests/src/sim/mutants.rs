@@ -1,13 +1,12 @@
-//! Deliberate mistakes, to show that the oracles have teeth. They are made here, around the product's deciders and in the
+//! Deliberate mistakes, to show that the oracles have teeth. They are made around the product's deciders and in the
 //! modelled shell, by name and for one run: nothing of them is in the product.
 
-use keeper::action::Action;
-use keeper::facts::{ClusterView, Facts};
-use proto::ClusterState;
-use sentinel::observe::{Observations, World as Seen};
-use sentinel::plan::{Plan, Verdict};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use super::executor::Sim;
+use super::executor::Micros;
+use super::faults::Profile;
+use super::run::Plan;
 
 /// A mistake, what it is, and the profile that is to find it.
 pub struct Mutant {
@@ -23,13 +22,16 @@ const fn mutant(name: &'static str, what: &'static str, profile: &'static str) -
 /// All of them.
 pub const MUTANTS: &[Mutant] = &[
     mutant("promise-not-durable", "a seal is reported and its promise is not on disk", "heavy"),
-    mutant("credentials-stay", "the seal leaves the epoch's password", "freeze"),
+    mutant("upstream-stays", "the seal leaves the upstream and the epoch's password", "heavy"),
     mutant("receiver-not-ended", "the seal does not end the receiver", "freeze"),
     mutant("position-before-cut", "the position is read before the receiver is ended", "heavy"),
-    mutant("incomplete-member-counts", "the leader counts incomplete members", "heavy"),
+    mutant(
+        "incomplete-member-counts",
+        "incomplete members seal, and the leader counts them",
+        "heavy",
+    ),
     mutant("complete-after-rewind", "a rewound member counts at once", "heavy"),
     mutant("rewind-without-mark", "the mark is not set before a rewind", "heavy"),
-    mutant("names-after-promotion", "the names follow the promotion", "heavy"),
     mutant("names-empty-on-standbys", "a standby's list is empty", "heavy"),
     mutant("no-placeholders", "named timelines are not reserved", "heavy"),
     mutant(
@@ -46,14 +48,8 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("piece-stays", "pieces are not set aside", "heavy"),
     mutant("renewal-counts-from-receipt", "a renewal counts from its answer", "network"),
     mutant("keepalive-alone-renews", "a keepalive renews the right", "network"),
-    mutant("sealing-does-not-stop-renewal", "a sealed state still renews the right", "network"),
     mutant("sign-without-causality", "an old flush position is a sign", "network"),
-    mutant("stale-sentinel-without-guard", "the leader's write has no guards", "network"),
-    mutant(
-        "leader-goes-on-after-its-lease",
-        "a deposed leader goes on (guards catch it)",
-        "network",
-    ),
+    mutant("stale-sentinel-without-guard", "the leader's write has no guards", "sentinels"),
     mutant("router-takes-a-lower-epoch", "the router follows any state", "restore"),
     mutant("promote-any-live-standby", "whoever has sealed first is promoted", "heavy"),
     mutant("promote-the-least", "of a base the one that holds the least is promoted", "heavy"),
@@ -69,199 +65,110 @@ pub const MUTANTS: &[Mutant] = &[
         "a member past the fork follows under its voter's name",
         "heavy",
     ),
-    mutant("fence-is-forgotten", "an old primary is not fenced for a seal", "heavy"),
+    mutant(
+        "sealed-primary-serves-on",
+        "a seal neither fences the primary nor ends its renewals",
+        "network",
+    ),
     mutant("missing-report-is-silence", "an absent report reads as a lost primary", "etcd"),
+    mutant("seal-number-not-compared", "a seal for an earlier epoch counts for this one", "heavy"),
+    mutant("floors-are-forgotten", "the leader knows of no floor", "disks"),
+    mutant("switchover-does-not-wait", "the target is promoted before it has sealed", "orders"),
+    mutant(
+        "request-is-forgotten",
+        "the answer to a request is not remembered, nor its key deleted",
+        "switchover",
+    ),
+    mutant(
+        "handover-fences",
+        "a primary that hands over is killed, and nobody compares",
+        "switchover",
+    ),
+    mutant("names-wider-than-recorded", "names in force list a member of no Cfg", "heavy"),
+    mutant("names-empty-at-promotion", "a standby is promoted with an empty list", "heavy"),
+    mutant(
+        "fence-terminates-backends",
+        "a fence ends waiting backends, and others see their commits",
+        "heavy",
+    ),
+    mutant(
+        "streaming-counts-as-holding",
+        "a voter that streams counts as one that has flushed",
+        "freeze",
+    ),
+    mutant(
+        "only-holder-is-rewound",
+        "data of a member that stands in a Cfg is overwritten",
+        "heavy",
+    ),
+    mutant("copy-resets-the-promise", "a fresh copy begins with new member files", "heavy"),
+    mutant(
+        "hello-clears-the-limit",
+        "a keeper that comes back clears the fencer's limit",
+        "network",
+    ),
+    mutant("no-signs", "voters' signs count for nothing while etcd is away", "etcd"),
+    mutant("set-back-store-renews", "a store that was set back renews the right", "backup"),
+    mutant(
+        "frozen-reports-are-ignored",
+        "the leader decides on a store that was set back",
+        "restore",
+    ),
+    mutant(
+        "adopted-store-keeps-the-right",
+        "the right is not taken again after an adoption",
+        "restore",
+    ),
+    mutant("opens-for-an-older-order", "a primary opens though its epoch is being sealed", "heavy"),
     mutant("timeline-used-again", "an epoch gets the timeline of the one before", "heavy"),
 ];
 
-impl Sim {
-    /// Returns whether this run makes the mistake `name`.
-    pub fn mutant(&self, name: &str) -> bool {
-        self.with(|w| w.mutant.as_deref() == Some(name))
-    }
+/// The run that found a mistake.
+pub struct Kill {
+    pub seed: u64,
+    pub profile: &'static str,
+    pub invariant: &'static str,
+    pub simulated: Micros,
+}
 
-    /// What the leader believes, with a mistake in it.
-    pub fn mutate_seen(&self, seen: &mut Seen) {
-        if self.mutant("incomplete-member-counts") {
-            for report in seen.seen.members.values_mut() {
-                report.complete = true;
-            }
-        }
-        if self.mutant("missing-report-is-silence") {
-            let primary = match &seen.state {
-                sentinel::observe::Stored::Known(state) => state.primary.clone(),
-                _ => None,
-            };
-            let epoch = match &seen.state {
-                sentinel::observe::Stored::Known(state) => Some(state.epoch),
-                _ => None,
-            };
-            let gone = primary.is_some_and(|p| !seen.seen.members.contains_key(&p));
-            if gone {
-                for report in seen.seen.members.values_mut() {
-                    report.silence = epoch;
-                }
-            }
-        }
-    }
-
-    /// What the leader decided, with a mistake in it; true where there is one, and the check is skipped.
-    pub fn mutate_plan(
-        &self,
-        state: Option<&ClusterState>,
-        seen: &Observations,
-        plan: &mut Plan,
-    ) -> bool {
-        let Some(mutant) = self.with(|w| w.mutant.clone()) else { return false };
-        let Some(state) = state else { return false };
-        match mutant.as_str() {
-            "promote-any-live-standby" => promote_any(state, seen, plan),
-            "promote-the-least" => promote_least(state, seen, plan),
-            "new-epoch-forgets-cfgs" => change(plan, |next| {
-                let new = next.epoch > state.epoch;
-                next.cfgs.retain(|c| !new || c.epoch == next.epoch);
-                new
-            }),
-            "change-without-joint" => change(plan, |next| {
-                let grown = next.epoch == state.epoch && next.cfgs.len() > state.cfgs.len();
-                if grown {
-                    next.cfgs.drain(..next.cfgs.len() - 1);
-                }
-                grown
-            }),
-            "cfg-dropped-to-cancel" => cancel(state, plan),
-            "timeline-used-again" => change(plan, |next| {
-                let new = next.epoch > state.epoch && state.epoch.0 > 0;
-                if new {
-                    next.timeline = state.timeline;
-                    next.highest_timeline = state.timeline;
-                    if let Some(record) = next.epochs.last_mut() {
-                        record.timeline = state.timeline;
+impl Mutant {
+    /// Looks for the first seed that finds it, in its profile, on `jobs` cores.
+    pub fn hunt(&self, first: u64, seeds: u64, jobs: usize) -> Option<Kill> {
+        let next = AtomicU64::new(first);
+        let found: Mutex<Option<Kill>> = Mutex::new(None);
+        let known = || found.lock().unwrap_or_else(PoisonError::into_inner);
+        std::thread::scope(|scope| {
+            for _ in 0..jobs.max(1) {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        let is_beaten = known().as_ref().is_some_and(|kill| kill.seed < seed);
+                        if seed >= first + seeds || is_beaten {
+                            return;
+                        }
+                        if let Some(kill) = self.tried(seed) {
+                            let mut known = known();
+                            if known.as_ref().is_none_or(|other| kill.seed < other.seed) {
+                                *known = Some(kill);
+                            }
+                        }
                     }
-                }
-                new
-            }),
-            "incomplete-member-counts" | "missing-report-is-silence" => true,
-            _ => false,
-        }
+                });
+            }
+        });
+        found.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a keeper decided, with a mistake in it.
-    pub fn mutated_action(&self, view: &ClusterView, facts: &Facts, action: Action) -> Action {
-        match self.with(|w| w.mutant.clone()).as_deref() {
-            Some("late-member-follows-at-once") => follow_at_once(view, facts, action),
-            Some("fence-is-forgotten") => match action {
-                Action::Fence(keeper::action::FenceReason::Sealing(sealing)) => {
-                    Action::Seal { sealing }
-                }
-                other => other,
-            },
-            _ => action,
-        }
-    }
-}
-
-fn change(plan: &mut Plan, f: impl FnOnce(&mut ClusterState) -> bool) -> bool {
-    match &mut plan.verdict {
-        Verdict::Change { next, .. } => f(next),
-        Verdict::Record { .. } | Verdict::Wait(_) => false,
-    }
-}
-
-/// While a base is waited for, the first member that sealed is taken.
-fn promote_any(state: &ClusterState, seen: &Observations, plan: &mut Plan) -> bool {
-    let (Some(sealing), Verdict::Wait(_)) = (state.sealing, &plan.verdict) else { return false };
-    let sealed = seen.members.iter().find_map(|(name, report)| {
-        let seal = report.sealed_for(sealing)?;
-        (Some(name) != state.primary.as_ref()).then_some((name.clone(), *seal))
-    });
-    let Some((name, seal)) = sealed else { return false };
-    let next = promoted(state, sealing, name, seal.position);
-    let why = "promote whoever sealed".to_owned();
-    plan.verdict = Verdict::Change { next: Box::new(next), history: Vec::new(), why };
-    true
-}
-
-fn promoted(
-    state: &ClusterState,
-    epoch: proto::Epoch,
-    name: proto::MemberName,
-    position: proto::WalPosition,
-) -> ClusterState {
-    let mut next = state.clone();
-    next.number = next.number.next();
-    next.sealing = None;
-    next.epoch = epoch;
-    next.phase = proto::Phase::Promoting;
-    next.timeline = state.highest_timeline.next();
-    next.highest_timeline = next.timeline;
-    next.chosen = Some(position);
-    next.open_at_once = true;
-    next.last_cfg = next.last_cfg.next();
-    let voters = state.members.keys().filter(|m| **m != name).cloned().collect();
-    next.cfgs.push(proto::Cfg {
-        id: next.last_cfg,
-        epoch,
-        leader: name.clone(),
-        voters,
-        k: 1,
-        round: 0,
-    });
-    next.epochs.push(proto::state::EpochRecord {
-        epoch,
-        timeline: next.timeline,
-        primary: name.clone(),
-        parent: Some(position.timeline),
-        start_lsn: None,
-    });
-    next.primary = Some(name);
-    next
-}
-
-/// Where the decider promotes, the one that holds the least of those who sealed is taken.
-fn promote_least(state: &ClusterState, seen: &Observations, plan: &mut Plan) -> bool {
-    let (Some(sealing), Verdict::Change { next, .. }) = (state.sealing, &mut plan.verdict) else {
-        return false;
-    };
-    if next.epoch == state.epoch {
-        return false;
-    }
-    let sealed = seen.members.iter().filter_map(|(n, r)| Some((n, *r.sealed_for(sealing)?)));
-    let live = sealed.filter(|(n, _)| Some(*n) != state.primary.as_ref());
-    let Some((name, seal)) = live.min_by_key(|(_, s)| s.position) else { return false };
-    **next = promoted(state, sealing, name.clone(), seal.position);
-    true
-}
-
-fn cancel(state: &ClusterState, plan: &mut Plan) -> bool {
-    let waits = matches!(plan.verdict, Verdict::Wait(_));
-    let joint = state.cfgs.len() > 1 && state.cfgs.iter().all(|c| c.epoch == state.epoch);
-    if !waits || !joint || state.sealing.is_some() {
-        return false;
-    }
-    let mut next = state.clone();
-    next.number = next.number.next();
-    next.cfgs.pop();
-    let why = "cancel the change".to_owned();
-    plan.verdict = Verdict::Change { next: Box::new(next), history: Vec::new(), why };
-    true
-}
-
-/// Neither a seal nor a look at the fork before a member takes up a new primary.
-fn follow_at_once(view: &ClusterView, facts: &Facts, action: Action) -> Action {
-    let Some(state) = &view.state else { return action };
-    let proto::Assignment::Follow(follow) = proto::assignment::assignment(state, &facts.member)
-    else {
-        return action;
-    };
-    let voter = keeper::postgres::settings::StreamName::Voter { round: follow.round };
-    match action {
-        Action::Seal { .. } | Action::Fence(keeper::action::FenceReason::PastTheFork) => {
-            Action::Repoint { follow, name: voter }
-        }
-        Action::Rewind { .. } | Action::Copy { .. } if facts.files.complete => {
-            Action::StartStandby { follow, name: voter }
-        }
-        other => other,
+    /// A seed that fails anyway shows nothing.
+    fn tried(&self, seed: u64) -> Option<Kill> {
+        let profile = Profile::named(self.profile).expect("a profile of the list");
+        let mut plan = Plan::new(seed, profile);
+        plan.mutant = Some(self.name.to_owned());
+        let outcome = plan.run();
+        let invariant = outcome.violations.first()?.invariant;
+        plan.mutant = None;
+        let sound = plan.run().violations.is_empty();
+        let simulated = outcome.simulated;
+        sound.then_some(Kill { seed, profile: self.profile, invariant, simulated })
     }
 }

@@ -10,6 +10,21 @@ pub enum Stream {
     Postgres,
     Keeper,
     Clients,
+    Aims,
+}
+
+impl Stream {
+    pub const ALL: [Stream; 8] = [
+        Stream::Faults,
+        Stream::Setup,
+        Stream::Network,
+        Stream::Store,
+        Stream::Postgres,
+        Stream::Keeper,
+        Stream::Clients,
+        Stream::Aims,
+    ];
+    pub const COUNT: usize = Self::ALL.len();
 }
 
 /// SplitMix64: small, fast, and good enough to choose among schedules.

@@ -55,15 +55,22 @@ impl Plan {
 
     /// Runs it.
     pub fn run(&self) -> Outcome {
-        let sim = Sim::new(self.seed, self.world());
-        begin(&sim);
+        let sim = self.founded();
         let broken = |w: &mut World| !w.oracle.violations.is_empty();
-        sim.run_until(FAULTS_FROM, broken);
         let healed = FAULTS_FROM + self.profile.torment + 1;
         sim.schedule(&self.faults(), healed - 1);
         sim.run_until(healed, broken);
         let healed_in = well(&sim, healed);
+        sim.oracle_ends();
         self.outcome(&sim, healed_in)
+    }
+
+    /// Returns a cluster at the moment from which things go wrong.
+    pub(super) fn founded(&self) -> Sim {
+        let sim = Sim::new(self.seed, self.world());
+        begin(&sim);
+        sim.run_until(FAULTS_FROM, |w| !w.oracle.violations.is_empty());
+        sim
     }
 
     fn world(&self) -> World {
@@ -75,6 +82,7 @@ impl Plan {
             name: member_name(number),
             up: true,
             disk: Default::default(),
+            copies: Vec::new(),
             server: None,
             fencer: None,
             keeper: None,
@@ -84,7 +92,6 @@ impl Plan {
         let ppm = self.profile.clocks_ppm;
         let clock_rates =
             nodes.map(|node| (node, rng.between(0, 2 * ppm) as i64 - ppm as i64)).collect();
-        let calm = self.profile.kinds.is_empty();
         World {
             spec,
             mutant: self.mutant.clone(),
@@ -97,7 +104,7 @@ impl Plan {
             router: None,
             routes: None,
             clock_rates,
-            oracle: Oracle::of(calm),
+            oracle: Oracle::of(&self.profile),
             trace: Trace::of(self.keep_trace),
             counts: Counts::default(),
             profile: self.profile.clone(),
@@ -105,11 +112,11 @@ impl Plan {
     }
 
     fn outcome(&self, sim: &Sim, healed_in: Option<Micros>) -> Outcome {
-        let (events, simulated) = (sim.events(), sim.now());
+        let (events, simulated, hash) = (sim.events(), sim.now(), sim.hash());
         let outcome = sim.with(|w| Outcome {
             violations: std::mem::take(&mut w.oracle.violations),
             refusals: w.oracle.refusals.iter().cloned().collect(),
-            hash: w.trace.hash(),
+            hash,
             events,
             simulated,
             counts: w.counts.clone(),
@@ -137,6 +144,7 @@ fn begin(sim: &Sim) {
     }
     sim.router_start();
     sim.clients_start();
+    sim.backups_start();
     let watching = sim.clone();
     sim.on_the_wire(async move {
         loop {
@@ -189,23 +197,5 @@ impl World {
             (!complete || !runs)
                 .then(|| format!("{}: complete {complete}, in its place {runs}", m.name))
         })
-    }
-
-    /// Returns what the cluster is about, for the table of faults and phases.
-    pub fn phase_name(&self) -> String {
-        let Some(state) = self.oracle.state() else { return "founding".into() };
-        let rejoining = self.members.iter().any(|m| {
-            m.disk.files.as_ref().and_then(|f| f.rejoin.as_ref()).is_some_and(|r| !r.may_start())
-        });
-        match (&state.sealing, &state.phase) {
-            (Some(_), _) => "sealing",
-            (None, Phase::Promoting) => "promoting",
-            (None, Phase::Restarting) => "opening",
-            (None, Phase::Founding { .. }) => "founding",
-            (None, _) if rejoining => "rewinding",
-            (None, _) if state.cfgs.len() > 1 => "joint",
-            (None, _) => "steady",
-        }
-        .into()
     }
 }

@@ -1,7 +1,6 @@
 //! A simulated sentinel: the product's `observe`, `decide`, `invariant` and transactions, with a shell that campaigns and
 //! reads as the product's does.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proto::ClusterSpec;
@@ -9,7 +8,7 @@ use sentinel::decide::decide;
 use sentinel::observe::{Probe, Stored, Timers, World as Seen, observe};
 use sentinel::plan::{Verdict, WaitingOn};
 use sentinel::{invariant, write};
-use store::{Guard, LeaseId, Operation, StoreError, Txn, TxnOutcome, WatchEvent};
+use store::{Guard, LeaseId, Operation, Snapshot, StoreError, Txn, TxnOutcome, WatchEvent};
 use tokio::sync::mpsc;
 
 use super::executor::{Node, ProcId, Sim};
@@ -66,6 +65,21 @@ struct Memory {
     watch: Option<mpsc::UnboundedReceiver<Vec<WatchEvent>>>,
     probe: Option<Probe>,
     spec: Option<ClusterSpec>,
+    observed: Option<(Snapshot, Seen)>,
+}
+
+impl Memory {
+    /// Returns what a snapshot shows: the same as the last one, where it is the same.
+    fn observed(&mut self, snapshot: Snapshot, keys: &store::keys::Keys, number: usize) -> Seen {
+        match &self.observed {
+            Some((known, seen)) if *known == snapshot => seen.clone(),
+            _ => {
+                let seen = observe(&snapshot, keys, &format!("s{number}"));
+                self.observed = Some((snapshot, seen.clone()));
+                seen
+            }
+        }
+    }
 }
 
 impl Sentinel {
@@ -198,7 +212,7 @@ impl Sentinel {
         let mut known = expires.subscribe();
         loop {
             let until = *known.borrow_and_update();
-            if self.host.now() >= until && !sim.mutant("leader-goes-on-after-its-lease") {
+            if self.host.now() >= until {
                 break;
             }
             tokio::select! {
@@ -228,7 +242,7 @@ impl Sentinel {
         if memory.watch.is_none() {
             memory.watch = sim.etcd_watch(node, keys.prefix(), snapshot.revision + 1).await.ok();
         }
-        let mut seen = observe(&snapshot, &keys, &format!("s{}", self.number));
+        let mut seen = memory.observed(snapshot, &keys, self.number);
         sim.mutate_seen(&mut seen);
         seen.seen.probe = memory.probe;
         let spec = match (&seen.spec, &memory.spec) {
@@ -264,7 +278,7 @@ impl Sentinel {
         let mutated = sim.mutate_plan(state, &seen.seen, &mut plan);
         let tick = now + SAFETY_TICK;
         let until = plan.wake_at.map_or(tick, |at| at.min(tick));
-        sim.count_verdict(&plan.verdict);
+        sim.count_verdict(state, &plan.verdict);
         let why = match &plan.verdict {
             Verdict::Change { next, why, .. } => {
                 let broken = invariant::check(state, next, &seen.seen);
@@ -289,6 +303,9 @@ impl Sentinel {
             Some(mut txn) => {
                 if sim.mutant("stale-sentinel-without-guard") {
                     txn.when.clear();
+                }
+                if sim.mutant("request-is-forgotten") {
+                    txn.then.retain(|operation| matches!(operation, Operation::Put { .. }));
                 }
                 Decided::Commit(txn, why)
             }
@@ -323,41 +340,4 @@ enum Decided {
     Commit(Txn, String),
     Probe(proto::MemberName),
     Wait(proto::Moment),
-}
-
-/// What a decision did, in few words, to be counted.
-pub fn verdict_name(verdict: &Verdict) -> String {
-    let text = format!("{verdict:?}");
-    match verdict {
-        Verdict::Change { why, .. } | Verdict::Record { why, .. } => {
-            let plain = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
-            why.split_whitespace().filter(plain).take(3).collect::<Vec<_>>().join(" ")
-        }
-        Verdict::Wait(_) => {
-            let inner = text.trim_start_matches("Wait(");
-            inner.split([' ', ')', '{']).next().unwrap_or_default().to_owned()
-        }
-    }
-}
-
-/// How often each branch was taken.
-pub type Branches = BTreeMap<String, u64>;
-
-impl Sim {
-    /// Counts what was decided.
-    pub fn count_verdict(&self, verdict: &Verdict) {
-        let name = format!("decide: {}", verdict_name(verdict));
-        self.with(|w| *w.counts.branches.entry(name).or_default() += 1);
-    }
-
-    pub fn count_action(&self, action: &keeper::action::Action) {
-        let name = match action {
-            keeper::action::Action::Hold(hold) => {
-                let text = format!("{hold:?}");
-                format!("hold: {}", text.split(['(', ' ']).next().unwrap_or_default())
-            }
-            other => format!("reconcile: {:?}", other.kind()),
-        };
-        self.with(|w| *w.counts.branches.entry(name).or_default() += 1);
-    }
 }

@@ -6,6 +6,7 @@ use proto::{ClusterSpec, MemberName, SystemIdentifier};
 use proxy_config::route::Routes;
 use store::keys::Keys;
 
+use super::cells::Cell;
 use super::disk::Disk;
 use super::etcd::Etcd;
 use super::executor::{Node, ProcId};
@@ -15,7 +16,6 @@ use super::keeper::Keeper;
 use super::net::Net;
 use super::oracle::Oracle;
 use super::postgres::Server;
-use super::sentinel::Branches;
 use super::trace::Trace;
 use super::wal::Wal;
 
@@ -27,6 +27,8 @@ pub struct Member {
     pub name: MemberName,
     pub up: bool,
     pub disk: Disk,
+    /// Older copies of it.
+    pub copies: Vec<Disk>,
     pub server: Option<Server>,
     pub fencer: Option<Fencer>,
     pub keeper: Option<Keeper>,
@@ -44,9 +46,8 @@ pub struct Counts {
     pub elections: u64,
     pub refused: u64,
     pub faults: u64,
-    pub branches: Branches,
-    /// How often a fault of a kind met a phase of the cluster.
-    pub cells: BTreeMap<(String, String), u64>,
+    /// How often each thing happened that should happen at least sometimes.
+    pub cells: BTreeMap<Cell, u64>,
 }
 
 pub struct World {

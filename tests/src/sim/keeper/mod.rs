@@ -2,6 +2,7 @@
 //! modelled PostgreSQL. Each action can be cut at every await, as the product's can.
 
 mod follow;
+mod handover;
 mod probe;
 mod promote;
 mod prove;
@@ -97,6 +98,7 @@ fn first_files(sim: &Sim, member: usize) -> MemberFiles {
         let m = &w.members[member];
         (m.disk.files.clone(), m.disk.data.is_none(), m.name.clone())
     });
+    let forgets = sim.with(|w| w.members[member].disk.forgets.take());
     let Some(mut files) = files else {
         let files = MemberFiles {
             member: name,
@@ -118,6 +120,10 @@ fn first_files(sim: &Sim, member: usize) -> MemberFiles {
         sim.put_files(member, files.clone());
         return files;
     };
+    if let Some(before) = forgets {
+        files.promise = before.max(files.epoch);
+        sim.with(|w| w.members[member].disk.files = Some(files.clone()));
+    }
     if empty && files.complete {
         files.complete = false;
         files.role = Role::None;
@@ -131,8 +137,9 @@ async fn live(sim: &Sim, member: usize, proc: ProcId) -> anyhow::Result<()> {
     let host = sim.host(Node::Member(member));
     let keys = sim.with(|w| w.keys.clone());
     host.sleep(Duration::from_millis(30)).await;
-    let first = what_was_agreed(&host, member).await?;
+    let read = what_was_agreed(&host, member).await?;
     let files = first_files(sim, member);
+    let first = keeper::cluster::believed(read, &files);
     let (fencer, events, watched) = Client::attach(sim, member).await?;
     let (view_tx, view) = watch::channel(Arc::new(first));
     let (lease_tx, lease) = watch::channel(None);

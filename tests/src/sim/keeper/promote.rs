@@ -60,10 +60,11 @@ async fn promote_server(
     cfg: &Cfg,
 ) -> anyhow::Result<Lsn> {
     let access = if lead.open_at_once { worker.settings().access } else { Access::Closed };
-    if !worker.sim.mutant("names-after-promotion") {
-        let standby_names = cfg.standby_names();
-        worker.apply(Settings { standby_names, upstream: None, access, eager: false }).await?;
-    }
+    let standby_names = match worker.sim.mutant("names-empty-at-promotion") {
+        true => String::new(),
+        false => cfg.standby_names(),
+    };
+    worker.apply(Settings { standby_names, upstream: None, access, eager: false }).await?;
     if access == Access::Closed {
         session.sql(Pg::end_client_sessions).await?;
     }
@@ -87,9 +88,6 @@ async fn promote_server(
     if start_lsn < replayed && !worker.sim.mutant("short-promotion-stays") {
         worker.fence().await?;
         bail!("timeline {timeline} begins at {start_lsn}, replayed was {replayed}");
-    }
-    if worker.sim.mutant("names-after-promotion") {
-        worker.put_names(&cfg.standby_names()).await?;
     }
     worker.update(|local| {
         local.names = Names::Proven(cfg.id);
@@ -305,7 +303,9 @@ fn check_right(
     if state.epoch != epoch || state.primary.as_ref() != Some(&worker.name) {
         bail!("the state names {:?} as primary of epoch {}", state.primary, state.epoch);
     }
-    if let Some(sealing) = state.sealing {
+    if let Some(sealing) = state.sealing
+        && !worker.sim.mutant("opens-for-an-older-order")
+    {
         bail!("epoch {sealing} is being sealed");
     }
     if ordered != restart {

@@ -32,6 +32,10 @@ pub async fn confirm(worker: &Worker, cfg: &Cfg, proof: Proof) -> anyhow::Result
             canary_waits(worker, &session).await?;
         }
     }
+    if worker.sim.mutant("names-wider-than-recorded") {
+        let all = worker.state()?.members.keys().filter(|m| **m != worker.name).cloned().collect();
+        worker.put_names(&Cfg { voters: all, ..cfg.clone() }.standby_names()).await?;
+    }
     let lsn = session.own_record().await?;
     let voters = if worker.sim.mutant("confirm-without-evidence") {
         cfg.voters.clone()
@@ -128,6 +132,7 @@ pub async fn wait_for_voters(
     lsn: Lsn,
 ) -> anyhow::Result<BTreeSet<MemberName>> {
     let begun = worker.sim.now();
+    let lsn = if worker.sim.mutant("streaming-counts-as-holding") { Lsn(0) } else { lsn };
     loop {
         let (senders, own) = session
             .sql(|pg| {

@@ -88,6 +88,9 @@ pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Res
     put(worker, copied);
     worker.update(|local| local.settings = None);
     worker.save(|files| files.system_identifier = Some(SYSTEM));
+    if worker.sim.mutant("copy-resets-the-promise") {
+        worker.save(|files| files.promise = Epoch(0));
+    }
     catch_up(worker, until);
     Ok(())
 }

@@ -19,10 +19,11 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Seals for `sealing`. PostgreSQL runs as a standby or not at all.
 pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
-    let complete = worker.files().complete || worker.sim.mutant("incomplete-member-seals");
+    let complete = worker.files().complete || worker.sim.mutant("incomplete-member-counts");
     ensure!(complete, "this member is incomplete");
     worker.forget_credentials(None);
-    let settings = Settings { upstream: None, eager: true, ..worker.settings() };
+    let upstream = worker.settings().upstream.filter(|_| worker.sim.mutant("upstream-stays"));
+    let settings = Settings { upstream, eager: true, ..worker.settings() };
     let session = match worker.is_running() {
         true => match answering(worker).await {
             Ok(session) => Some(session),

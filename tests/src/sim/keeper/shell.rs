@@ -13,13 +13,13 @@ use keeper::report::Identity;
 use keeper::run::note_outcome;
 use keeper::wiring::UNRESPONSIVE_AFTER;
 use keeper::worker::{LeaseView, serve_until};
-use proto::report::{DataDirectory, Handover, Readiness, RejoinOutcome};
+use proto::report::{DataDirectory, RejoinOutcome};
 
 use proto::{MemberReport, Moment, WallTime};
 use tokio::sync::{mpsc, oneshot};
 
 use super::worker::{Shared, Worker};
-use super::{follow, promote, prove, rejoin, seal};
+use super::{follow, handover, promote, prove, rejoin, seal};
 use crate::sim::executor::{Micros, ProcId, TaskId};
 use crate::sim::fencer::Event;
 
@@ -97,10 +97,16 @@ impl Shell {
         self.note_replay(&facts, now);
         self.note_rejoin(&view, &facts);
         self.publish(&view, &facts);
+        if view.frozen.is_some() != facts.files.frozen {
+            if view.frozen.is_none() && !self.worker.sim.mutant("adopted-store-keeps-the-right") {
+                self.worker.update(|local| local.right = None);
+            }
+            self.worker.save(|_| {});
+        }
         let stale = facts.sql.as_ref().is_some_and(|s| s.asked < self.settled);
         if !(stale && self.running.is_none()) {
             let action =
-                self.worker.sim.mutated_action(&view, &facts, reconcile(&view, &facts, now));
+                self.worker.sim.mutated_action(&view, &facts, now, reconcile(&view, &facts, now));
             self.offer(action);
         }
         let eager = self.worker.sim.now() < self.busy_until;
@@ -201,7 +207,7 @@ impl Shell {
         let files = self.worker.files();
         let is_mine = state.primary.as_ref() == Some(&self.worker.name)
             && state.epoch == files.epoch
-            && (state.sealing.is_none() || self.worker.sim.mutant("sealing-does-not-stop-renewal"))
+            && (state.sealing.is_none() || self.worker.sim.mutant("sealed-primary-serves-on"))
             && files.role == Role::Primary;
         let is_mine = is_mine
             || self.worker.sim.mutant("keepalive-alone-renews") && files.role == Role::Primary;
@@ -301,16 +307,8 @@ async fn perform(worker: &Worker, action: &Action) -> anyhow::Result<()> {
         Action::StartAlone(_) => promote::start_alone(worker).await,
         Action::Open(lead) => promote::open(worker, lead).await,
         Action::OpenBySigns(lead) => promote::open_by_signs(worker, lead).await,
-        Action::PrepareHandOver { request, .. } => {
-            let readiness = Readiness::Ready { left: [].into() };
-            let handover = Handover { request: request.clone(), readiness };
-            worker.update(|local| local.handover = Some(handover));
-            Ok(())
-        }
-        Action::HandOver(handover) => {
-            worker.fence().await?;
-            seal::seal(worker, handover.sealing).await
-        }
+        Action::PrepareHandOver { request, .. } => handover::prepare(worker, request).await,
+        Action::HandOver(order) => handover::hand_over(worker, order).await,
         Action::Confirm { cfg, proof } => prove::confirm(worker, cfg, *proof).await,
         Action::KeepSlots { members, primary } => {
             worker.admin()?.sql(|_| Some(())).await?;

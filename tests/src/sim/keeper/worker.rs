@@ -63,10 +63,12 @@ impl Worker {
         let mut files = self.files();
         change(&mut files);
         let view = self.view.borrow().clone();
-        if let Some(state) = &view.state {
-            files.state_number = files.state_number.max(state.number);
-            files.etcd_cluster_id.get_or_insert_with(|| view.etcd_cluster_id.clone());
+        if let Some(state) = view.state.as_ref().filter(|s| s.number >= files.state_number) {
+            files.state_number = state.number;
+            files.etcd_cluster_id = Some(state.etcd_cluster_id.clone());
+            files.acted_on = Some(state.clone());
         }
+        files.frozen = view.frozen.is_some();
         files.lease_id = self.lease.borrow().map(|lease| lease.id.0).or(files.lease_id);
         self.sim.put_files(self.member, files);
         self.changed.notify_one();
@@ -75,7 +77,8 @@ impl Worker {
     /// Promises to serve and follow nothing below `epoch`.
     pub fn promise(&self, epoch: Epoch) {
         if self.sim.mutant("promise-not-durable") {
-            return;
+            let before = self.files().promise;
+            self.sim.with(|w| w.members[self.member].disk.forgets.get_or_insert(before).to_owned());
         }
         self.save(|files| files.promise = files.promise.max(epoch));
     }
@@ -169,7 +172,7 @@ impl Worker {
 
     /// Removes the replication passwords of every epoch but `keep`.
     pub fn forget_credentials(&self, keep: Option<Epoch>) {
-        if self.sim.mutant("credentials-stay") {
+        if self.sim.mutant("upstream-stays") {
             return;
         }
         self.sim.with(|w| {

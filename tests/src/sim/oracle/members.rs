@@ -5,7 +5,7 @@ use proto::cfg::{NOBODY, wire_name};
 use proto::{Cfg, ClusterState, Epoch, Lsn};
 use proxy_config::route::Routes;
 
-use super::{Sign, holders};
+use super::{Sign, holders, planned};
 use crate::sim::executor::{Micros, Node, Sim, micros};
 use crate::sim::postgres::{Phase, Rule, Server};
 use crate::sim::wal::BranchId;
@@ -88,6 +88,7 @@ impl Sim {
 
     /// Data of this member is about to be overwritten or replaced.
     pub fn oracle_destroys(&self, member: usize) {
+        self.oracle_rewinds(member);
         let problem = self.with(|w| {
             let m = &w.members[member];
             let files = m.disk.files.as_ref().filter(|_| m.disk.data.is_some())?;
@@ -143,6 +144,8 @@ impl Sim {
                 problems.extend(follower(w, member));
                 problems
             });
+            let unserved = self.with(|w| planned::serves(w, now)).filter(|_| member == 0);
+            let problems = problems.into_iter().chain(unserved);
             for (invariant, text) in problems {
                 self.violate(invariant, text);
             }
@@ -193,8 +196,9 @@ fn enforced(w: &World, member: usize, server: &Server) -> Vec<Problem> {
     if server.lets_clients_in() && !server.sync_defined {
         problems.push(("I3", format!("member {member} is open and its backends do not wait")));
     }
+    let recorded = w.oracle.recorded(epoch);
     for sender in server.senders.values().filter(|s| s.streaming && s.priority > 0) {
-        if !state.cfgs.iter().any(|cfg| cfg.epoch.0 == epoch && is_within(&sender.rule, cfg)) {
+        if !recorded.iter().any(|cfg| is_within(&sender.rule, cfg)) {
             let rule = &sender.rule;
             problems
                 .push(("I3", format!("walsender {} of {member} asks for {rule:?}", sender.name)));
@@ -260,7 +264,7 @@ fn gather_signs(w: &mut World) {
 }
 
 /// I17: a primary serves no longer than `lease_ttl` past the last moment at which its right counted.
-fn isolated(w: &World, member: usize, now: Micros) -> Option<Problem> {
+pub(super) fn isolated(w: &World, member: usize, now: Micros) -> Option<Problem> {
     let server = w.members[member].server.as_ref()?;
     let serves = server.phase == Phase::Primary && server.lets_clients_in();
     let excused = w.oracle.excused_until.get(&member).is_some_and(|until| now < *until);

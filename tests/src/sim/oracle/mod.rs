@@ -4,17 +4,34 @@
 //! acknowledge and prefixes are worked out here once more.
 
 mod members;
+mod planned;
 mod store;
+#[cfg(test)]
+mod tests;
 mod writes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use proto::{Cfg, ClusterState, Lsn};
+use proto::{Cfg, ClusterState, Lsn, RequestId};
 
 use super::executor::{Micros, Sim};
+use super::faults::{Kind, Profile};
 use super::wal::BranchId;
 use super::world::World;
+
+/// Trouble of etcd and of those who only read it: while k voters stream, it is none of the database (I15, I18).
+const ETCD_ALONE: &[Kind] = &[
+    Kind::StoreAway,
+    Kind::StoreLeader,
+    Kind::StoreRestored,
+    Kind::StoreFull,
+    Kind::WatchesBreak,
+    Kind::Compaction,
+    Kind::KillRouter,
+    Kind::KillSentinel,
+    Kind::CutSentinel,
+];
 
 /// A promise that was broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,12 +69,47 @@ pub struct Oracle {
     pub refusals: BTreeSet<String>,
     /// Nothing may happen but commits.
     pub calm: bool,
+    /// Nothing happens but switchovers that were asked for.
+    pub planned: bool,
+    /// While the store is set back: the last state before.
+    remembered: Option<Rc<ClusterState>>,
+    /// An operator is writing the state just now.
+    pub adopts: bool,
+    pub disks_restored: u32,
+    /// How often each request began a switchover, and led to a new epoch.
+    begun: BTreeMap<RequestId, u32>,
+    led_to: BTreeMap<RequestId, u32>,
 }
 
 impl Oracle {
-    /// Makes one that knows of nothing yet; `calm`: nothing may happen but commits.
-    pub fn of(calm: bool) -> Self {
-        Self { calm, ..Self::default() }
+    /// Makes one that knows of nothing yet and demands what the profile promises.
+    pub fn of(profile: &Profile) -> Self {
+        let only = |kinds: &[Kind]| profile.kinds.iter().all(|kind| kinds.contains(kind));
+        Self {
+            calm: only(ETCD_ALONE),
+            planned: !profile.kinds.is_empty() && only(&[Kind::AskSwitchover]),
+            ..Self::default()
+        }
+    }
+
+    /// The store now holds an older state: what was recorded since is known here, and to members.
+    pub fn store_set_back(&mut self, now: Micros, found: Option<ClusterState>) {
+        if self.remembered.is_none() {
+            self.remembered = self.state();
+        }
+        if let Some(found) = found {
+            self.states.push((now, Rc::new(found)));
+        }
+    }
+
+    /// Returns the Cfgs of `epoch` that are on record, also where a store that was set back has forgotten them.
+    fn recorded(&self, epoch: u64) -> Vec<Cfg> {
+        let states = self.state().into_iter().chain(self.remembered.clone());
+        states
+            .filter(|state| state.epoch.0 == epoch)
+            .flat_map(|state| state.cfgs.clone())
+            .filter(|cfg| cfg.epoch.0 == epoch)
+            .collect()
     }
 
     pub fn violate(&mut self, invariant: &'static str, text: String) {

@@ -7,7 +7,9 @@ use proto::document::decode;
 use proto::{Cfg, ClusterState, MemberName, Phase};
 use store::WatchEvent;
 
+use super::planned;
 use crate::sim::executor::{Micros, Sim};
+use crate::sim::restore::holds_less;
 use crate::sim::wal::At;
 use crate::sim::world::World;
 
@@ -23,7 +25,15 @@ impl Sim {
         };
         let now = self.now();
         let before = self.with(|w| w.oracle.state());
-        let problems = self.with(|w| judge(w, before.as_deref(), &next));
+        let problems = self.with(|w| match before.as_deref() {
+            Some(before) if !w.oracle.adopts => {
+                let mut problems = judge(w, Some(before), &next);
+                problems.extend(planned::judge(w, before, &next));
+                problems
+            }
+            Some(_) => adopted(w, &next),
+            None => judge(w, None, &next),
+        });
         self.trace(|| {
             let cfgs: Vec<String> = next.cfgs.iter().map(ToString::to_string).collect();
             format!(
@@ -63,6 +73,20 @@ fn seals(cfg: &Cfg, members: &BTreeSet<MemberName>) -> bool {
     members.contains(&cfg.leader) || (cfg.k >= 1 && voters + cfg.k > cfg.voters.len())
 }
 
+/// An operator vouches for a state: it is above all that was ever written, and says again what was agreed last.
+fn adopted(w: &mut World, next: &ClusterState) -> Vec<(&'static str, String)> {
+    let highest = w.oracle.states.iter().map(|(_, s)| (s.number, s.epoch)).max();
+    let last = w.oracle.remembered.take();
+    let mut problems = Vec::new();
+    if highest.is_some_and(|(number, _)| next.number <= number) {
+        problems.push(("I18", format!("state {} is adopted, and {highest:?} was", next.number)));
+    }
+    if last.is_some_and(|last| next.epoch < last.epoch) {
+        problems.push(("I18", format!("epoch {} is adopted, and a later one was", next.epoch)));
+    }
+    problems
+}
+
 fn judge(
     w: &World,
     before: Option<&ClusterState>,
@@ -78,7 +102,7 @@ fn judge(
         problems.push(("I7", format!("epoch {} follows {}", next.epoch, before.epoch)));
     }
     if next.epoch > before.epoch && before.epoch.0 > 0 {
-        let promised = promised(w, next.epoch.0);
+        let promised = promised(w, before, next.epoch.0);
         for cfg in before.cfgs.iter().filter(|c| !seals(c, &promised)) {
             problems.push((
                 "I2",
@@ -99,8 +123,8 @@ fn judge(
     problems
 }
 
-/// Who has promised `epoch` on disk and receives nothing of an older one.
-fn promised(w: &World, epoch: u64) -> BTreeSet<MemberName> {
+/// Who has promised `epoch` on disk, receives nothing of an older one, and holds what it was seen to hold (I11).
+fn promised(w: &World, before: &ClusterState, epoch: u64) -> BTreeSet<MemberName> {
     let sealed = w.members.iter().filter(|m| {
         let files = m.disk.files.as_ref();
         let promised = files.is_some_and(|f| f.promise.0 >= epoch && f.complete);
@@ -109,7 +133,9 @@ fn promised(w: &World, epoch: u64) -> BTreeSet<MemberName> {
                 && s.phase == crate::sim::postgres::Phase::Primary
                 && w.wal.branch(s.branch).epoch < epoch
         });
-        promised && !serves
+        let floor = before.members.get(&m.name).and_then(|admitted| admitted.floor);
+        let short = floor.is_some_and(|floor| holds_less(w, &m.disk, floor));
+        promised && !serves && !short
     });
     sealed.map(|m| m.name.clone()).collect()
 }

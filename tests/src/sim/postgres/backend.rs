@@ -18,6 +18,8 @@ pub enum SqlError {
     Closed,
     TimedOut,
     ReadOnly,
+    /// It is committed here, and the client got a warning: nothing was promised.
+    Cancelled,
 }
 
 impl std::fmt::Display for SqlError {
@@ -126,7 +128,9 @@ impl Pg {
     async fn committed(&self, tx: TxId, size: u64) -> Result<At, SqlError> {
         let lsn = self.insert(size).ok_or(SqlError::ReadOnly)?;
         self.flush(lsn).await;
-        self.wait_for_standbys(lsn).await;
+        if !self.wait_for_standbys(lsn, true).await {
+            return Err(SqlError::Cancelled);
+        }
         let branch = self.with(|s| s.branch).ok_or(SqlError::Closed)?;
         self.with(|s| s.visible = s.visible.max(lsn));
         let at = At { branch, lsn };
@@ -134,18 +138,19 @@ impl Pg {
         Ok(at)
     }
 
-    /// `SyncRepWaitForLSN`: nobody waits where the checkpointer has not said so.
-    async fn wait_for_standbys(&self, lsn: Lsn) {
+    /// `SyncRepWaitForLSN`: nobody waits where the checkpointer has not said so. False: the wait was cancelled.
+    async fn wait_for_standbys(&self, lsn: Lsn, client: bool) -> bool {
         let (release, released) = oneshot::channel();
         let waits = self.with(|s| {
             let waits = s.sync_defined && lsn > s.released;
             if waits {
-                s.waiters.push(Waiter { lsn, release });
+                s.waiters.push(Waiter { lsn, client, release });
             }
             waits
         });
-        if waits == Some(true) {
-            let _ = released.await;
+        match waits {
+            Some(true) => released.await.unwrap_or(false),
+            Some(false) | None => true,
         }
     }
 
@@ -155,7 +160,7 @@ impl Pg {
         let (of, backends) = (self.clone(), self.with(|s| s.backends)?);
         let released = self.sim.call(backends, async move {
             of.flush(lsn).await;
-            of.wait_for_standbys(lsn).await;
+            of.wait_for_standbys(lsn, false).await;
         });
         Some((lsn, released.1))
     }
@@ -169,7 +174,7 @@ impl Pg {
     pub fn cancel(&self, lsn: Lsn) -> Option<()> {
         self.with(|s| {
             if let Some(at) = s.waiters.iter().position(|w| w.lsn == lsn) {
-                let _ = s.waiters.remove(at).release.send(());
+                let _ = s.waiters.remove(at).release.send(false);
             }
         })
     }

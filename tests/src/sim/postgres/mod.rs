@@ -7,6 +7,7 @@ mod backend;
 mod receiver;
 mod rule;
 mod sender;
+mod shutdown;
 mod startup;
 
 use std::collections::BTreeMap;
@@ -35,7 +36,10 @@ pub enum Phase {
 /// A commit that waits for standbys.
 pub struct Waiter {
     pub lsn: Lsn,
-    pub release: oneshot::Sender<()>,
+    /// It is a client's, and not the keeper's canary.
+    pub client: bool,
+    /// True says that the standbys hold it, false that the wait was cancelled.
+    pub release: oneshot::Sender<bool>,
 }
 
 /// The receiver of a standby.
@@ -162,6 +166,7 @@ impl Sim {
         self.spawn(procs[2], async move {
             sim.sleep(late).await;
             pg.with(|s| s.sync_defined = !s.conf.standby_names.is_empty());
+            sim.oracle_look(pg.member);
         });
         pid
     }
@@ -229,6 +234,7 @@ impl Sim {
             sim.sleep(after).await;
             let names = of.with_world(|w| w.names_on_disk(of.member));
             of.with(|s| s.sync_defined = names.is_none_or(|n| !n.is_empty()));
+            sim.oracle_look(of.member);
         });
         let (sim, of, after) = (self.clone(), pg.clone(), late());
         self.spawn(procs[1], async move {
@@ -282,6 +288,19 @@ impl Server {
         procs.extend(self.receiver.iter().map(|r| r.proc));
         procs.extend(self.senders.values().map(|s| s.proc));
         procs
+    }
+
+    /// Cancels every commit of a client that waits.
+    pub fn cancel_clients(&mut self) {
+        for waiter in self.waiters.extract_if(.., |w| w.client) {
+            let _ = waiter.release.send(false);
+        }
+    }
+
+    /// Ends the backends whose commits wait: others see these from now on.
+    pub fn terminate_waiting(&mut self) {
+        let waiting = self.waiters.drain(..).map(|waiter| waiter.lsn).max();
+        self.visible = self.visible.max(waiting.unwrap_or_default());
     }
 
     /// Returns whether clients may connect.

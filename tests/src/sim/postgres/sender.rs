@@ -177,15 +177,12 @@ impl Pg {
 
     /// A receiver told its positions: commits may be released, by this walsender's own rule.
     fn heard(&self, pid: i32, flush: Lsn, replay: Lsn) {
-        let released = self.with(|s| {
+        self.with(|s| {
             let sender = s.senders.get_mut(&pid)?;
             sender.flush = Some(flush);
             sender.replay = Some(replay);
             s.release(pid)
         });
-        if released.flatten().is_some() {
-            self.sim.oracle_look(self.member);
-        }
     }
 }
 
@@ -221,7 +218,7 @@ impl Server {
         self.waiters = wait;
         let free: Vec<super::Waiter> = free;
         for waiter in free {
-            let _ = waiter.release.send(());
+            let _ = waiter.release.send(true);
         }
         Some(())
     }

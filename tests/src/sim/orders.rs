@@ -1,0 +1,124 @@
+//! What operators do in a run: ask for switchovers, pause, take members out and back; and vouch for a store that was set
+//! back.
+//!
+//! The one rule: they know what the documents of the product tell a person, and nothing else.
+
+use std::time::Duration;
+
+use proto::document::{decode, encode};
+use proto::request::Wanted;
+use proto::{ClusterState, MemberName, MemberReport, Request, RequestId, StateNumber};
+use store::{Guard, Operation, Txn};
+
+use super::executor::{Micros, Node, Sim};
+use super::rng::Stream;
+
+/// What the real `adopt-store` adds to the last number that a member remembers.
+const LEAP: u64 = 1000;
+const TRIES_EVERY: Micros = 500_000;
+/// A backup brings leases along, and with them reports of its time: a person reads what the members say after those
+/// are over.
+const READS_FOR: Micros = 10_000_000;
+
+impl Sim {
+    /// Puts a request, as `pgdeputy` does for a person; nothing comes of it while etcd does not answer.
+    pub fn ask(&self, wanted: Wanted, valid_for: Duration) {
+        let sim = self.clone();
+        self.on_the_wire(async move {
+            let _ = sim.asked(wanted, valid_for).await;
+        });
+    }
+
+    async fn asked(&self, wanted: Wanted, valid_for: Duration) -> Result<(), store::StoreError> {
+        let id = RequestId::from_random(self.chance(Stream::Clients, |rng| rng.next()));
+        let key = self.with(|w| w.keys.request(wanted.kind()));
+        let (lease, _) = self.etcd_grant(Node::Client, valid_for).await?;
+        self.trace(|| format!("request {id}: {wanted:?}"));
+        let asked = self.host(Node::Client).wall();
+        let request = Request { id, by: "ann@sim".into(), asked, valid_for, wanted };
+        let value = encode(&request).into_bytes();
+        let put = Operation::Put { key: key.clone(), value, lease: Some(lease) };
+        self.etcd_commit(Node::Client, Txn { when: vec![Guard::Absent(key)], then: vec![put] })
+            .await?;
+        Ok(())
+    }
+
+    /// A member that was taken out is asked for again until it is in its place.
+    pub fn readmit(&self, member: MemberName) {
+        let sim = self.clone();
+        self.on_the_wire(async move {
+            // More than a search can take; who is not back by then is missed by I13.
+            for _ in 0..120 {
+                let out = sim.with(|w| {
+                    w.oracle.state().is_some_and(|s| {
+                        s.orders.removed.contains_key(&member)
+                            || s.orders.leaving.contains_key(&member)
+                    })
+                });
+                if out {
+                    let wanted = Wanted::Readmit { member: member.clone() };
+                    let _ = sim.asked(wanted, Duration::from_secs(2)).await;
+                }
+                sim.sleep(2_000_000).await;
+            }
+        });
+    }
+
+    /// An operator vouches for a store that was set back, once the members' reports say what it should hold.
+    pub fn adopt_store(&self) {
+        let sim = self.clone();
+        self.on_the_wire(async move {
+            for _ in 0..200 {
+                sim.sleep(TRIES_EVERY).await;
+                let now = sim.now();
+                let next = sim.with(|w| {
+                    let read = w.etcd.away == 0 && now > w.etcd.restored_at + READS_FOR;
+                    read.then(|| truth(w)).flatten()
+                });
+                let Some(next) = next else { continue };
+                let key = sim.with(|w| w.keys.state());
+                let put = Operation::Put { key, value: encode(&next).into_bytes(), lease: None };
+                sim.trace(|| format!("an operator adopts state {}", next.number));
+                sim.with(|w| w.oracle.adopts = true);
+                let _ = sim.with_etcd(|core| core.commit(Txn { when: vec![], then: vec![put] }));
+                sim.with(|w| w.oracle.adopts = false);
+            }
+        });
+    }
+}
+
+/// The last state that a frozen member remembers, with a number above all; nothing while members are missed who could
+/// know a later one.
+fn truth(w: &super::world::World) -> Option<ClusterState> {
+    let snapshot = w.etcd.core.read(w.keys.prefix());
+    let found: Option<ClusterState> =
+        snapshot.entries.get(&w.keys.state()).and_then(|e| decode(&e.value).ok());
+    let reports: Vec<(MemberName, MemberReport)> = w
+        .members
+        .iter()
+        .filter_map(|m| {
+            let entry = snapshot.entries.get(&w.keys.member(&m.name))?;
+            let report: MemberReport = decode(&entry.value).ok()?;
+            let own = m.disk.files.as_ref().is_some_and(|f| f.incarnation == report.incarnation);
+            own.then(|| (m.name.clone(), report))
+        })
+        .collect();
+    let frozen = reports.iter().filter_map(|(_, r)| Some(&*r.frozen.as_ref()?.acted_on));
+    let last = frozen.max_by_key(|s| s.number)?.clone();
+    let same = found
+        .as_ref()
+        .is_some_and(|f| f.adopted > Some(last.number) && f.etcd_cluster_id == snapshot.cluster_id);
+    let promised = last.sealing.unwrap_or(last.epoch);
+    let all = reports.len() == w.members.len() && reports.iter().all(|(_, r)| r.frozen.is_some());
+    if same || !all || reports.iter().any(|(_, r)| r.promise > promised) {
+        return None;
+    }
+    let highest = found.map_or(0, |f| f.number.0).max(last.number.0);
+    let number = StateNumber(highest + LEAP);
+    Some(ClusterState {
+        number,
+        adopted: Some(number),
+        etcd_cluster_id: snapshot.cluster_id,
+        ..last
+    })
+}
