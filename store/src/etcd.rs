@@ -121,7 +121,10 @@ impl EtcdStore {
                 self.members.leave(connection.turn).await;
                 Err(failure.advised(access).at(&connection.url))
             }
-            result => result,
+            result => {
+                self.members.answered(&connection.url);
+                result
+            }
         }
     }
 

@@ -217,6 +217,22 @@ async fn a_hanging_wire_closes_the_watch_though_nobody_closes_the_connection() {
 }
 
 #[tokio::test]
+async fn a_watch_ends_as_soon_as_another_call_has_left_the_endpoint_that_hangs() {
+    let etcd = Etcd::start().await;
+    let wires = [Wire::to(etcd.address()).await, Wire::to(etcd.address()).await];
+    wires[1].cut();
+    let store = connect(&[wires[0].url(), wires[1].url()]).await;
+    let mut watch = store.watch("", 0).await.unwrap();
+    wires[1].mend();
+    wires[0].hang();
+    store.read("").await.unwrap();
+    // By itself it would end only 3 s after its last answer.
+    let left = clock::now();
+    closing(&mut watch).await;
+    assert!(elapsed(left) < Duration::from_secs(1), "{:?}", elapsed(left));
+}
+
+#[tokio::test]
 async fn a_killed_etcd_closes_the_watch_at_once_and_the_store_comes_back_by_itself() {
     let mut etcd = Etcd::start().await;
     let store = connect(&[etcd.url()]).await;

@@ -5,11 +5,11 @@
 //! is part of the first call on a connection, and shares its deadline.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Client, KvClient, LeaseClient, WatchClient};
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, OnceCell, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -43,6 +43,8 @@ pub(super) struct Member {
     pub(super) url: String,
     /// Counts the connections made; two calls with one turn share one.
     pub(super) turn: u64,
+    /// The turn of the connection in use: a later one than this connection's shows that it was left.
+    pub(super) in_use: watch::Receiver<u64>,
     /// A login was given, and etcd did not ask for one then.
     pub(super) unasked: bool,
     pub(super) kv: KvClient,
@@ -55,6 +57,7 @@ pub(super) struct Member {
 pub(super) struct Connection {
     pub(super) url: String,
     pub(super) turn: u64,
+    in_use: watch::Receiver<u64>,
     access: Arc<EtcdAccess>,
     opened: Arc<OnceCell<Member>>,
 }
@@ -63,6 +66,10 @@ pub(super) struct Connection {
 pub(super) struct Members {
     access: Arc<EtcdAccess>,
     current: Mutex<Connection>,
+    /// Tells watches when their connection is left.
+    in_use: watch::Sender<u64>,
+    /// The endpoint that answered last, for people.
+    answered: std::sync::Mutex<String>,
 }
 
 impl Members {
@@ -73,15 +80,19 @@ impl Members {
             check_url(url)?;
         }
         let access = Arc::new(access);
+        let in_use = watch::Sender::new(0);
         let deadline = Instant::now() + PROBE_DEADLINE;
         let mut probes = JoinSet::new();
         for url in &access.endpoints {
-            probes.spawn(probe(Connection::to(url, 0, &access), deadline));
+            probes.spawn(probe(Connection::to(url, &in_use, &access), deadline));
         }
         let mut failures = Vec::new();
         while let Some(ended) = probes.join_next().await {
             match ended {
-                Ok(Ok(connection)) => return Ok(Self { access, current: Mutex::new(connection) }),
+                Ok(Ok(connection)) => {
+                    let answered = connection.url.clone().into();
+                    return Ok(Self { access, current: Mutex::new(connection), in_use, answered });
+                }
                 Ok(Err(why)) => failures.push(why),
                 Err(error) => failures.push(error.to_string()),
             }
@@ -119,10 +130,18 @@ impl Members {
         let urls = &self.access.endpoints;
         let place = urls.iter().position(|url| *url == current.url).unwrap_or(0);
         let next = &urls[(place + 1) % urls.len()];
-        if *next != current.url {
-            tracing::info!(from = %current.url, to = %next, "etcd endpoint changed");
+        self.in_use.send_replace(turn + 1);
+        *current = Connection::to(next, &self.in_use, &self.access);
+    }
+
+    /// Notes which endpoint has answered. Those that are only tried, over and over while etcd has no leader, are not told.
+    pub(super) fn answered(&self, url: &str) {
+        // The text is whole after a panic too.
+        let mut last = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != url {
+            tracing::info!(from = %last, to = %url, "etcd endpoint changed");
+            url.clone_into(&mut last);
         }
-        *current = Connection::to(next, turn + 1, &self.access);
     }
 }
 
@@ -133,9 +152,10 @@ impl fmt::Debug for Members {
 }
 
 impl Connection {
-    fn to(url: &str, turn: u64, access: &Arc<EtcdAccess>) -> Self {
-        let access = Arc::clone(access);
-        Self { url: url.to_owned(), turn, access, opened: Arc::default() }
+    fn to(url: &str, in_use: &watch::Sender<u64>, access: &Arc<EtcdAccess>) -> Self {
+        let (access, in_use) = (Arc::clone(access), in_use.subscribe());
+        let turn = *in_use.borrow();
+        Self { url: url.to_owned(), turn, in_use, access, opened: Arc::default() }
     }
 
     /// Logs in, unless a call before has, and returns what to ask. When it fails, nothing was asked of etcd yet.
@@ -179,6 +199,7 @@ impl Connection {
         Member {
             url: self.url.clone(),
             turn: self.turn,
+            in_use: self.in_use.clone(),
             unasked,
             kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
             lease: client.lease_client(),

@@ -1,12 +1,12 @@
 //! Turns an etcd watch into a channel of batches, one for each answer of etcd.
 //!
 //! The one rule: no gap and no silence. Whatever breaks the watch closes the channel, also a reader
-//! that is too slow and an etcd that has stopped answering without closing the connection.
+//! that is too slow and an etcd that has stopped answering without closing the connection, the watch or another call.
 
 use std::time::Duration;
 
 use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse, WatchStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::entry_of;
@@ -54,10 +54,35 @@ async fn try_open(member: &mut Member, prefix: &str, from_revision: i64) -> Resu
         }),
         Some(_) => {
             let (sender, events) = mpsc::channel(CAPACITY);
-            tokio::spawn(forward(stream, sender, prefix.to_owned(), member.url.clone()));
+            let origin = Origin {
+                prefix: prefix.to_owned(),
+                url: member.url.clone(),
+                turn: member.turn,
+                in_use: member.in_use.clone(),
+            };
+            tokio::spawn(forward(stream, sender, origin));
             Ok(Watch { events })
         }
         None => Err(Failure::Unanswered("watch stream ended".to_owned())),
+    }
+}
+
+/// What is watched, and the connection on which.
+struct Origin {
+    prefix: String,
+    url: String,
+    turn: u64,
+    in_use: watch::Receiver<u64>,
+}
+
+impl Origin {
+    /// Waits until the connection is left: what did not answer one call is not waited for by a watch.
+    async fn left(&mut self) {
+        let turn = self.turn;
+        if self.in_use.wait_for(|in_use| *in_use > turn).await.is_err() {
+            // The store is gone, and nobody leaves a connection any more.
+            std::future::pending().await
+        }
     }
 }
 
@@ -65,8 +90,7 @@ async fn try_open(member: &mut Member, prefix: &str, from_revision: i64) -> Resu
 async fn forward(
     mut stream: WatchStream,
     sender: mpsc::Sender<Vec<WatchEvent>>,
-    prefix: String,
-    url: String,
+    mut origin: Origin,
 ) {
     let mut questions = interval(PROGRESS_INTERVAL);
     questions.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -91,10 +115,11 @@ async fn forward(
                 }
             }
             () = sleep_until(heard + LONGEST_SILENCE) => break "no answer in 3 s".to_owned(),
+            () = origin.left() => break "another call had no answer there".to_owned(),
             () = sender.closed() => return,
         }
     };
-    tracing::info!(%prefix, %url, %why, "watch closed");
+    tracing::info!(prefix = %origin.prefix, url = %origin.url, %why, "watch closed");
 }
 
 fn deliver(answer: &WatchResponse, sender: &mpsc::Sender<Vec<WatchEvent>>) -> Result<(), String> {
