@@ -40,6 +40,14 @@ pub async fn attempt<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Refusal {
     Refusal { status: output.status.code(), line, stderr }
 }
 
+/// Runs a command about the lab's cluster, as an operator types it.
+pub async fn command(lab: &Lab, words: &[&str]) -> Refusal {
+    let mut arguments: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+    arguments.extend(["--cluster".to_owned(), chaos::lab::CLUSTER.to_owned()]);
+    arguments.extend(lab.etcd_flags().into_iter().flat_map(|(flag, value)| [flag.into(), value]));
+    attempt(&arguments).await
+}
+
 impl Refusal {
     /// Demands this exit status, and one line that has all these words.
     #[track_caller]
@@ -70,9 +78,8 @@ impl Intruder {
             ("--listen", address()),
             ("--http", address()),
             ("--data-dir", directory.join("data").display().to_string()),
-            ("--etcd", String::new()),
         ]);
-        arguments.insert("--etcd", lab.etcd_urls().join(","));
+        arguments.extend(lab.etcd_flags());
         for of in ["superuser", "replication", "rewind"] {
             let file = lab.layout().password(of).display().to_string();
             arguments.insert(flag_of(of), file);

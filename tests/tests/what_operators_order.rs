@@ -11,25 +11,18 @@ use chaos::verdict::judge;
 use proto::MemberName;
 use proto::spec::Durability;
 use store::clock;
-use system_tests::attempt::{Refusal, attempt};
+use system_tests::attempt::command;
 use system_tests::scene;
 
 const BOUND: Duration = Duration::from_secs(120);
 
-/// Runs a command about the lab's cluster.
-async fn pgdeputy(lab: &Lab, words: &[&str]) -> Refusal {
-    let etcd = lab.etcd_urls().join(",");
-    let cluster = ["--cluster", chaos::lab::CLUSTER, "--etcd", &etcd];
-    attempt(&[words, &cluster].concat()).await
-}
-
 async fn succeeds(lab: &Lab, words: &[&str]) {
-    let done = pgdeputy(lab, words).await;
+    let done = command(lab, words).await;
     assert_eq!(done.status, Some(0), "{words:?}: {done:?}");
 }
 
 async fn refused(lab: &Lab, words: &[&str], because: &[&str]) {
-    pgdeputy(lab, words).await.says(1, because);
+    command(lab, words).await.says(1, because);
 }
 
 fn name(text: &str) -> MemberName {
@@ -134,10 +127,10 @@ async fn members_come_and_go_under_load_and_loss_is_accepted_only_where_it_has_t
     })
     .await
     .unwrap();
-    let wrong = pgdeputy(lab, &["failover", "--accept-data-loss", "--confirm", "other"]).await;
+    let wrong = command(lab, &["failover", "--accept-data-loss", "--confirm", "other"]).await;
     wrong.says(64, &["not the name of the cluster", "nothing was changed"]);
     refused(lab, &["failover", "--accept-data-loss"], &["give --confirm demo"]).await;
-    let done = pgdeputy(lab, &["failover", "--accept-data-loss", "--confirm", "demo"]).await;
+    let done = command(lab, &["failover", "--accept-data-loss", "--confirm", "demo"]).await;
     assert_eq!(done.status, Some(0), "{done:?}");
     assert!(
         done.stderr.contains("WILL BE LOST") && done.stderr.contains("a: was seen"),

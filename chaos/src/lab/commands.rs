@@ -8,9 +8,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use proto::{MemberName, PoolName};
+use store::EtcdAccess;
 
 use super::config::{CLUSTER, LabConfig, Layout, MARK};
 use super::pgbouncer;
+use super::secured;
 
 /// The passwords that keepers are given in files, by the name of their flag.
 pub const PASSWORDS: [&str; 3] = ["superuser", "replication", "rewind"];
@@ -19,6 +21,8 @@ pub const PASSWORDS: [&str; 3] = ["superuser", "replication", "rewind"];
 #[derive(Debug, Clone)]
 pub struct Addresses {
     pub etcd: Vec<EtcdAddress>,
+    /// How clients reach it.
+    pub access: EtcdAccess,
     pub write_port: u16,
     pub read_port: u16,
     /// The ports of the PgBouncers.
@@ -46,7 +50,28 @@ pub struct MemberAddress {
 impl Addresses {
     /// The endpoints as they are given to `--etcd`.
     pub fn etcd_urls(&self) -> Vec<String> {
-        self.etcd.iter().map(|e| format!("http://{}:{}", e.host, e.client)).collect()
+        self.access.endpoints.clone()
+    }
+
+    /// How etcd is reached, as every role and command takes it.
+    pub fn etcd_flags(&self) -> Vec<(&'static str, String)> {
+        let access = &self.access;
+        let text = |path: &PathBuf| path.display().to_string();
+        let mut flags = vec![("--etcd", access.endpoints.join(","))];
+        flags.extend(access.ca.as_ref().map(|ca| ("--etcd-ca", text(ca))));
+        if let Some(own) = &access.certificate {
+            flags.push(("--etcd-cert", text(&own.certificate)));
+            flags.push(("--etcd-key", text(&own.key)));
+        }
+        if let Some(login) = &access.login {
+            flags.push(("--etcd-user", login.user.clone()));
+            flags.push(("--etcd-password-file", text(&login.password_file)));
+        }
+        flags
+    }
+
+    fn etcd_words(&self) -> impl Iterator<Item = String> {
+        self.etcd_flags().into_iter().flat_map(|(flag, value)| [flag.to_owned(), value])
     }
 }
 
@@ -80,6 +105,7 @@ pub fn etcd(layout: &Layout, addresses: &Addresses, index: usize) -> anyhow::Res
     let name = |i: usize| format!("etcd{}", i + 1);
     let url = |host: Ipv4Addr, port: u16| format!("http://{host}:{port}");
     let own = addresses.etcd[index];
+    let client = &addresses.access.endpoints[index];
     let peers: Vec<String> = addresses
         .etcd
         .iter()
@@ -90,12 +116,7 @@ pub fn etcd(layout: &Layout, addresses: &Addresses, index: usize) -> anyhow::Res
         prepare(layout, &name(index), Path::new("etcd"), &layout.process(&name(index)))?;
     command
         .args(["--name", &name(index), "--data-dir", "data"])
-        .args([
-            "--listen-client-urls",
-            &url(own.host, own.client),
-            "--advertise-client-urls",
-            &url(own.host, own.client),
-        ])
+        .args(["--listen-client-urls", client, "--advertise-client-urls", client])
         .args([
             "--listen-peer-urls",
             &url(own.host, own.peer),
@@ -104,6 +125,24 @@ pub fn etcd(layout: &Layout, addresses: &Addresses, index: usize) -> anyhow::Res
         ])
         .args(["--initial-cluster", &peers.join(","), "--initial-cluster-token", "pgdeputy-lab"])
         .args(["--logger", "zap", "--log-level", "warn", "--log-outputs", "stderr"]);
+    if let Some(ca) = &addresses.access.ca {
+        let own = secured::server(layout);
+        command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+        command.arg("--cert-file").arg(own.certificate).arg("--key-file").arg(own.key);
+        // The cheapest: a login is no part of what is measured.
+        command.args(["--bcrypt-cost", "4"]);
+    }
+    Ok(command)
+}
+
+/// etcd's own tool, with a log of its own; it has to be told as whom it comes.
+pub fn etcdctl(layout: &Layout, addresses: &Addresses, log: &str) -> anyhow::Result<Command> {
+    let mut command = prepare(layout, log, Path::new("etcdctl"), &layout.root)?;
+    command.env("ETCDCTL_API", "3").env("ETCDCTL_ENDPOINTS", addresses.etcd_urls().join(","));
+    if let (Some(ca), Some(own)) = (&addresses.access.ca, &addresses.access.certificate) {
+        command.env("ETCDCTL_CACERT", ca);
+        command.env("ETCDCTL_CERT", &own.certificate).env("ETCDCTL_KEY", &own.key);
+    }
     Ok(command)
 }
 
@@ -115,7 +154,7 @@ pub fn init(
     spec: &Path,
 ) -> anyhow::Result<Command> {
     let mut command = prepare(layout, "init", pgdeputy, &layout.root)?;
-    command.arg("init").args(["--cluster", CLUSTER, "--etcd", &addresses.etcd_urls().join(",")]);
+    command.arg("init").args(["--cluster", CLUSTER]).args(addresses.etcd_words());
     command.arg("--spec").arg(spec);
     Ok(command)
 }
@@ -131,14 +170,8 @@ pub fn keeper(
         prepare(layout, &format!("keeper-{member}"), &config.pgdeputy, &layout.member(member))?;
     command
         .arg("keeper")
-        .args([
-            "--cluster",
-            CLUSTER,
-            "--member",
-            member.as_str(),
-            "--etcd",
-            &addresses.etcd_urls().join(","),
-        ])
+        .args(["--cluster", CLUSTER, "--member", member.as_str()])
+        .args(addresses.etcd_words())
         .args([
             "--listen",
             &format!("{}:{}", at.host, at.postgres),
@@ -169,12 +202,7 @@ pub fn sentinel(
 ) -> anyhow::Result<Command> {
     let name = format!("sentinel{}", index + 1);
     let mut command = prepare(layout, &name, &config.pgdeputy, &layout.root)?;
-    command.arg("sentinel").args([
-        "--cluster",
-        CLUSTER,
-        "--etcd",
-        &addresses.etcd_urls().join(","),
-    ]);
+    command.arg("sentinel").args(["--cluster", CLUSTER]).args(addresses.etcd_words());
     Ok(command)
 }
 
@@ -206,7 +234,8 @@ pub fn proxy_config(
         prepare(layout, "proxy-config", &config.pgdeputy, &layout.process("haproxy"))?;
     command
         .arg("proxy-config")
-        .args(["--cluster", CLUSTER, "--etcd", &addresses.etcd_urls().join(",")])
+        .args(["--cluster", CLUSTER])
+        .args(addresses.etcd_words())
         .arg("--haproxy-config")
         .arg(&files.config)
         .arg("--haproxy-socket")

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proto::{ClusterSpec, MemberName};
 
 use super::network::Placement;
+use super::secured::EtcdSecurity;
 
 /// The name of the cluster in every lab.
 pub const CLUSTER: &str = "demo";
@@ -26,6 +27,7 @@ pub struct LabConfig {
     pub pgdeputy: PathBuf,
     pub members: usize,
     pub etcd_members: usize,
+    pub etcd_security: EtcdSecurity,
     pub sentinels: usize,
     /// PgBouncers beside HAProxy, each in front of the same databases.
     pub pgbouncers: usize,
@@ -58,6 +60,7 @@ impl LabConfig {
             pgdeputy,
             members: 3,
             etcd_members: 1,
+            etcd_security: EtcdSecurity::None,
             sentinels: 3,
             pgbouncers: 0,
             spec: demo_spec(),

@@ -84,7 +84,8 @@ impl Home {
         self.hand_over(file)
     }
 
-    fn hand_over(&self, path: &Path) -> anyhow::Result<()> {
+    /// Gives a file or directory to the keepers' user.
+    pub fn hand_over(&self, path: &Path) -> anyhow::Result<()> {
         let Some(user) = &self.user else { return Ok(()) };
         std::os::unix::fs::chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
             .with_context(|| format!("give {} to {}", path.display(), user.name))

@@ -78,6 +78,14 @@ impl Lab {
         self.members.get(name)?.keeper.and_then(|pid| self.home.spawner.ended(pid))
     }
 
+    /// Ends what still runs of a member that was removed from the cluster, and counts it no more.
+    pub async fn retire(&mut self, name: &MemberName) -> anyhow::Result<()> {
+        self.kill_member(name)?;
+        self.member_gone(name).await?;
+        self.members.remove(name);
+        Ok(())
+    }
+
     /// Kills the postmaster of `name`, and nothing else.
     pub fn kill_postgres(&self, name: &MemberName) -> anyhow::Result<Struck> {
         let postmaster = self.postmaster(name)?;

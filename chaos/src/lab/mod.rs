@@ -18,6 +18,7 @@ pub mod network;
 pub mod pgbouncer;
 mod ports;
 mod proxies;
+mod secured;
 mod sentinels;
 mod spawner;
 mod start;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use proto::history::HistoryRecord;
 use proto::{ClusterSpec, MemberName};
+use store::etcd::ClientCertificate;
 use store::keys::Keys;
 use store::{Operation, Store, Txn, TxnOutcome};
 
@@ -47,6 +49,7 @@ pub use members::Struck;
 use network::{Network, Site};
 use ports::Ports;
 pub use proxies::Port;
+pub use secured::EtcdSecurity;
 pub use sentinels::Sentinel;
 pub use view::{Cluster, Service};
 pub use wait::{LabStatus, await_cluster};
@@ -66,6 +69,8 @@ pub struct Lab {
     members: BTreeMap<MemberName, Member>,
     /// Processes that are no member's, in the order of their start.
     others: Vec<(String, i32)>,
+    /// etcd members that were killed and may not have ended yet.
+    killed_etcds: Vec<i32>,
     store: Arc<dyn Store>,
     keys: Keys,
     application_password: String,
@@ -102,6 +107,17 @@ impl Lab {
     /// The endpoints as they are given to `--etcd`.
     pub fn etcd_urls(&self) -> Vec<String> {
         self.addresses.etcd_urls()
+    }
+
+    /// All that a role or a command has to be given to reach etcd.
+    pub fn etcd_flags(&self) -> Vec<(&'static str, String)> {
+        self.addresses.etcd_flags()
+    }
+
+    /// Issues a certificate of the lab's authority, for a lab with `EtcdSecurity::TlsAndUsers`; with a negative number
+    /// of days it has expired.
+    pub fn issue_certificate(&self, name: &str, days: i32) -> anyhow::Result<ClientCertificate> {
+        secured::issue(&self.home, name, days)
     }
 
     /// The load's target and log.

@@ -9,6 +9,7 @@ use proto::document::decode;
 use proto::{LeaderKey, MemberName};
 use store::clock;
 
+use super::network::Site;
 use super::{Lab, Struck, commands};
 
 /// A killed process is reaped within milliseconds.
@@ -84,7 +85,8 @@ impl Lab {
             }
             let command =
                 commands::sentinel(&self.config, &self.home.layout, &self.addresses, index)?;
-            self.start_other(&name, command)?;
+            let pid = self.start_at(&Site::Sentinel(index), command)?;
+            self.others.push((name.clone(), pid));
             started.push(name);
         }
         Ok(started)

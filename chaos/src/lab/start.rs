@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use store::clock;
-use store::etcd::EtcdStore;
+use store::etcd::{EtcdAccess, EtcdStore};
 use store::keys::Keys;
 
 use super::commands::{self, Addresses, EtcdAddress, HaproxyFiles, PASSWORDS};
@@ -17,6 +17,7 @@ use super::home::Home;
 use super::network::{Network, Site, host};
 use super::pgbouncer::{CONSOLE_PASSWORD, databases};
 use super::ports::Ports;
+use super::secured::{self, EtcdSecurity};
 use super::{Lab, start_at};
 
 /// etcd and the lab's small processes are up within a second; this is for a machine under load.
@@ -40,8 +41,10 @@ impl Lab {
         let pgbouncers = (0..config.pgbouncers).map(|_| ports.next()).collect::<Result<_, _>>()?;
         let pools = config.spec.members.values().filter_map(|member| member.pool.clone());
         let pools: std::collections::BTreeSet<_> = pools.collect();
+        let access = access(&home, config.etcd_security, &etcd)?;
         let addresses = Addresses {
             etcd,
+            access,
             pgbouncers,
             write_port: ports.next()?,
             read_port: ports.next()?,
@@ -61,7 +64,8 @@ impl Lab {
             let pid = start_at(&home, network.as_ref(), &Site::Etcd(index), command)?;
             others.push((name, pid));
         }
-        let store = connect(&addresses).await.inspect_err(|_| eprintln!("{}", home.log_tails()))?;
+        let opened = open(&home, &addresses).await;
+        let store = opened.inspect_err(|_| eprintln!("{}", home.log_tails()))?;
         (config.narrate)(&format!(
             "etcd answers ({} of {})",
             addresses.etcd.len(),
@@ -75,6 +79,7 @@ impl Lab {
             ports,
             members: std::collections::BTreeMap::new(),
             others,
+            killed_etcds: Vec::new(),
             store,
             keys: Keys::of(&CLUSTER.parse()?),
             application_password: random_password(),
@@ -215,11 +220,35 @@ impl Lab {
     }
 }
 
-async fn connect(addresses: &Addresses) -> anyhow::Result<Arc<dyn store::Store>> {
+/// Makes what it takes to be let in, where etcd is to ask for it.
+fn access(home: &Home, security: EtcdSecurity, etcd: &[EtcdAddress]) -> anyhow::Result<EtcdAccess> {
+    let urls = |scheme: &str| -> Vec<String> {
+        etcd.iter().map(|e| format!("{scheme}://{}:{}", e.host, e.client)).collect()
+    };
+    match security {
+        EtcdSecurity::None => Ok(urls("http").into()),
+        EtcdSecurity::TlsAndUsers => {
+            let hosts: Vec<_> = etcd.iter().map(|e| e.host).collect();
+            secured::prepare(home, urls("https"), &hosts)
+        }
+    }
+}
+
+/// Waits until etcd answers, and has it ask for users where the lab has one.
+async fn open(home: &Home, addresses: &Addresses) -> anyhow::Result<Arc<dyn store::Store>> {
+    if addresses.access.login.is_none() {
+        return connect(&addresses.access).await;
+    }
+    connect(&EtcdAccess { login: None, ..addresses.access.clone() }).await?;
+    secured::make_users(&home.layout, addresses)?;
+    connect(&addresses.access).await
+}
+
+async fn connect(access: &EtcdAccess) -> anyhow::Result<Arc<dyn store::Store>> {
     let deadline = clock::now() + START_BOUND;
     loop {
         let tried = async {
-            let store = EtcdStore::connect(&addresses.etcd_urls()).await?;
+            let store = EtcdStore::connect(access).await?;
             // Only a linearizable read shows that the etcd members have elected their leader.
             store::Store::read(&store, store::keys::ROOT).await.map(|_| store)
         };

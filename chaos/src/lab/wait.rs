@@ -7,13 +7,16 @@ use anyhow::{Context, bail, ensure};
 use proto::MemberName;
 use proto::status::MemberStatus;
 use store::keys::Keys;
-use store::{Store, clock};
+use store::{Store, StoreError, clock};
 
 use super::view::{Cluster, Service};
 use super::{Lab, http};
 
 /// A watch event wakes the wait; this is for a watch that broke.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// Between two questions to an etcd that does not answer.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How long the lab is left without an answer of etcd before it gives up.
 const STORE_BOUND: Duration = Duration::from_secs(10);
@@ -183,10 +186,20 @@ impl Lab {
     }
 }
 
+/// An etcd that elects a leader answers a little later.
 async fn look(store: &dyn Store, keys: &Keys) -> anyhow::Result<Cluster> {
-    let read = tokio::time::timeout(STORE_BOUND, store.read(keys.prefix())).await;
-    let snapshot = read.context("read the cluster: etcd does not answer")??;
-    Cluster::from_snapshot(keys, &snapshot)
+    let deadline = clock::now() + STORE_BOUND;
+    loop {
+        match store.read(keys.prefix()).await {
+            Err(StoreError::Unavailable(_)) if clock::now() < deadline => {
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+            read => {
+                let snapshot = read.context("read the cluster: etcd does not answer")?;
+                return Cluster::from_snapshot(keys, &snapshot);
+            }
+        }
+    }
 }
 
 /// Shows `find` the cluster whenever it changes, until it finds something or `bound` has passed.
@@ -209,7 +222,14 @@ pub async fn await_cluster<T>(
         }
         let mut open = match watch.take() {
             Some(open) => open,
-            None => store.watch(keys.prefix(), cluster.revision + 1).await?,
+            None => match store.watch(keys.prefix(), cluster.revision + 1).await {
+                Ok(open) => open,
+                Err(StoreError::Unavailable(_)) => {
+                    tokio::time::sleep(left.min(ASK_AGAIN)).await;
+                    continue;
+                }
+                Err(error) => return Err(error).context("watch the cluster"),
+            },
         };
         match tokio::time::timeout(left.min(LOOK_AGAIN), open.events.recv()).await {
             Ok(None) => {}
