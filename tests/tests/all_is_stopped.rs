@@ -60,8 +60,7 @@ async fn everything_is_killed_at_once_and_comes_back_by_itself() {
 }
 
 /// Two members, strict: the other one is promoted, and its commits wait for the host that is away.
-#[tokio::test]
-async fn of_two_members_writes_come_back_with_the_host_that_was_away() {
+async fn of_two_members_one_is_away_for(time: Duration) {
     let mut scene = scene(|config| config.members = 2).await;
     let lab = &mut scene.lab;
     lab.wait_redundant(BOUND).await.unwrap();
@@ -73,6 +72,7 @@ async fn of_two_members_writes_come_back_with_the_host_that_was_away() {
     lab.member_gone(&primary).await.unwrap();
     let promoted = |cluster: &Cluster| (cluster.epoch() > before.epoch).then_some(());
     lab.await_cluster("the other member is promoted", BOUND, promoted).await.unwrap();
+    tokio::time::sleep(time).await;
     lab.start_member(&primary).unwrap();
     let back_at = clock::now();
     watchers.load.acknowledged_after(back_at, Duration::from_secs(30)).await.unwrap();
@@ -81,4 +81,16 @@ async fn of_two_members_writes_come_back_with_the_host_that_was_away() {
     watchers.load.acknowledged_count(LEAST_ACKNOWLEDGED, BOUND).await.unwrap();
     let (evidence, _) = watchers.finish(lab, (steady_from, struck.at)).await.unwrap();
     kept_the_promise(&evidence);
+}
+
+#[tokio::test]
+async fn of_two_members_writes_come_back_with_the_host_that_was_away() {
+    of_two_members_one_is_away_for(Duration::ZERO).await;
+}
+
+/// By then every lease and every patience has ended.
+#[tokio::test]
+#[ignore = "takes a minute: make test-long"]
+async fn of_two_members_writes_come_back_with_the_host_that_was_away_for_30_s() {
+    of_two_members_one_is_away_for(Duration::from_secs(30)).await;
 }
