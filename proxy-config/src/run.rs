@@ -120,9 +120,10 @@ pub(crate) fn installed(config: &Config) -> anyhow::Result<Routes> {
 }
 
 async fn connect(config: &Config, knows_routes: bool) -> anyhow::Result<EtcdStore> {
+    let prefixes = [Keys::of(&config.cluster).prefix().to_owned()];
     let mut said = false;
     loop {
-        match EtcdStore::connect(&config.etcd).await {
+        match EtcdStore::connect_to_read(&config.etcd, &prefixes).await {
             Ok(store) => return Ok(store),
             Err(e) if knows_routes => {
                 if !said {

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use proto::{ClusterName, LeaderKey};
-use store::keys::ROOT;
-use store::{Store, WatchEvent};
+use store::keys::{Keys, ROOT};
+use store::{EtcdStore, Store, WatchEvent};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -29,10 +29,15 @@ use self::hearing::Hearing;
 use self::listen::Counters;
 use crate::{Clusters, Config};
 
-/// Runs a sentinel until `stop`. Fails at the start only: when etcd does not answer or `listen`
-/// cannot be bound.
+/// Runs a sentinel until `stop`. Fails at the start only: when etcd does not answer or does not show it its clusters, or
+/// `listen` cannot be bound.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
-    let store = store::etcd::EtcdStore::connect(&config.etcd).await.with_context(|| {
+    let prefixes = match &config.clusters {
+        Clusters::Named(names) => names.iter().map(|n| Keys::of(n).prefix().to_owned()).collect(),
+        Clusters::All => vec![ROOT.to_owned()],
+    };
+    let connecting = EtcdStore::connect_to_read(&config.etcd, &prefixes).await;
+    let store = connecting.with_context(|| {
         format!(
             "connect to etcd at {}: check --etcd and that etcd runs",
             config.etcd.endpoints.join(",")

@@ -49,6 +49,22 @@ impl EtcdStore {
         Ok(Self { members: Members::connect(access.into()).await?, renewals: Renewals::default() })
     }
 
+    /// The same, and demands the right to read all that is below each of `prefixes`: who may not read it would wait for
+    /// ever for what it is not shown.
+    pub async fn connect_to_read(
+        access: impl Into<EtcdAccess>,
+        prefixes: &[String],
+    ) -> Result<Self, StoreError> {
+        let store = Self::connect(access).await?;
+        for prefix in prefixes {
+            // Any other failure passes, and the caller's own reads meet it.
+            if let Err(refused @ StoreError::Refused(_)) = store.read(prefix).await {
+                return Err(refused);
+            }
+        }
+        Ok(store)
+    }
+
     /// Calls one endpoint after the other until one answers or time is up, so that a new election in
     /// etcd is waited for; but not where every endpoint is out of reach. Only for calls that may be
     /// repeated.

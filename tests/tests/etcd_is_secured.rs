@@ -50,7 +50,7 @@ fn wrongs(lab: &Lab) -> Vec<Wrong> {
             flags: changed(&[("--etcd-password-file", password.display().to_string())]),
             words: &["authentication failed", "pgdeputy", "--etcd-password-file"],
         },
-        Wrong { flags: nobody, words: &["client.pem"] },
+        Wrong { flags: nobody, words: &["client.pem", "not read /pgdeputy/demo/"] },
     ]
 }
 
