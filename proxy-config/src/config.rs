@@ -54,6 +54,17 @@ impl Config {
         self.haproxy.as_ref().map_or(Ok(()), HaproxyConfig::check)?;
         self.pgbouncer.as_ref().map_or(Ok(()), PgbouncerConfig::check)
     }
+
+    /// Checks that no port is given twice.
+    pub fn check_ports(&self) -> anyhow::Result<()> {
+        let mut taken: BTreeMap<u16, &str> = BTreeMap::new();
+        for (flag, port) in self.haproxy.iter().flat_map(HaproxyConfig::ports) {
+            if let Some(other) = taken.insert(port, flag) {
+                bail!("{other} and {flag} are both {port}: choose two ports");
+            }
+        }
+        Ok(())
+    }
 }
 
 impl PgbouncerConfig {
@@ -90,17 +101,6 @@ impl PgbouncerConfig {
         let mut users = BTreeSet::new();
         let twice = self.wishes.users.iter().find(|user| !users.insert(&user.name));
         ensure!(twice.is_none(), "--pgbouncer-user: one user has two entries");
-        Ok(())
-    }
-
-    /// Checks that no port is given twice.
-    pub fn check_ports(&self) -> anyhow::Result<()> {
-        let mut taken: BTreeMap<u16, &str> = BTreeMap::new();
-        for (flag, port) in self.haproxy.iter().flat_map(HaproxyConfig::ports) {
-            if let Some(other) = taken.insert(port, flag) {
-                bail!("{other} and {flag} are both {port}: choose two ports");
-            }
-        }
         Ok(())
     }
 }

@@ -227,64 +227,46 @@ impl Profile {
             synchronous_count: 1,
             aims: false,
         };
+        let steady = |kinds: &[Kind]| Self {
+            kinds: kinds.to_vec(),
+            swarm: false,
+            clocks_ppm: 1_000,
+            ..base.clone()
+        };
+        let heavy = || [all(), ORDERS.to_vec()].concat();
         Some(match *name {
-            "calm" => Self { swarm: false, clocks_ppm: 1_000, ..base },
+            "calm" => steady(&[]),
             "crash" => Self { kinds: CRASH.to_vec(), ..base },
             "freeze" => Self { kinds: FREEZE.to_vec(), ..base },
             "network" => Self { kinds: NETWORK.to_vec(), ..base },
             "store" => Self { kinds: STORE.to_vec(), ..base },
-            "etcd" => Self {
-                kinds: vec![StoreAway, StoreLeader],
-                swarm: false,
-                longest: 30_000_000,
-                pause: 15_000_000,
-                clocks_ppm: 1_000,
-                ..base
-            },
-            "restore" => Self {
-                kinds: vec![StoreRestored, KillPostmaster, KillRouter],
-                swarm: false,
-                ..base
-            },
-            "backup" => Self {
-                kinds: vec![StoreRestored, KillRouter],
-                swarm: false,
-                pause: 25_000_000,
-                clocks_ppm: 1_000,
-                ..base
-            },
-            "sentinels" => Self {
-                kinds: vec![CutSentinel, CutSentinel, PauseSentinel, KillSentinel, KillPostmaster],
-                swarm: false,
-                pause: 700_000,
-                longest: 6_000_000,
-                ..base
-            },
+            "etcd" => {
+                Self { longest: 30_000_000, pause: 15_000_000, ..steady(&[StoreAway, StoreLeader]) }
+            }
+            "restore" => steady(&[StoreRestored, KillPostmaster, KillRouter]),
+            "backup" => Self { pause: 25_000_000, ..steady(&[StoreRestored, KillRouter]) },
+            "sentinels" => {
+                let kinds = [CutSentinel, CutSentinel, PauseSentinel, KillSentinel, KillPostmaster];
+                Self { pause: 700_000, longest: 6_000_000, ..steady(&kinds) }
+            }
             "mixed" => Self { members: 5, synchronous_count: 2, kinds: all(), ..base },
-            "aimed" => Self { kinds: Kind::ALL.to_vec(), swarm: false, aims: true, ..base },
-            "switchover" => Self {
-                kinds: vec![AskSwitchover],
-                swarm: false,
-                clocks_ppm: 1_000,
-                longest: 1_000_000,
-                pause: 8_000_000,
-                ..base
-            },
+            "aimed" => Self { aims: true, ..steady(Kind::ALL) },
+            "switchover" => {
+                Self { longest: 1_000_000, pause: 8_000_000, ..steady(&[AskSwitchover]) }
+            }
             "orders" => Self { kinds: [ORDERS, ORDERS, CRASH, FREEZE, NETWORK].concat(), ..base },
-            "disks" => Self {
-                kinds: [&[DiskRestored, DiskRestored, AskSwitchover, KillPostmaster], CRASH]
-                    .concat(),
-                pause: 8_000_000,
-                ..base
-            },
+            "disks" => {
+                let own = &[DiskRestored, DiskRestored, AskSwitchover, KillPostmaster];
+                Self { kinds: [own, CRASH].concat(), pause: 8_000_000, ..base }
+            }
             "long" => Self {
-                kinds: [all(), ORDERS.to_vec()].concat(),
+                kinds: heavy(),
                 torment: 1_800_000_000,
                 pause: 90_000_000,
                 client_pause: 3_000_000,
                 ..base
             },
-            _ => Self { kinds: [all(), ORDERS.to_vec()].concat(), pause: 2_500_000, ..base },
+            _ => Self { kinds: heavy(), pause: 2_500_000, ..base },
         })
     }
 
