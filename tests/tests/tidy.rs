@@ -3,6 +3,8 @@
 //! The one rule of these tests: each rule is a function from texts to findings, and each has planted bad texts
 //! that it must find. A rule that finds nothing because it looks at nothing fails.
 
+#[path = "tidy/closure.rs"]
+mod closure;
 #[path = "tidy/crates.rs"]
 mod crates;
 #[path = "tidy/purity.rs"]
@@ -32,6 +34,14 @@ fn deciders_renderers_and_documents_cannot_do_anything() {
     expect_none(
         findings,
         "decide in a function that cannot do anything: take values, return values",
+    );
+}
+
+#[test]
+fn what_deciders_lean_on_is_pure_too() {
+    expect_none(
+        closure::check_all(),
+        "take the value as an argument, or move what is pure into a file of its own and name it in tidy/purity.rs",
     );
 }
 

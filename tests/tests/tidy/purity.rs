@@ -7,8 +7,9 @@ use super::repository;
 use super::rust_code::{Token, code_only, tokens, without_tests};
 
 /// Files that must be there; a decider's submodules lie in the directory of its name and are found by it.
-const PURE: [&str; 10] = [
+const PURE: [&str; 12] = [
     "sentinel/src/decide.rs",
+    "sentinel/src/explain.rs",
     "sentinel/src/invariant.rs",
     "sentinel/src/plan.rs",
     "sentinel/src/observe.rs",
@@ -17,6 +18,7 @@ const PURE: [&str; 10] = [
     "keeper/src/facts.rs",
     "keeper/src/health.rs",
     "keeper/src/action.rs",
+    "keeper/src/report.rs",
     "proxy-config/src/route.rs",
 ];
 /// Also pure, and perhaps split into a directory alone.
@@ -95,7 +97,7 @@ pub fn check(path: &str, source: &str) -> Vec<String> {
         if reads_clock(&tokens[at..]) {
             report(format!("`{}`", token.text), "a clock (take `now` as an argument)");
         }
-        for used in std_paths(&tokens, at) {
+        for used in paths(&tokens, at, "std") {
             if acts(&used) {
                 report(format!("`std::{}`", used.join("::")), "the outside world");
             }
@@ -121,11 +123,11 @@ fn acts(used: &[String]) -> bool {
     }
 }
 
-/// Returns the paths below `std::` that are named at `at`, with groups in braces taken apart.
-fn std_paths(tokens: &[Token], at: usize) -> Vec<Vec<String>> {
+/// Returns the paths below `root::` that are named at `at`, with groups in braces taken apart.
+pub fn paths(tokens: &[Token], at: usize, root: &str) -> Vec<Vec<String>> {
     let is = |n: usize, text: &str| tokens.get(n).is_some_and(|token| token.text == text);
     let mut found = Vec::new();
-    if is(at, "std") && is(at + 1, "::") {
+    if is(at, root) && is(at + 1, "::") {
         expand(tokens, at + 2, &[], &mut found);
     }
     found
