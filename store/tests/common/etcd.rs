@@ -113,6 +113,13 @@ impl Etcd {
         client.compact(revision, Some(finished)).await.unwrap();
     }
 
+    /// Returns whether a lease lives, without renewing it.
+    pub async fn knows_lease(&self, id: i64) -> bool {
+        let mut client = etcd_client::Client::connect([self.url()], None).await.unwrap();
+        // etcd counts down to -1 while it ends a lease, and says -1 of one that it does not know.
+        client.lease_time_to_live(id, None).await.is_ok_and(|answer| answer.ttl() >= 0)
+    }
+
     fn stands_still(&self) -> bool {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
         threads.into_iter().all(|thread| {
