@@ -87,6 +87,16 @@ mutants: tools ## show that the simulator finds deliberate mistakes (SEED=, SEED
 	$(SIM) --mutants --seed $(SEED) --seeds $(or $(SEEDS),1000) $(if $(MUTANT),--mutant $(MUTANT)) \
 	  $(if $(JOBS),--jobs $(JOBS))
 
+.PHONY: model
+model: tools ## exhaust the model of the deciders as every commit does, or find one mistake in it (MUTANT=)
+	cargo run --release -p pgdeputy-tests --bin model -- $(if $(MUTANT),--mutant $(MUTANT))
+
+# How long at most; what is not exhausted by then says so.
+MINUTES ?= 60
+.PHONY: model-long
+model-long: tools ## the same for two failovers and two commits, with late reports (MINUTES=)
+	cargo run --release -p pgdeputy-tests --bin model -- --long --minutes $(MINUTES)
+
 .PHONY: bench
 bench: deps build ## measure how long writes are away after each fault (ARGS=)
 	$(RELEASE) bench $(ARGS)

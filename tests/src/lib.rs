@@ -4,6 +4,7 @@
 //! with `make build` or `cargo build`: `cargo test` alone does not build it anew.
 
 pub mod attempt;
+pub mod model;
 pub mod sim;
 
 use std::path::PathBuf;

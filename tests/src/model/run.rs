@@ -1,0 +1,150 @@
+//! Runs a check and says in one line what came of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use proto::ClusterState;
+use proxy_config::route::route;
+use stateright::{Checker, HasDiscoveries, Model as _};
+
+use super::leader::Reach;
+use super::property::PROMISES;
+use super::state::Left;
+use super::{Bounds, Model};
+
+/// What every commit exhausts: one failover with everything that comes of it, one commit, one death of anything.
+pub const SHORT: Bounds = bounds(Reach { failovers: 1, changes: 0, restarts: 0 }, LITTLE);
+
+/// What `make test-long` exhausts besides: one change of the voters with one commit and one death.
+pub const CHANGE: Bounds = bounds(Reach { failovers: 0, changes: 1, restarts: 0 }, LITTLE);
+
+/// Where mistakes are looked for: a failover with one change of the voters.
+const JOINT: Bounds = bounds(Reach { failovers: 1, changes: 1, restarts: 0 }, LITTLE);
+
+const LITTLE: Left = Left { commits: 1, crashes: 1, lapses: 0, late: 0, silences: 0 };
+
+/// What `make model-long` searches: two failovers, also of a primary that lives on, and two commits.
+pub const LONG: Bounds = Bounds {
+    reach: Reach { failovers: 2, changes: 1, restarts: 0 },
+    left: Left { commits: 2, crashes: 1, lapses: 1, late: 1, silences: 2 },
+    late_reports: true,
+};
+
+const fn bounds(reach: Reach, left: Left) -> Bounds {
+    Bounds { reach, left, late_reports: false }
+}
+
+/// A deliberate mistake, where it is looked for, and the promises one of which it has to break.
+pub struct Mutant {
+    pub name: &'static str,
+    pub bounds: Bounds,
+    pub breaks: &'static [&'static str],
+}
+
+const fn mutant(name: &'static str, bounds: Bounds, breaks: &'static [&'static str]) -> Mutant {
+    Mutant { name, bounds, breaks }
+}
+
+/// The mistakes that `make test-long` looks for.
+pub const MUTANTS: &[Mutant] = &[
+    mutant("promote-any-live-standby", JOINT, &["I1", "I2", "I4", "I16"]),
+    mutant("promote-the-least", JOINT, &["I1", "I2", "I4", "I16"]),
+    mutant("new-epoch-forgets-cfgs", JOINT, &["I4"]),
+    mutant("change-without-joint", JOINT, &["I3"]),
+    mutant("cfg-dropped-to-cancel", JOINT, &["I3"]),
+    mutant("confirm-without-evidence", JOINT, &["I4"]),
+    mutant("walsenders-not-proven", JOINT, &["I3"]),
+    mutant("timeline-used-again", JOINT, &["I9"]),
+    mutant("names-empty-on-standbys", JOINT, &["I8"]),
+    mutant("late-member-follows-at-once", JOINT, &["I9"]),
+    mutant("promise-not-durable", JOINT, &["I5"]),
+    mutant("position-before-cut", JOINT, &["I1", "I4", "I9", "I16"]),
+];
+
+/// What came of a check.
+pub struct Outcome {
+    pub states: usize,
+    pub depth: usize,
+    /// The promises that were broken, each with the steps that lead there.
+    pub violations: Vec<(&'static str, Vec<String>)>,
+    /// What never happened though it should be possible.
+    pub missing: Vec<&'static str>,
+    pub exhausted: bool,
+    pub took: Duration,
+    /// How often the product's deciders were asked something new.
+    pub decisions: usize,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "model: states={} depth={} violations={} exhausted={}",
+            self.states,
+            self.depth,
+            self.violations.len(),
+            self.exhausted
+        )
+    }
+}
+
+/// Looks at every state within `bounds`, for at most `patience`; a check of a mistake ends with what it finds first.
+pub fn check(bounds: Bounds, mutant: Option<&'static str>, patience: Duration) -> Outcome {
+    let names: Vec<&str> = PROMISES.iter().map(|p| p.name).collect();
+    let begun = store::clock::now();
+    let checker = Model::new(bounds, mutant)
+        .checker()
+        .threads(2)
+        .timeout(patience)
+        .finish_when(HasDiscoveries::AnyFailures)
+        .spawn_bfs()
+        .join();
+    let mut violations = Vec::new();
+    for (name, path) in checker.discoveries() {
+        if names.contains(&name) {
+            let steps = path.into_actions().iter().map(|a| format!("{a:?}")).collect();
+            violations.push((name, steps));
+        }
+    }
+    violations.extend(backwards(checker.model()));
+    let missing = checker.model().properties().iter().map(|p| p.name).collect::<Vec<_>>();
+    let missing = missing
+        .into_iter()
+        .filter(|name| !names.contains(name) && checker.discovery(name).is_none())
+        .collect();
+    Outcome {
+        states: checker.unique_state_count(),
+        depth: checker.max_depth(),
+        // A checker that runs out of time says that it is done, too.
+        exhausted: store::clock::now().since(begun) < patience && violations.is_empty(),
+        took: store::clock::now().since(begun),
+        violations,
+        missing,
+        decisions: checker.model().leader.decisions() + checker.model().keepers.decisions(),
+    }
+}
+
+/// I19: whichever two agreed states a router is told of, in whatever order, it never routes writes by the lower epoch.
+fn backwards(model: &Model) -> Option<(&'static str, Vec<String>)> {
+    let documents = &model.documents;
+    let reports: BTreeMap<_, _> =
+        documents.reports.all().map(|report| (report.member.clone(), (**report).clone())).collect();
+    let states: BTreeMap<_, &ClusterState> = documents
+        .agreed
+        .all()
+        .map(|agreed| ((agreed.epoch, agreed.state.writable_primary()), &*agreed.state))
+        .collect();
+    for first in states.values() {
+        let before = route(Some(first), &reports, None);
+        for second in states.values() {
+            let previous = Some(&before).filter(|_| !model.is("router-takes-a-lower-epoch"));
+            let after = route(Some(second), &reports, previous);
+            if after.write.is_some() && after.epoch < before.epoch {
+                let told = |state: &ClusterState| format!("told of epoch {}", state.epoch);
+                return Some(("I19 routers never go backwards", vec![told(first), told(second)]));
+            }
+        }
+    }
+    None
+}
