@@ -72,6 +72,8 @@ pub enum Command {
     Failover(crate::failover::FailoverArgs),
     /// Print a connection string that finds the primary by itself
     Dsn(crate::dsn::DsnArgs),
+    /// Show where clients find the primary and whom they may read from
+    Topology(crate::topology::TopologyArgs),
     /// Vouch for an etcd that was restored or swapped, by what the members know (shows first what it would do)
     AdoptStore(crate::adopt_store::AdoptStoreArgs),
     /// Run beside one PostgreSQL: start it, watch it, bring it in line with what was agreed

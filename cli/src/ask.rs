@@ -92,7 +92,7 @@ async fn follow(
 }
 
 /// Returns who asks: `user@host`.
-fn who() -> String {
+pub fn who() -> String {
     let uid = nix::unistd::Uid::current();
     let user = nix::unistd::User::from_uid(uid).ok().flatten().map(|u| u.name);
     let host = nix::unistd::gethostname().unwrap_or_default();

@@ -1,26 +1,39 @@
-//! `dsn`: a libpq connection string with every member, so that a client finds the primary without a router.
+//! `dsn`: a libpq connection string with every member, so that a client finds the primary without a router; or with those
+//! that serve reads, or that have replayed what a client has written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::ensure;
 use clap::{Args, ValueEnum};
-use proto::{ClusterName, HostPort, MemberName};
+use proto::topology::{Role, Topology};
+use proto::{ClusterName, HostPort, Lsn, MemberName};
 use serde::Serialize;
 
 use crate::args::OutputArgs;
 use crate::failure::Failure;
 use crate::read::Documents;
+use crate::status::Answers;
 use crate::target::Target;
-use crate::{output, read, runtime};
+use crate::{output, read, runtime, status};
 
 #[derive(Debug, Args)]
 pub struct DsnArgs {
     #[command(flatten)]
     target: Target,
-    /// Which member a session is for, as libpq's target_session_attrs
-    #[arg(long, value_enum, default_value = "read-write")]
-    target_session_attrs: SessionAttrs,
+    /// Which member a session is for, as libpq's target_session_attrs [default: read-write; prefer-standby with
+    /// --read, any with --at-least]
+    #[arg(long, value_enum)]
+    target_session_attrs: Option<SessionAttrs>,
+    /// For reads: the standbys that stream, and the primary where there is none
+    #[arg(long)]
+    read: bool,
+    /// Only members of this role
+    #[arg(long, value_enum, default_value = "any")]
+    role: Wanted,
+    /// Only members that have replayed this position, such as 0/3000060, by their keepers' word
+    #[arg(long, value_name = "LSN")]
+    at_least: Option<Lsn>,
     /// Name of the database
     #[arg(long, value_name = "NAME", default_value = "postgres")]
     database: String,
@@ -42,21 +55,34 @@ enum SessionAttrs {
     PreferStandby,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Wanted {
+    Any,
+    Primary,
+    Standby,
+}
+
 #[derive(Debug, Serialize)]
 struct Dsn {
     cluster: ClusterName,
     dsn: String,
+    members: Vec<MemberName>,
     /// Members whose keepers do not report, so that nobody knows their addresses now.
     left_out: Vec<MemberName>,
 }
 
 /// Runs the command.
 pub fn run(args: DsnArgs) -> Result<u8, Failure> {
-    let documents = runtime::answer(async {
+    let (documents, answers) = runtime::answer(async {
         let store = read::connect(&args.target.store).await?;
-        read::documents(&store, &args.target).await
+        let documents = read::documents(&store, &args.target).await?;
+        let answers = match args.at_least {
+            Some(_) => status::ask::all(&documents.reports).await,
+            None => BTreeMap::new(),
+        };
+        Ok((documents, answers))
     })?;
-    let dsn = dsn(&args, &documents)?;
+    let dsn = dsn(&args, &documents, &answers)?;
     if !args.output.json && !dsn.left_out.is_empty() {
         let names: Vec<&str> = dsn.left_out.iter().map(MemberName::as_str).collect();
         eprintln!("pgdeputy: left out, because their keepers do not report: {}", names.join(", "));
@@ -64,29 +90,82 @@ pub fn run(args: DsnArgs) -> Result<u8, Failure> {
     output::show(&dsn, args.output).map(|()| 0)
 }
 
-fn dsn(args: &DsnArgs, documents: &Documents) -> anyhow::Result<Dsn> {
+fn dsn(args: &DsnArgs, documents: &Documents, answers: &Answers) -> anyhow::Result<Dsn> {
     let admitted = documents.state.iter().flat_map(|s| s.members.keys());
     let left_out: BTreeSet<_> =
         admitted.filter(|m| !documents.reports.contains_key(*m)).cloned().collect();
+    let cluster = args.target.cluster.clone();
+    ensure!(
+        !documents.reports.is_empty(),
+        "no keeper of cluster {cluster} reports, so no address is known: start the keepers"
+    );
+    let members = chosen(args, documents, answers)?;
     let mut hosts = Vec::new();
-    for report in documents.reports.values() {
+    for report in members.iter().filter_map(|m| documents.reports.get(m)) {
         let address: HostPort = report.postgres_address.parse()?;
         hosts.push(address.to_string());
     }
-    let cluster = args.target.cluster.clone();
-    ensure!(
-        !hosts.is_empty(),
-        "no keeper of cluster {cluster} reports, so no address is known: start the keepers"
-    );
     let user = args.user.as_ref().map(|u| format!("{}@", percent(u))).unwrap_or_default();
-    let wanted = args.target_session_attrs.to_possible_value().expect("no choice is skipped");
+    let usual = match (args.read, args.at_least) {
+        (true, _) => SessionAttrs::PreferStandby,
+        (false, Some(_)) => SessionAttrs::Any,
+        (false, None) => SessionAttrs::ReadWrite,
+    };
+    let attrs = args.target_session_attrs.unwrap_or(usual);
+    let wanted = attrs.to_possible_value().expect("no choice is skipped");
     let dsn = format!(
         "postgresql://{user}{}/{}?target_session_attrs={}",
         hosts.join(","),
         percent(&args.database),
         wanted.get_name()
     );
-    Ok(Dsn { cluster, dsn, left_out: left_out.into_iter().collect() })
+    Ok(Dsn { cluster, dsn, members, left_out: left_out.into_iter().collect() })
+}
+
+/// Returns the members that were asked for, those that report.
+fn chosen(
+    args: &DsnArgs,
+    documents: &Documents,
+    answers: &Answers,
+) -> anyhow::Result<Vec<MemberName>> {
+    let (state, reports) = (documents.state.as_ref(), &documents.reports);
+    let topology = state.map(|state| Topology::of(state, reports, None));
+    let role = |member: &MemberName| topology.as_ref()?.members.get(member).map(|p| p.role);
+    let is_wanted = |member: &MemberName| match args.role {
+        Wanted::Any => true,
+        Wanted::Primary => role(member) == Some(Role::Primary),
+        Wanted::Standby => role(member) == Some(Role::Standby),
+    };
+    let has_replayed = |member: &MemberName| {
+        let positions = answers.get(member).and_then(|a| a.positions);
+        let at = match role(member) {
+            Some(Role::Primary) => positions.map(|p| p.flush_lsn),
+            Some(Role::Standby) => positions.and_then(|p| p.replay_lsn),
+            // What it has replayed may be of a history that has ended.
+            Some(Role::Away) | None => None,
+        };
+        args.at_least.is_none_or(|lsn| at.is_some_and(|at| at >= lsn))
+    };
+    let fit = reports.keys().filter(|m| is_wanted(m) && has_replayed(m));
+    let mut members: Vec<MemberName> = fit.cloned().collect();
+    if args.read {
+        let readers = |m: &&MemberName| role(m) == Some(Role::Standby);
+        let standbys: Vec<MemberName> = members.iter().filter(readers).cloned().collect();
+        match standbys.is_empty() {
+            true => members.retain(|m| role(m) == Some(Role::Primary)),
+            false => members = standbys,
+        }
+    }
+    ensure!(
+        !members.is_empty(),
+        "no member of cluster {} {}: see pgdeputy status",
+        args.target.cluster,
+        match args.at_least {
+            Some(lsn) => format!("that was asked for is known to have replayed {lsn}"),
+            None => "has the role that was asked for now".into(),
+        }
+    );
+    Ok(members)
 }
 
 /// Escapes what has a meaning of its own within a URI.

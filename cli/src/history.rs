@@ -2,18 +2,20 @@
 
 mod text;
 
+use std::fmt;
 use std::str::FromStr;
 
 use anyhow::ensure;
 use clap::Args;
 use proto::explanation::Rejection;
-use proto::history::{HistoryKind, HistoryRecord, Note, RejoinRecord};
+use proto::history::{HistoryKind, HistoryRecord, Note, PhaseRecord, RejoinRecord};
 use proto::{ClusterName, Epoch, MemberName, WalPosition, WallTime};
 use serde::Serialize;
 
 use crate::args::OutputArgs;
 use crate::failure::Failure;
 use crate::read::Documents;
+use crate::table::milliseconds;
 use crate::target::Target;
 use crate::{output, read, runtime};
 
@@ -67,8 +69,9 @@ struct Details {
     notes: Vec<Note>,
 }
 
+/// One phase of a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct PhaseTimes {
+pub struct PhaseTimes {
     name: String,
     start: WallTime,
     end: Option<WallTime>,
@@ -157,20 +160,36 @@ impl Change {
     }
 }
 
+impl PhaseTimes {
+    fn of(phase: &PhaseRecord) -> Self {
+        Self {
+            name: phase.name.clone(),
+            start: phase.start,
+            end: phase.end,
+            ms: phase.end.map(|end| end.ms_since(phase.start)),
+        }
+    }
+
+    /// Returns the phases of `record` until writes were back.
+    pub fn before_redundancy(record: &HistoryRecord) -> Vec<Self> {
+        record.phases.iter().filter(|p| p.name != AFTER_WRITES).map(Self::of).collect()
+    }
+}
+
+impl fmt::Display for PhaseTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.ms.map_or("under way".into(), milliseconds))
+    }
+}
+
 impl Details {
     fn of(record: &HistoryRecord) -> Self {
-        let times = |p: &proto::history::PhaseRecord| PhaseTimes {
-            name: p.name.clone(),
-            start: p.start,
-            end: p.end,
-            ms: p.end.map(|end| end.ms_since(p.start)),
-        };
         Self {
             change: Change::of(record),
             evidence: record.evidence.clone(),
             chosen: record.chosen,
             rejected: record.rejected.clone(),
-            phases: record.phases.iter().map(times).collect(),
+            phases: record.phases.iter().map(PhaseTimes::of).collect(),
             rejoined: record.rejoined.clone(),
             notes: record.notes.clone(),
         }

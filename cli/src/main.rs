@@ -26,6 +26,7 @@ mod status;
 mod switchover;
 mod table;
 mod target;
+mod topology;
 mod version;
 
 use std::process::ExitCode;
@@ -63,6 +64,7 @@ fn run() -> Result<u8, Failure> {
         Command::Readmit(args) => members::readmit(args),
         Command::Failover(args) => failover::run(args),
         Command::Dsn(args) => dsn::run(args),
+        Command::Topology(args) => topology::run(args),
         Command::AdoptStore(args) => adopt_store::run(args),
         Command::Keeper(args) => keeper_role::run(args),
         Command::Sentinel(args) => sentinel_role::run(args),

@@ -9,6 +9,7 @@ use anyhow::Context;
 use proto::explanation::Explanation;
 use proto::history::HistoryRecord;
 use proto::proxy::ProxyReport;
+use proto::schedule::Scheduled;
 use proto::{ClusterSpec, ClusterState, Document, LeaderKey, MemberName, MemberReport, document};
 use store::etcd::EtcdStore;
 use store::keys::Keys;
@@ -27,6 +28,8 @@ pub struct Documents {
     /// The identities of the sentinels that live.
     pub sentinels: Vec<String>,
     pub proxies: Vec<ProxyReport>,
+    /// Switchovers that wait for their time.
+    pub scheduled: Vec<Scheduled>,
     pub explanation: Option<Explanation>,
     /// Oldest first.
     pub history: Vec<HistoryRecord>,
@@ -61,6 +64,7 @@ impl Documents {
             documents.add(name, entry)?;
         }
         documents.history.sort_by_key(|r| (r.epoch, r.restart));
+        documents.scheduled.sort_by_key(|s| s.at);
         Ok(documents)
     }
 
@@ -79,6 +83,10 @@ impl Documents {
             Some(("proxies", _)) => {
                 let report = self.readable(name, entry);
                 self.proxies.extend(report);
+            }
+            Some(("scheduled", _)) => {
+                let scheduled = self.readable(name, entry);
+                self.scheduled.extend(scheduled);
             }
             Some(("history", _)) => {
                 let record = self.readable(name, entry);

@@ -2,7 +2,7 @@
 //!
 //! One reading of etcd and one question to each keeper. Who could take over is the leader's word, not ours.
 
-mod ask;
+pub mod ask;
 mod build;
 mod member;
 mod text;
@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use proto::proxy::ProxyReport;
 use proto::report::Rejoin;
+use proto::schedule::Scheduled;
 use proto::spec::Durability;
 use proto::status::MemberStatus;
 use proto::{Cfg, ClusterName, Epoch, Lsn, MemberName, StateNumber, Timeline};
@@ -62,6 +63,8 @@ pub struct Status {
     pub leader: Option<String>,
     pub sentinels: Vec<String>,
     pub proxies: Vec<ProxyReport>,
+    /// Switchovers that wait for their time, soonest first.
+    pub scheduled: Vec<Scheduled>,
     /// What the leader does or waits for.
     pub verdict: Option<String>,
     pub warnings: Vec<String>,
@@ -96,7 +99,7 @@ pub struct Member {
 }
 
 /// What the keepers that were asked directly have answered.
-type Answers = BTreeMap<MemberName, MemberStatus>;
+pub type Answers = BTreeMap<MemberName, MemberStatus>;
 
 /// Runs the command.
 pub fn run(args: StatusArgs) -> Result<u8, Failure> {

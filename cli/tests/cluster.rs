@@ -132,7 +132,8 @@ impl Scene {
                     let stop = stop.clone();
                     tokio::spawn(async move {
                         let _kept = view;
-                        keeper::http::serve(listener, seen, Default::default(), stop).await
+                        let more = Default::default();
+                        keeper::http::serve(listener, seen, Default::default(), more, stop).await
                     });
                 }
                 None => {
@@ -204,7 +205,8 @@ fn report(member: &str, http_address: &str) -> MemberReport {
 }
 
 fn view(report: MemberReport, flush_lsn: Lsn) -> View {
-    let positions = Some(Positions { timeline: Timeline(3), flush_lsn, replay_lsn: None });
+    let replay_lsn = Some(flush_lsn).filter(|_| report.member.as_str() != "a");
+    let positions = Some(Positions { timeline: Timeline(3), flush_lsn, replay_lsn });
     let asked = WallTime(0);
     let status = MemberStatus {
         report,
@@ -264,6 +266,19 @@ async fn status_shows_what_was_agreed_and_what_the_keepers_answer() {
         dsn.answer().trim(),
         format!("postgresql://app@{hosts}/postgres?target_session_attrs=read-write")
     );
+    for (more, hosts, attrs) in [
+        (&["--read"][..], "10.0.0.2:5432,10.0.0.3:5432", "prefer-standby"),
+        (&["--role", "primary"], "10.0.0.1:5432", "read-write"),
+        (&["--at-least", "0/5000148"], "10.0.0.1:5432,10.0.0.2:5432", "any"),
+        (&["--at-least", "0/5000149"], "10.0.0.1:5432", "any"),
+        (&["--at-least", "0/5000148", "--role", "standby"], "10.0.0.2:5432", "any"),
+    ] {
+        let dsn = run(scene.etcd.ask("dsn", "demo", more)).await;
+        let expected = format!("postgresql://{hosts}/postgres?target_session_attrs={attrs}");
+        assert_eq!(dsn.answer().trim(), expected, "{more:?}");
+    }
+    let dsn = run(scene.etcd.ask("dsn", "demo", &["--at-least", "0/6000000"])).await;
+    assert!(dsn.complaint(1).contains("known to have replayed 0/6000000"), "{}", dsn.stderr);
     let explained = run(scene.etcd.ask("explain", "demo", &[])).await;
     assert!(
         explained

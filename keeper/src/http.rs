@@ -35,16 +35,17 @@ type Shared = Arc<watch::Receiver<View>>;
 /// A query in which a key may come twice.
 type Pairs = Vec<(String, String)>;
 
-/// Answers on `listener` from the newest view until `stop`.
+/// Answers on `listener` from the newest view, and by the routes of `more`, until `stop`.
 pub async fn serve(
     listener: TcpListener,
     view: watch::Receiver<View>,
     agents: Arc<Agents>,
+    more: Router,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let listener = agent::sort(listener, view.clone(), agents, stop.clone())?;
-    let serving =
-        axum::serve(listener, router(view)).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let serving = axum::serve(listener, router(view).merge(more))
+        .with_graceful_shutdown(stop.clone().cancelled_owned());
     let overdue = async {
         stop.cancelled().await;
         tokio::time::sleep(CLOSING_TIME).await;
@@ -55,7 +56,7 @@ pub async fn serve(
     }
 }
 
-/// Returns all routes of the keeper's port.
+/// Returns the routes of the member itself.
 pub fn router(view: watch::Receiver<View>) -> Router {
     let shared: Shared = Arc::new(view.clone());
     let mut router = Router::new();

@@ -30,6 +30,7 @@ pub mod sign;
 pub mod startup;
 pub mod stopping;
 pub mod take_over;
+pub mod topology;
 pub mod trust;
 pub mod view;
 pub mod wiring;

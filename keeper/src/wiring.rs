@@ -27,9 +27,10 @@ use crate::renew::{Renewing, renew};
 use crate::report::Identity;
 use crate::sign::{Signing, sign};
 use crate::startup::Prepared;
+use crate::topology::Source;
 use crate::view::View;
 use crate::worker::{LeaseView, Parts, Worker};
-use crate::{commit_level, http, kept, present, take_over};
+use crate::{commit_level, http, kept, present, take_over, topology};
 
 /// A keeper's tasks, running, and the loop's ends of the channels to them.
 pub struct Wires {
@@ -107,11 +108,11 @@ pub async fn wire(
     let socket = UdpSocket::from_std(echo_socket).context("take the echo's socket")?;
     let echoing = Echo { worker: worker.clone(), socket, sql: sql.clone() };
     tasks.spawn(echo(echoing, ended.clone()));
-    let facts = facts(config, &worker, None);
-    let first = present::first_view(&identity, &view.borrow(), &facts);
+    let first = first_view(config, &identity, &worker, &view.borrow());
     let (http_tx, http_rx) = watch::channel(first);
     let agents = Arc::new(Agents::default());
-    tasks.spawn(serve(TcpListener::from_std(http)?, http_rx, agents.clone(), ended.clone()));
+    let answers = (http_rx, agents.clone(), routes(config, &view));
+    tasks.spawn(serve(TcpListener::from_std(http)?, answers, ended.clone()));
     Ok(Wires {
         identity,
         worker,
@@ -235,13 +236,27 @@ async fn settle(fencer: &Fencer, watched: &Watched) {
     }
 }
 
+/// What is answered before the loop has looked at anything.
+fn first_view(
+    config: &Config,
+    identity: &Identity,
+    worker: &Worker,
+    cluster: &ClusterView,
+) -> View {
+    present::first_view(identity, cluster, &facts(config, worker, None))
+}
+
+/// Returns what is answered on the keeper's port of the cluster as a whole.
+fn routes(config: &Config, view: &watch::Receiver<Arc<ClusterView>>) -> axum::Router {
+    topology::routes(Source { cluster: config.cluster.clone(), view: view.clone() })
+}
+
 async fn serve(
     listener: TcpListener,
-    view: watch::Receiver<View>,
-    agents: Arc<Agents>,
+    (view, agents, more): (watch::Receiver<View>, Arc<Agents>, axum::Router),
     stop: CancellationToken,
 ) {
-    if let Err(error) = http::serve(listener, view, agents, stop).await {
+    if let Err(error) = http::serve(listener, view, agents, more, stop).await {
         tracing::error!(%error, "serve HTTP");
     }
 }

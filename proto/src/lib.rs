@@ -18,12 +18,14 @@ pub mod report;
 pub mod request;
 pub mod right;
 pub mod rpc;
+pub mod schedule;
 pub mod size;
 pub mod spec;
 pub mod state;
 pub mod status;
 pub mod time;
 pub mod timeline;
+pub mod topology;
 
 pub use address::HostPort;
 pub use assignment::Assignment;

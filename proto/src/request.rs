@@ -78,6 +78,9 @@ pub enum Wanted {
 pub struct Terms {
     /// The next primary; the best standby where nobody is named.
     pub to: Option<MemberName>,
+    /// The zone that is evacuated: the next primary is in another one, and the present one in this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub away_from: Option<String>,
     /// How long proxies may make their clients wait before the primary is stopped.
     #[serde(with = "duration", default = "usual_hold", skip_serializing_if = "is_usual_hold")]
     pub hold: Duration,
@@ -108,11 +111,20 @@ impl Unheld {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { to: None, hold: HOLD_AT_MOST, unheld: Unheld::default() }
+        Self { to: None, away_from: None, hold: HOLD_AT_MOST, unheld: Unheld::default() }
     }
 }
 
 impl Terms {
+    /// Says in a few words to whom, as in "a switchover to ...".
+    pub fn whom(&self) -> String {
+        match (&self.to, &self.away_from) {
+            (Some(to), _) => to.to_string(),
+            (None, Some(zone)) => format!("the best standby outside zone {zone}"),
+            (None, None) => "the best standby".into(),
+        }
+    }
+
     /// Returns the usual terms with `to` as the next primary.
     pub fn to(to: Option<MemberName>) -> Self {
         Self { to, ..Self::default() }

@@ -6,3 +6,8 @@
 pub mod keeper {
     tonic::include_proto!("pgdeputy.keeper.v1");
 }
+
+/// The keeper's stream of the topology, for routers of others.
+pub mod topology {
+    tonic::include_proto!("pgdeputy.topology.v1");
+}

@@ -89,6 +89,9 @@ pub struct Switchover {
     pub target: MemberName,
     /// Whether the target was asked for by name; else a better one may still be taken before the stop.
     pub named: bool,
+    /// The zone that the target must not be in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub away_from: Option<String>,
     /// The request that it carries out.
     pub request: RequestId,
     pub by: String,

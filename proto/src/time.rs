@@ -53,6 +53,11 @@ impl fmt::Debug for Moment {
 pub struct WallTime(pub i64);
 
 impl WallTime {
+    /// Returns the time `later` after this one.
+    pub fn plus(self, later: std::time::Duration) -> WallTime {
+        WallTime(self.0.saturating_add(i64::try_from(later.as_millis()).unwrap_or(i64::MAX)))
+    }
+
     /// Returns the milliseconds from `earlier` to this time; negative where it was later.
     pub fn ms_since(self, earlier: WallTime) -> i64 {
         self.0 - earlier.0

@@ -20,8 +20,10 @@ use proto::request::{
     Answered, Request, RequestId, RequestKind, RequestOutcome, Terms, Unheld, Wanted,
 };
 use proto::right::Secrets;
+use proto::schedule::Scheduled;
 use proto::spec::{MemberSpec, Permission, ReadFallback};
 use proto::state::{Admitted, Death, EpochRecord, Floor, RestartOrder, Switchover, SwitchoverStep};
+use proto::topology::{Place, Role, Topology};
 use proto::*;
 
 fn name(text: &str) -> MemberName {
@@ -232,6 +234,59 @@ fn request() -> Request {
     }
 }
 
+fn scheduled() -> Scheduled {
+    Scheduled {
+        id: RequestId::from_random(9),
+        by: "ann@north".into(),
+        asked: WallTime(1_795_000_000_123),
+        at: WallTime(1_795_000_600_000),
+        window: Duration::from_secs(600),
+        within: Duration::from_secs(30),
+        terms: Terms {
+            to: None,
+            away_from: Some("north".into()),
+            hold: Duration::from_secs(7),
+            unheld: Unheld::Cut,
+        },
+    }
+}
+
+fn topology() -> Topology {
+    let place = |role, zone: Option<&str>| Place {
+        role,
+        postgres: Some("10.0.0.1:5432".into()),
+        http: Some("10.0.0.1:8008".into()),
+        zone: zone.map(Into::into),
+    };
+    let unknown = Place { role: Role::Away, postgres: None, http: None, zone: None };
+    let members = [
+        (name("a"), place(Role::Standby, Some("north"))),
+        (name("b"), place(Role::Primary, None)),
+        (name("c"), unknown),
+    ];
+    Topology { epoch: Epoch(2), primary: Some(name("b")), members: members.into() }
+}
+
+#[test]
+fn a_topology_shows_no_primary_while_one_is_replaced_and_keeps_what_was_known() {
+    let reports = BTreeMap::from([(name("a"), report())]);
+    let sealing = state();
+    let before = topology();
+    let of = |state: &ClusterState, reports: &_| Topology::of(state, reports, Some(&before));
+    let shown = of(&sealing, &reports);
+    assert_eq!((shown.epoch, shown.primary.as_ref()), (Epoch(2), None));
+    assert_eq!(shown.members[&name("a")].role, Role::Standby, "it can be read from meanwhile");
+    let open = ClusterState { sealing: None, ..sealing };
+    let shown = of(&open, &reports);
+    assert_eq!(shown.primary, Some(name("b")));
+    assert_eq!(shown.members[&name("a")].role, Role::Away, "its PostgreSQL is dead");
+    let standby = Server::Standby { timeline: Timeline(2) };
+    let streams = BTreeMap::from([(name("a"), MemberReport { server: standby, ..report() })]);
+    assert_eq!(of(&open, &streams).members[&name("a")].role, Role::Standby);
+    let away = &of(&open, &BTreeMap::new()).members[&name("a")];
+    assert_eq!((away.role, away.postgres.as_deref()), (Role::Away, Some("10.0.0.1:5432")));
+}
+
 fn explanation() -> Explanation {
     Explanation {
         leader: "sentinel-1".into(),
@@ -281,6 +336,7 @@ fn every_document_is_written_as_its_golden_file_says_and_every_released_format_d
     check("history", &history());
     check("explanation", &explanation());
     check("request", &request());
+    check("scheduled", &scheduled());
     let incarnation = Incarnation::from_random(7);
     check("primary", &PrimaryKey { member: name("b"), epoch: Epoch(2), incarnation });
     let leader = LeaderKey {
@@ -298,6 +354,7 @@ fn every_document_is_written_as_its_golden_file_says_and_every_released_format_d
     check("proxy-holding", &ProxyReport { clients: Clients::Held, held, ..proxy });
     let secrets = Secrets { superuser: "s".into(), replication: "r".into(), rewind: "w".into() };
     check("secrets", &secrets);
+    check("topology", &topology());
 }
 
 #[test]
@@ -309,6 +366,7 @@ fn a_switchover_under_way_is_read_as_it_was_written() {
         let switchover = Switchover {
             target: name("c"),
             named: true,
+            away_from: Some("north".into()),
             request: RequestId::from_random(9),
             by: "ann@north".into(),
             started: WallTime(1_795_000_000_123),

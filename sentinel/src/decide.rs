@@ -22,15 +22,18 @@ pub mod health;
 pub(crate) mod loss;
 pub(crate) mod membership;
 mod pause;
+pub mod preview;
 pub(crate) mod requests;
+mod schedule;
 mod silence;
+mod successor;
 pub(crate) mod switchover;
 pub(crate) mod synchronous;
 
 pub use base::Reject;
 use health::Situation;
 
-/// Decides. `wall` goes into records only; no choice rests on it but when a pause ends.
+/// Decides. `wall` goes into records only; no choice rests on it but when a pause ends and a scheduled switchover begins.
 pub fn decide(
     spec: &ClusterSpec,
     state: Option<&ClusterState>,
@@ -61,7 +64,8 @@ pub fn decide(
         Verdict::Change { .. } => step,
         Verdict::Record { .. } | Verdict::Wait(_) => later(&inputs).unwrap_or(step),
     };
-    step.explained(explain::of(&inputs))
+    let wake_at = step.wake_at.into_iter().chain(schedule::wake_at(&inputs)).min();
+    Step { wake_at, ..step }.explained(explain::of(&inputs))
 }
 
 /// What can be done when nothing more urgent is to be done.
@@ -71,7 +75,7 @@ fn later(inputs: &Inputs) -> Option<Step> {
         // Nothing is decided on a restored store.
         return None;
     }
-    pause::over(inputs).or_else(|| requests::answer(inputs))
+    pause::over(inputs).or_else(|| requests::answer(inputs)).or_else(|| schedule::due(inputs))
 }
 
 /// Returns the conditions that hold in what was seen, for the timers.

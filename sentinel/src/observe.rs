@@ -10,7 +10,9 @@ use proto::document::{DecodeError, decode};
 use proto::history::HistoryRecord;
 use proto::proxy::ProxyReport;
 use proto::request::{Request, RequestId, RequestKind};
+use proto::schedule::Scheduled;
 use proto::spec::Durability;
+use proto::topology::Topology;
 use proto::{
     CfgId, ClusterSpec, ClusterState, Document, Epoch, Lsn, MemberName, MemberReport, Moment,
     PrimaryKey,
@@ -50,6 +52,8 @@ pub struct Observations {
     pub proxies: BTreeMap<String, ProxyReport>,
     /// Requests that wait for their answer.
     pub requests: BTreeMap<RequestKind, Request>,
+    /// Switchovers that wait for their time. One that cannot be read is begun by nobody.
+    pub scheduled: BTreeMap<RequestId, Scheduled>,
     /// Requests that cannot be read, and why: nobody answers them, and they end with their lease.
     pub unreadable_requests: BTreeMap<String, String>,
     /// The record of the change that led to, or leads to, the present epoch.
@@ -162,6 +166,10 @@ pub struct World {
     pub records: Vec<String>,
     /// The revisions of the requests in `seen`, for the guard of the transaction that answers them.
     pub request_revisions: BTreeMap<RequestKind, i64>,
+    /// The same of the scheduled switchovers in `seen`.
+    pub scheduled_revisions: BTreeMap<RequestId, i64>,
+    /// What clients were last told.
+    pub topology: Stored<Topology>,
     pub seen: Observations,
 }
 
@@ -195,6 +203,7 @@ pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
     }
     seen.proxies = proxies(snapshot, keys);
     let request_revisions = requests(snapshot, keys, &mut seen);
+    let scheduled_revisions = scheduled(snapshot, keys, &mut seen);
     let mut history_revision = None;
     if let Stored::Known(state) = &state {
         let (epoch, restart) = record::current(state);
@@ -209,7 +218,9 @@ pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
         state_revision: snapshot.entries.get(&keys.state()).map(|e| e.mod_revision),
         state,
         request_revisions,
+        scheduled_revisions,
         history_revision,
+        topology: stored(snapshot, &keys.topology()),
         seen,
     }
 }
@@ -245,6 +256,25 @@ fn requests(
             Err(error) => {
                 seen.unreadable_requests.insert(name.to_owned(), error.to_string());
             }
+        }
+    }
+    revisions
+}
+
+/// Reads the scheduled switchovers into `seen` and returns their revisions.
+fn scheduled(
+    snapshot: &Snapshot,
+    keys: &Keys,
+    seen: &mut Observations,
+) -> BTreeMap<RequestId, i64> {
+    let mut revisions = BTreeMap::new();
+    let prefix = keys.all_scheduled();
+    for (key, entry) in snapshot.entries.iter().filter(|(key, _)| key.starts_with(&prefix)) {
+        if let Ok(scheduled) = decode::<Scheduled>(&entry.value)
+            && keys.scheduled(&scheduled.id) == *key
+        {
+            revisions.insert(scheduled.id.clone(), entry.mod_revision);
+            seen.scheduled.insert(scheduled.id.clone(), scheduled);
         }
     }
     revisions

@@ -12,6 +12,7 @@ use proto::document::{decode, encode};
 use proto::explanation::Explanation;
 use proto::history::HistoryRecord;
 use proto::report::{Confirmed, DataDirectory, Opened, Seal, Server, Stream};
+use proto::topology::Topology;
 use proto::{
     Assignment, ClusterSpec, ClusterState, Document, Epoch, Incarnation, Lsn, MemberName,
     MemberReport, Phase, PrimaryKey, SystemIdentifier, WalPosition,
@@ -316,6 +317,12 @@ async fn a_cluster_founds_itself_and_replaces_a_primary_that_dies() {
     until(&store, "an explanation that all is well", |snapshot| {
         let explanation: Explanation = document(snapshot, &keys().explanation())?;
         (explanation.epoch == Epoch(2) && explanation.promotable.len() == 2).then_some(())
+    })
+    .await;
+    until(&store, "clients are told of all", |snapshot| {
+        let told: Topology = document(snapshot, &keys().topology())?;
+        let is_new = told.epoch == Epoch(2) && told.primary == state.primary;
+        (is_new && told.readers().count() == 2).then_some(())
     })
     .await;
     stop.cancel();

@@ -1,7 +1,7 @@
 //! Every key in one place, under `/pgdeputy/<cluster>/`.
 
 use proto::request::RequestKind;
-use proto::{ClusterName, Epoch, MemberName};
+use proto::{ClusterName, Epoch, MemberName, RequestId};
 
 /// The keys of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,11 @@ impl Keys {
         self.key("primary")
     }
 
+    /// Where clients find the members, written by the leader.
+    pub fn topology(&self) -> String {
+        self.key("topology")
+    }
+
     /// The sentinels' leadership.
     pub fn leader(&self) -> String {
         self.key("leader")
@@ -71,6 +76,16 @@ impl Keys {
     /// The request of one kind that waits for its answer, under a lease of its validity.
     pub fn request(&self, kind: RequestKind) -> String {
         format!("{}requests/{kind}", self.prefix)
+    }
+
+    /// A switchover that waits for its time.
+    pub fn scheduled(&self, id: &RequestId) -> String {
+        format!("{}scheduled/{id}", self.prefix)
+    }
+
+    /// The prefix of all of these.
+    pub fn all_scheduled(&self) -> String {
+        format!("{}scheduled/", self.prefix)
     }
 
     /// The record of the change that led to `epoch`; `restart` above 0: of that restart in place.

@@ -9,6 +9,7 @@ pub mod keys;
 pub mod lease;
 pub mod memory;
 pub mod requests;
+pub mod schedule;
 mod types;
 
 pub use election::{Election, Leadership};

@@ -10,7 +10,7 @@ use anyhow::Context;
 use proto::{MemberName, PoolName};
 use store::EtcdAccess;
 
-use super::config::{CLUSTER, LabConfig, Layout, MARK};
+use super::config::{CLUSTER, LabConfig, Layout, MARK, member_name};
 use super::pgbouncer;
 use super::secured;
 
@@ -184,6 +184,10 @@ pub fn keeper(
         command.arg(format!("--{of}-password-file")).arg(layout.password(of));
     }
     command.args(["--restart-keeper", if config.keepers_restart { "always" } else { "never" }]);
+    let index = (0..config.zones.len()).find(|index| member_name(*index) == *member);
+    if let Some(zone) = index.and_then(|index| config.zones.get(index)) {
+        command.args(["--zone", zone]);
+    }
     if let Some(bin) = &config.postgres_bin {
         command.arg("--postgres-bin").arg(bin);
     }

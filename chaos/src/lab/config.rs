@@ -32,6 +32,8 @@ pub struct LabConfig {
     /// PgBouncers beside HAProxy, each in front of the same databases.
     pub pgbouncers: usize,
     pub spec: ClusterSpec,
+    /// The zones that members say they are in, by their index; those beyond say none.
+    pub zones: Vec<String>,
     /// Where PostgreSQL's programs are, if not in the usual places.
     pub postgres_bin: Option<PathBuf>,
     /// Whom the keepers become when the lab is started as root.
@@ -64,6 +66,7 @@ impl LabConfig {
             sentinels: 3,
             pgbouncers: 0,
             spec: demo_spec(),
+            zones: Vec::new(),
             postgres_bin: None,
             postgres_user: "postgres".into(),
             lifetime: Lifetime::Tied,

@@ -44,6 +44,7 @@ pub fn status(cluster: ClusterName, documents: Documents, answers: &Answers) -> 
         leader: documents.leader.map(|l| l.id),
         sentinels: documents.sentinels,
         proxies: documents.proxies,
+        scheduled: documents.scheduled,
         warnings,
         last_change: documents.history.last().map(Change::of),
     }

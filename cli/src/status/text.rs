@@ -65,6 +65,15 @@ impl Status {
                 .filter(|p| p.epoch < self.epoch)
                 .map(|proxy| format!("proxy {} still routes by epoch {}", proxy.id, proxy.epoch)),
         );
+        lines.extend(self.scheduled.iter().map(|s| {
+            format!(
+                "scheduled: a switchover to {} at {}, asked for by {} ({})",
+                s.terms.whom(),
+                s.at,
+                s.by,
+                s.id
+            )
+        }));
         lines.extend(self.verdict.iter().map(|v| format!("now: {v}")));
         lines.extend(self.last_change.iter().map(|change| {
             let took = change.total_ms.map_or("writes not back yet".into(), |ms| {

@@ -97,7 +97,7 @@ impl Endpoints {
         let (view, seen) = watch::channel(first);
         let stop = CancellationToken::new();
         let agents = Arc::new(Agents::default());
-        let task = tokio::spawn(serve(listener, seen, agents.clone(), stop.clone()));
+        let task = tokio::spawn(serve(listener, seen, agents.clone(), Router::new(), stop.clone()));
         Self { address, view, stop, agents, task }
     }
 

@@ -6,17 +6,13 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::sys::signal::Signal;
 use proto::assignment::HandOver;
-use proto::report::{Handover, Readiness};
+use proto::report::{Handover, NEAR, Readiness};
 use proto::{Lsn, MemberName, RequestId};
 use tokio::time::{sleep, timeout};
 
 use super::{Worker, seal};
 use crate::postgres::control::ControlFile;
 use crate::postgres::session::Session;
-
-/// More than this is not received or replayed within the time in which clients hardly notice: at the 100 MB/s that a
-/// replay reaches at least, it takes a third of a second.
-const NEAR: u64 = 32 << 20;
 
 /// How often standbys are asked for while one catches up.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -26,11 +26,12 @@ pub(crate) enum Answer {
 pub(crate) fn answer(inputs: &Inputs) -> Option<Step> {
     let unanswered =
         inputs.seen.requests.values().filter(|r| inputs.state.request(&r.id).is_none());
-    unanswered.into_iter().find_map(|request| step(inputs, request))
+    unanswered.into_iter().find_map(|request| committed(inputs, request, judge(inputs, request)))
 }
 
-fn step(inputs: &Inputs, request: &Request) -> Option<Step> {
-    let (mut next, history, outcome, why) = match judge(inputs, request) {
+/// Returns the change that gives `answer` to `request`; none while there is no answer yet.
+pub(crate) fn committed(inputs: &Inputs, request: &Request, answer: Answer) -> Option<Step> {
+    let (mut next, history, outcome, why) = match answer {
         Answer::Later => return None,
         Answer::Started { next, history, what } => {
             let why = format!("{what}, asked for by {}", request.by);
@@ -53,7 +54,8 @@ fn step(inputs: &Inputs, request: &Request) -> Option<Step> {
     Some(Step::change(next, history, why))
 }
 
-fn judge(inputs: &Inputs, request: &Request) -> Answer {
+/// Returns what becomes of `request` now.
+pub(crate) fn judge(inputs: &Inputs, request: &Request) -> Answer {
     if matches!(inputs.state.phase, Phase::Founding { .. }) {
         return Answer::Refused("the cluster is still being founded: wait until it is open".into());
     }
@@ -74,7 +76,12 @@ fn judge(inputs: &Inputs, request: &Request) -> Answer {
 }
 
 /// Remembers the answer to `request` in `state`, and forgets the oldest ones whose end has been told.
-fn note(state: &mut ClusterState, request: &Request, outcome: RequestOutcome, at: WallTime) {
+pub(crate) fn note(
+    state: &mut ClusterState,
+    request: &Request,
+    outcome: RequestOutcome,
+    at: WallTime,
+) {
     state.requests.push(Answered {
         id: request.id.clone(),
         kind: request.wanted.kind(),

@@ -4,7 +4,6 @@
 //! The one rule (I12): until the stop everything can be called off and nothing has changed; from the stop on every
 //! outcome is a new epoch, whose primary holds all that the stopped one held, as long as that one still says so.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -14,19 +13,17 @@ use proto::request::{Request, RequestKind, RequestOutcome, Terms, Unheld};
 use proto::state::{Switchover, SwitchoverStep};
 use proto::{ClusterState, MemberName, Phase};
 
-use super::base::{self, Reject};
+use super::base;
 use super::health::{self, Loss, LossKind, Situation};
 use super::requests::{self, Answer};
-use super::{Inputs, Step, streams_as_voter};
+use super::successor::{best, eligible, outside};
+use super::{Inputs, Step};
 use crate::observe::{Condition, Part};
 use crate::plan::{WaitingOn, list};
 use crate::record;
 
 /// The keeper bounds its stop by 10 s and fences then; after this long it is not going to say anything.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
-
-/// What two standbys have left to replay is told apart in steps of this many bytes: less is replayed within milliseconds.
-const EQUALLY_FAR: u64 = 1 << 20;
 
 /// Answers the request for a switchover.
 pub(crate) fn begin(inputs: &Inputs, request: &Request, terms: &Terms) -> Answer {
@@ -38,9 +35,12 @@ pub(crate) fn begin(inputs: &Inputs, request: &Request, terms: &Terms) -> Answer
         // The last change of primary is proven within moments, or commits wait and nothing is to be stopped.
         return Answer::Later;
     }
+    if let Some(reason) = outside(inputs, terms.away_from.as_deref()) {
+        return Answer::Refused(reason);
+    }
     let target = match &terms.to {
-        Some(named) => eligible(inputs, named).map(|()| named.clone()),
-        None => best(inputs, &BTreeMap::new()),
+        Some(named) => eligible(inputs, named, terms.away_from.as_deref()).map(|()| named.clone()),
+        None => best(inputs, &BTreeMap::new(), terms.away_from.as_deref()),
     };
     let target = match target {
         Ok(target) => target,
@@ -51,6 +51,7 @@ pub(crate) fn begin(inputs: &Inputs, request: &Request, terms: &Terms) -> Answer
     next.phase = Phase::Switchover(Switchover {
         target,
         named: terms.to.is_some(),
+        away_from: terms.away_from.clone(),
         request: request.id.clone(),
         by: request.by.clone(),
         started: inputs.wall,
@@ -85,59 +86,11 @@ fn busy(inputs: &Inputs) -> Option<String> {
     })
 }
 
-/// Says why `member` cannot take over without loss and at once, if so.
-fn eligible(inputs: &Inputs, member: &MemberName) -> Result<(), String> {
-    let state = inputs.state;
-    if !state.members.contains_key(member) {
-        let known: Vec<MemberName> = state.members.keys().cloned().collect();
-        return Err(format!("there is no member {member}: the members are {}", list(&known)));
-    }
-    if member == inputs.primary() {
-        return Err(format!("{member} is the primary already: name another member"));
-    }
-    let refuse = |reject: Reject| Err(format!("{member} cannot take over: {reject}"));
-    if !inputs.may_be_promoted(member) {
-        return refuse(Reject::MayNotBePromoted);
-    }
-    if let Some(reject) = base::unfit(inputs, member) {
-        return refuse(reject);
-    }
-    let Some(report) = inputs.report(member) else { return refuse(Reject::NoReport) };
-    if report.leaving || state.orders.leaving.contains_key(member) {
-        return refuse(Reject::Leaving);
-    }
-    match streams_as_voter(state, report) && matches!(report.server, Server::Standby { .. }) {
-        true => Ok(()),
-        false => refuse(Reject::NotStreaming),
-    }
-}
-
-/// Returns the standby that should take over where nobody was named: the healthiest, then the one with the least `left`
-/// to replay, then by priority and name.
-fn best(inputs: &Inputs, left: &BTreeMap<MemberName, u64>) -> Result<MemberName, String> {
-    let others = inputs.state.members.keys().filter(|m| *m != inputs.primary());
-    let judged: Vec<_> = others.map(|m| (m, eligible(inputs, m))).collect();
-    let rank = |member: &MemberName| {
-        let problems = inputs.report(member).map_or(0, |r| r.problems.len());
-        let left = left.get(member).map_or(0, |bytes| bytes / EQUALLY_FAR);
-        (problems, left, Reverse(inputs.spec.member(member).priority))
-    };
-    let able = judged.iter().filter(|(_, verdict)| verdict.is_ok()).map(|(member, _)| *member);
-    able.min_by_key(|m| (rank(m), *m)).cloned().ok_or_else(|| {
-        let reasons: Vec<&str> =
-            judged.iter().filter_map(|(_, v)| v.as_ref().err()).map(String::as_str).collect();
-        match reasons.is_empty() {
-            true => "there is no other member: add one first".into(),
-            false => format!("no member can take over: {}", reasons.join("; ")),
-        }
-    })
-}
-
 /// The steps while the primary serves.
 pub(crate) fn advance(inputs: &Inputs, switchover: &Switchover) -> Step {
-    let target = &switchover.target;
+    let (target, away_from) = (&switchover.target, switchover.away_from.as_deref());
     if switchover.named
-        && let Err(reason) = eligible(inputs, target)
+        && let Err(reason) = eligible(inputs, target, away_from)
     {
         return call_off(inputs, reason);
     }
@@ -151,7 +104,7 @@ pub(crate) fn advance(inputs: &Inputs, switchover: &Switchover) -> Step {
     };
     let chosen = match switchover.named {
         true => Ok(target.clone()),
-        false => best(inputs, left),
+        false => best(inputs, left, away_from),
     };
     match chosen {
         Ok(target) => held_or_stop(inputs, &Switchover { target, ..switchover.clone() }, left),
@@ -174,7 +127,7 @@ fn unready(inputs: &Inputs, switchover: &Switchover) -> Step {
         None => call_off(
             inputs,
             format!(
-                "{primary} did not get its checkpoint written within {} s: ask again with a longer --timeout",
+                "{primary} did not get its checkpoint written within {} s: ask again with a longer --deadline",
                 switchover.within.as_secs()
             ),
         ),
@@ -228,7 +181,7 @@ pub(crate) fn holders<'a>(inputs: &Inputs<'a>) -> Vec<&'a ProxyReport> {
 fn hold(inputs: &Inputs, switchover: &Switchover, within: Duration, missing: &[String]) -> Step {
     let mut next = inputs.next();
     let why = format!(
-        "{} is ready to hand over to {}: {} hold their clients",
+        "{} is ready to hand over to {}: {} are to hold their clients",
         inputs.primary(),
         switchover.target,
         list(missing)

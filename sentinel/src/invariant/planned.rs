@@ -2,7 +2,7 @@
 
 use proto::proxy::Clients;
 use proto::report::Readiness;
-use proto::request::Unheld;
+use proto::request::{RequestOutcome, Unheld};
 use proto::state::SwitchoverStep;
 use proto::{ClusterState, Phase};
 
@@ -84,7 +84,19 @@ pub(super) fn requests(step: &Step, found: &mut Found) {
     for (n, answered) in next.requests.iter().enumerate() {
         let twice = next.requests.iter().skip(n + 1).any(|r| r.id == answered.id);
         let before = old.requests.iter().find(|r| r.id == answered.id);
-        let asked = || seen.requests.values().any(|r| r.id == answered.id);
+        let scheduled = seen.scheduled.values().find(|s| s.id == answered.id);
+        let asked = || scheduled.is_some() || seen.requests.values().any(|r| r.id == answered.id);
+        let begun = before.is_none() && !matches!(answered.outcome, RequestOutcome::Refused { .. });
+        let in_time = scheduled.is_none_or(|s| {
+            let late_by = answered.at.0 - s.at.0;
+            late_by >= 0 && u128::try_from(late_by).is_ok_and(|ms| ms < s.window.as_millis())
+        });
+        found.unless(!begun || in_time, Rule::Requests, || {
+            format!(
+                "the switchover {} is begun at another time than it is scheduled for",
+                answered.id
+            )
+        });
         let stays = before.is_none_or(|b| !b.outcome.is_final() || b == answered);
         found.unless(!twice && stays && (before.is_some() || asked()), Rule::Requests, || {
             format!("the answer to request {} is given twice, changed, or to nobody", answered.id)

@@ -65,6 +65,8 @@ struct Memory {
     explained: Option<Explanation>,
     /// Since when the explanation in the store is not the last one.
     unexplained: Option<Moment>,
+    /// What clients have yet to be told; like the explanation it waits until it is quiet.
+    news: Option<Txn>,
     /// The last spec that could be read.
     spec: Option<ClusterSpec>,
     complained: Option<String>,
@@ -197,7 +199,9 @@ impl Care {
             plan.explanation.warnings.push(problem);
             return Ok(Next::Wait(Box::new(plan)));
         }
-        match write::decided(&self.keys, &leadership.guard, &world, &plan.verdict) {
+        let guard = &leadership.guard;
+        memory.news = write::news(&self.keys, guard, &world, &plan.verdict);
+        match write::decided(&self.keys, guard, &world, &plan.verdict) {
             Some(txn) => Ok(self.commit(txn, memory, &plan).await),
             None => Ok(match self.to_ask(&world, &plan) {
                 Some(target) => Next::Probe(target),
@@ -269,7 +273,8 @@ impl Care {
         let now = clock::now();
         let tick = now + SAFETY_TICK;
         let until = plan.wake_at.map_or(tick, |at| at.min(tick));
-        if memory.explained.as_ref() == Some(&plan.explanation) {
+        let is_explained = memory.explained.as_ref() == Some(&plan.explanation);
+        if is_explained && memory.news.is_none() {
             memory.unexplained = None;
         } else {
             let late = *memory.unexplained.get_or_insert(now) + EXPLAIN_WITHIN;
@@ -278,13 +283,27 @@ impl Care {
             if woken && clock::now() < late {
                 return;
             }
-            self.explain(leadership, memory, plan.explanation).await;
+            if let Some(news) = memory.news.take() {
+                self.tell(news).await;
+            }
+            if is_explained {
+                memory.unexplained = None;
+            } else {
+                self.explain(leadership, memory, plan.explanation).await;
+            }
             // What woke it is taken out of the watch: nothing else would wake it again.
             if woken {
                 return;
             }
         }
         memory.wake.woken(&self.keys, until).await;
+    }
+
+    /// What is not told now is found to be missing at the next look.
+    async fn tell(&self, news: Txn) {
+        if let Err(problem) = self.store.commit(news).await {
+            warn!(cluster = %self.cluster, %problem, "write the topology");
+        }
     }
 
     async fn explain(&self, leadership: &Leadership, memory: &mut Memory, reason: Explanation) {

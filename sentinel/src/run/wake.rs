@@ -86,5 +86,6 @@ fn matters(keys: &Keys, event: &WatchEvent) -> bool {
         || key.starts_with("members/")
         || key.starts_with("proxies/")
         // One that ends needs no answer any more.
+        || key.starts_with("scheduled/")
         || key.starts_with("requests/") && matches!(event, WatchEvent::Put { .. })
 }

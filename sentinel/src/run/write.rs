@@ -5,12 +5,13 @@
 
 use proto::document::encode;
 use proto::explanation::Explanation;
-use proto::{ClusterState, Request};
+use proto::topology::Topology;
+use proto::{ClusterState, RequestId};
 use store::keys::Keys;
 use store::{Guard, LeaseId, Operation, Txn};
 
 use crate::observe::{Stored, World};
-use crate::plan::{HistoryWrite, Verdict};
+use crate::plan::{HistoryWrite, Verdict, WaitingOn};
 
 /// How many history records are kept. Every decision reads all of a cluster, so they must not grow without bound.
 const RECORDS_KEPT: usize = 100;
@@ -32,6 +33,7 @@ pub fn decided(keys: &Keys, leadership: &Guard, world: &World, verdict: &Verdict
                 history.iter().map(|write| keys.history(write.epoch, write.restart)).collect();
             let outdated = outdated(&world.records, &written).into_iter();
             then.extend(outdated.map(|key| Operation::Delete { key }));
+            then.extend(topology(keys, world, next));
             for (key, revision) in answered(keys, world, next) {
                 // One that was withdrawn or has lapsed meanwhile is not begun.
                 when.push(Guard::ModRevision(key.clone(), revision));
@@ -48,16 +50,48 @@ pub fn decided(keys: &Keys, leadership: &Guard, world: &World, verdict: &Verdict
     Some(Txn { when, then })
 }
 
-/// Returns the keys of the requests that `next` answers and the present state does not, with their revisions.
-fn answered(keys: &Keys, world: &World, next: &ClusterState) -> Vec<(String, i64)> {
-    let is_new = |request: &Request| {
-        let known =
-            matches!(&world.state, Stored::Known(state) if state.request(&request.id).is_some());
-        !known && next.request(&request.id).is_some()
+/// Returns the transaction that tells clients what has changed without a change of the state, such as a standby that
+/// streams again. While no primary serves nothing is told but by changes: it would hold up a failover.
+pub(super) fn news(
+    keys: &Keys,
+    leadership: &Guard,
+    world: &World,
+    verdict: &Verdict,
+) -> Option<Txn> {
+    use WaitingOn::{OtherStore, SetBack};
+    let Stored::Known(state) = &world.state else { return None };
+    if !state.is_open() || matches!(verdict, Verdict::Wait(OtherStore { .. } | SetBack { .. })) {
+        return None;
+    }
+    let put = topology(keys, world, state)?;
+    let when = vec![leadership.clone(), unchanged(&keys.state(), world.state_revision)];
+    Some(Txn { when, then: vec![put] })
+}
+
+/// Returns what puts the topology of `state`, where it is not what clients were told last.
+fn topology(keys: &Keys, world: &World, state: &ClusterState) -> Option<Operation> {
+    let told = match &world.topology {
+        Stored::Known(told) => Some(told),
+        Stored::Absent | Stored::Malformed(_) => None,
+        Stored::Newer(_) => return None,
     };
-    let new = world.seen.requests.iter().filter(|(_, request)| is_new(request));
-    new.filter_map(|(kind, _)| Some((keys.request(*kind), *world.request_revisions.get(kind)?)))
-        .collect()
+    let now = Topology::of(state, &world.seen.members, told);
+    let value = encode(&now).into_bytes();
+    (told != Some(&now)).then(|| Operation::Put { key: keys.topology(), value, lease: None })
+}
+
+/// Returns the keys of the requests and scheduled switchovers that `next` answers and the present state does not, with
+/// their revisions.
+fn answered(keys: &Keys, world: &World, next: &ClusterState) -> Vec<(String, i64)> {
+    let is_new = |id: &RequestId| {
+        let known = matches!(&world.state, Stored::Known(state) if state.request(id).is_some());
+        !known && next.request(id).is_some()
+    };
+    let new = world.seen.requests.iter().filter(|(_, request)| is_new(&request.id));
+    let asked = new
+        .filter_map(|(kind, _)| Some((keys.request(*kind), *world.request_revisions.get(kind)?)));
+    let begun = world.scheduled_revisions.iter().filter(|(id, _)| is_new(id));
+    asked.chain(begun.map(|(id, revision)| (keys.scheduled(id), *revision))).collect()
 }
 
 /// Returns the transaction that puts the leader's reason down; it goes with the leader's lease.

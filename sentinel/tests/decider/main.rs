@@ -6,6 +6,7 @@ mod bootstrap;
 mod failover;
 mod hold;
 mod invariants;
+mod later;
 mod membership;
 mod notice;
 mod orders;

@@ -28,6 +28,7 @@ fn switching(step: SwitchoverStep) -> ClusterView {
     let switchover = Switchover {
         target: name("c"),
         named: true,
+        away_from: None,
         request: RequestId::from_random(1),
         by: "ann".into(),
         started: WallTime(0),
