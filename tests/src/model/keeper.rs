@@ -231,6 +231,7 @@ fn sql(documents: &Documents, question: &Question) -> SqlFacts {
         timeline: Timeline(timeline.into()),
         silent_for: Duration::ZERO,
         name: Some(text(&documents.names[question.member as usize], name)),
+        primary_end: None,
     });
     SqlFacts {
         asked: NOW,
@@ -238,6 +239,7 @@ fn sql(documents: &Documents, question: &Question) -> SqlFacts {
         timeline: Timeline(question.timeline.into()),
         flush_lsn: lsn,
         replay_lsn: lsn,
+        replayed_commit_age: None,
         standby_names: String::new(),
         receiver,
         walsenders: Vec::new(),
