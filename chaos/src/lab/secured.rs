@@ -41,8 +41,8 @@ pub fn prepare(
     let directory = directory(&home.layout);
     home.make_private(&directory)?;
     let hosts: Vec<String> = hosts.iter().map(|host| format!("IP:{host}")).collect();
-    let usage =
-        format!("subjectAltName={}\nextendedKeyUsage=serverAuth,clientAuth\n", { hosts.join(",") });
+    let hosts = hosts.join(",");
+    let usage = format!("subjectAltName={hosts}\nextendedKeyUsage=serverAuth,clientAuth\n");
     home.write_private(&directory.join(USAGE), &usage)?;
     let ca = directory.join("ca.pem");
     let mut command = new_key("authority", &directory.join("ca.key"));
