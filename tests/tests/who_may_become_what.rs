@@ -39,6 +39,7 @@ async fn voted_by(lab: &Lab, voters: &[&str]) {
 }
 
 #[tokio::test]
+#[ignore = "takes half a minute: part of make test-long"]
 async fn who_may_not_be_promoted_is_not_when_it_alone_holds_all_and_the_old_primary_comes_back() {
     let mut scene = scene(|config| {
         config.placement = Placement::Namespaces;
@@ -88,6 +89,7 @@ async fn who_may_not_be_promoted_is_not_when_it_alone_holds_all_and_the_old_prim
 }
 
 #[tokio::test]
+#[ignore = "takes half a minute: part of make test-long"]
 async fn priority_chooses_who_acknowledges_and_a_cluster_grows_to_six_and_loses_one_under_load() {
     let mut spec = demo_spec();
     spec.founder = Some(name("a"));
