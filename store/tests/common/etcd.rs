@@ -113,11 +113,11 @@ impl Etcd {
         client.compact(revision, Some(finished)).await.unwrap();
     }
 
-    /// Returns whether a lease lives, without renewing it.
+    /// Returns whether this lease is there still, without renewing it. One that has run out is, until its keys are gone.
     pub async fn knows_lease(&self, id: i64) -> bool {
         let mut client = etcd_client::Client::connect([self.url()], None).await.unwrap();
-        // etcd counts down to -1 while it ends a lease, and says -1 of one that it does not know.
-        client.lease_time_to_live(id, None).await.is_ok_and(|answer| answer.ttl() >= 0)
+        let known = client.leases().await.unwrap();
+        known.leases().iter().any(|lease| lease.id() == id)
     }
 
     fn stands_still(&self) -> bool {
