@@ -215,13 +215,16 @@ impl Action {
     ///
     /// Work on an incomplete member's data goes on: it counts in no seal set, so it is never asked to seal, and cutting
     /// a rewind means doing it again or copying everything. Before the mark is set, while the source is waited for, the
-    /// member counts, and its seal may be the one that is needed.
+    /// member counts, and its seal may be the one that is needed; so it does all the time while a copy is made beside
+    /// complete data.
     pub fn yields_to(&self, other: &Action) -> bool {
         let takes_the_power_away =
             matches!(other.kind(), ActionKind::Fence | ActionKind::Seal | ActionKind::HandOver)
                 && self != other;
         match (self, other) {
             (Action::Fence(_) | Action::Hold(_) | Action::Found, _) => false,
+            // A copy that was begun because this member's own WAL was still needed is not, once that may be rewound.
+            (Action::Copy { .. }, Action::Rewind { .. }) => true,
             (Action::Rewind { .. } | Action::Copy { .. }, other) => {
                 other.kind() == ActionKind::Seal
             }

@@ -40,6 +40,9 @@ pub async fn announce(mut announcing: Announcing, stop: CancellationToken) {
                     put = Some((report, lease.id));
                 }
                 Err(error) => {
+                    // It may be there all the same: what was put before is not put any more, also where the facts go
+                    // back to it.
+                    put = None;
                     if !fails {
                         tracing::warn!(%error, "put the report");
                     }
@@ -101,5 +104,59 @@ impl Announcing {
                 Err(StoreError::Unavailable("the report changed meanwhile".into()).into())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::report::Server;
+    use proto::{Moment, WallTime};
+    use store::MemoryStore;
+    use store::memory::CommitFault;
+
+    use super::*;
+    use crate::reconcile::tests::report;
+
+    #[tokio::test]
+    async fn a_report_that_goes_back_after_a_lost_answer_is_put_again() {
+        let store = MemoryStore::new();
+        let (id, _) = store.with_core(|core| core.grant(Duration::from_secs(60)));
+        let keys = Keys::of(&"c".parse().unwrap());
+        let well = report("a");
+        let dead = Server::Dead { noticed: WallTime(1), gone: true };
+        let dead = MemberReport { server: dead, ..well.clone() };
+        let (said, report) = watch::channel(Some(well.clone()));
+        let (_lease, lease) = watch::channel(Some(LeaseView { id, expires: Moment::default() }));
+        let announcing = Announcing {
+            store: Arc::new(store.clone()),
+            keys: keys.clone(),
+            member: well.member.clone(),
+            incarnation: well.incarnation.clone(),
+            report,
+            lease,
+        };
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(announce(announcing, stop.clone()));
+        let stored = async |wanted: &MemberReport| {
+            let key = keys.member(&wanted.member);
+            let looking = async {
+                loop {
+                    let entries = store.read(&key).await.unwrap().entries;
+                    if entries.get(&key).is_some_and(|e| e.value == encode(wanted).into_bytes()) {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), looking).await.expect("it is put")
+        };
+        stored(&well).await;
+        store.fail_next_commit(CommitFault::AnswerLost);
+        said.send_replace(Some(dead.clone()));
+        stored(&dead).await;
+        said.send_replace(Some(well.clone()));
+        stored(&well).await;
+        stop.cancel();
+        task.await.unwrap();
     }
 }

@@ -42,7 +42,7 @@ pub struct MemberFiles {
     /// the keeper has been restarted in between.
     #[serde(default)]
     pub restarted: u64,
-    /// Present from before a rejoin touches the data until the member streams again.
+    /// Present from before a rejoin touches the data until that is whole again.
     pub rejoin: Option<RejoinMarker>,
     /// The state with `state_number`.
     #[serde(default)]
@@ -72,7 +72,7 @@ pub struct RejoinMarker {
     pub source_timeline: Timeline,
     pub attempt: u32,
     pub phase: RejoinPhase,
-    /// What the source had written when the copy or rewind ended: the member is complete beyond it.
+    /// What the source had written when the rewind ended: the member is complete beyond it.
     pub until: Option<Lsn>,
     /// Where a rewind leaves this member's own WAL, which a second try can no longer find out from the data.
     #[serde(default)]
@@ -102,9 +102,9 @@ pub enum RejoinPhase {
     Modifying,
     /// The data is whole but for what the source streams: PostgreSQL may be started, as a standby.
     CatchingUp,
-    /// A copy is being made beside the data directory.
+    /// A copy is being made beside data that counts for nothing: complete data is left unmarked meanwhile.
     Copying,
-    /// The data directory is being moved aside and the copy put in its place.
+    /// The data directory is being moved aside and the copy put in its place, where that takes two steps.
     Swapping,
 }
 

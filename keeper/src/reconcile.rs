@@ -8,7 +8,7 @@ mod standby;
 mod switchover;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use proto::{Assignment, ClusterState, Moment};
 

@@ -1,5 +1,6 @@
 //! Does what `reconcile` chose. No choices are left here; each action is safe when it is cut anywhere (I20).
 
+mod copy;
 mod diverged;
 mod follow;
 mod found;
@@ -151,7 +152,7 @@ impl Worker {
             }
             Action::HandOver(handover) => switchover::hand_over(self, handover).await,
             Action::Rewind { follow, reason } => rejoin::rewind(self, follow, reason).await,
-            Action::Copy { follow, reason } => rejoin::copy(self, follow, reason).await,
+            Action::Copy { follow, reason } => copy::copy(self, follow, reason).await,
         }
     }
 

@@ -72,6 +72,16 @@ fn runs_that_once_failed_keep_every_promise() {
     assert!(runs > 0, "the stored runs are gone");
 }
 
+/// Seeds after which members waited for one another for ever, each for a reason of its own: all voters past the fork and
+/// needed still by older Cfgs; a primary that was started closed, and voters that had to be rewound from an open one; a
+/// member that counted as dead because its last report had been put without its knowing.
+#[test]
+fn members_that_waited_for_one_another_come_back() {
+    for (name, seed) in [("network", 3), ("network", 314), ("heavy", 304)] {
+        keeps_every_promise(name, seed);
+    }
+}
+
 /// Which seed finds a mistake changes with every change of the product; that one of a few does, does not.
 #[test]
 fn the_oracles_find_mistakes() {

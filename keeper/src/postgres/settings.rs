@@ -225,12 +225,13 @@ pub fn render_hba(spec: &ClusterSpec, access: Access) -> String {
     };
     line(&format!("local all {SUPERUSER} scram-sha-256"));
     line(&format!("host replication {REPLICATION_ROLE} all scram-sha-256"));
+    // Also while it is closed: it may wait for a voter that has to be rewound first.
+    line(&format!("host postgres {REWIND_ROLE} all scram-sha-256"));
     if access == Access::Closed {
         line("local all all reject");
         line("host all all all reject");
         return text;
     }
-    line(&format!("host postgres {REWIND_ROLE} all scram-sha-256"));
     for wanted in &spec.postgres.pg_hba {
         line(wanted);
     }
@@ -393,10 +394,10 @@ mod tests {
     }
 
     #[test]
-    fn closed_lets_in_the_keeper_and_replication_only() {
+    fn closed_lets_in_the_keepers_and_nobody_else() {
         let spec = ClusterSpec::default();
         assert!(render_hba(&spec, Access::Closed).ends_with("host all all all reject\n"));
-        assert!(!render_hba(&spec, Access::Closed).contains(REWIND_ROLE));
+        assert!(render_hba(&spec, Access::Closed).contains(REWIND_ROLE));
         assert!(render_hba(&spec, Access::Open).contains("host all all all scram-sha-256"));
     }
 

@@ -1,11 +1,15 @@
 //! How a stopped member comes back: follow where it has provably not diverged, else rewind, else a fresh copy.
 //! Decided from the end of its WAL and the recorded switch points; never by starting it and seeing.
+//!
+//! A rewind discards WAL, so it waits until that is needed by no Cfg (I14). A copy discards nothing: what is in its place
+//! counts until the copy replaces it in one step, and holds all that the primary was chosen with.
 
 use proto::assignment::Follow;
-use proto::report::{DataDirectory, RejoinBy};
-use proto::{ClusterState, MemberName, Phase, WalPosition};
+use proto::report::{RejoinBy, Server};
+use proto::spec::Permission;
+use proto::{ClusterState, Epoch, MemberName, MemberReport, Phase, WalPosition};
 
-use super::standby::{is_prefix, may_take_up, primary_is_open, stream_name};
+use super::standby::{is_out_of_recovery, is_prefix, may_take_up, primary_is_open, stream_name};
 use crate::action::{Action, Hold};
 use crate::facts::{ClusterView, Facts};
 use crate::member_files::Role;
@@ -36,7 +40,7 @@ pub fn start(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Fo
     if !facts.files.complete && facts.files.rejoin.is_none() {
         // Its data directory was missing when a keeper started, and is back: nobody knows what it lacks.
         let reason = "its data was missing once".to_owned();
-        return copy(view, state, facts, follow, reason);
+        return copy(view, follow, reason);
     }
     if !facts.files.complete {
         // Copied or rewound before, and stopped on its way: it goes on from where it was, under no voter's name.
@@ -46,7 +50,7 @@ pub fn start(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Fo
     match decide(state, facts.files.role, end) {
         Rejoin::Follow => start_standby(view, facts, follow),
         Rejoin::Rewind { reason } => rewind(view, state, facts, follow, reason),
-        Rejoin::FreshCopy { reason } => copy(view, state, facts, follow, reason),
+        Rejoin::FreshCopy { reason } => copy(view, follow, reason),
     }
 }
 
@@ -92,7 +96,7 @@ fn resume(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Follo
             rewind(view, state, facts, follow, "an earlier rewind was cut short".into())
         }
         RejoinBy::Rewind | RejoinBy::Copy | RejoinBy::Follow => {
-            copy(view, state, facts, follow, format!("an earlier {:?} did not finish", marker.by))
+            copy(view, follow, format!("an earlier {:?} did not finish", marker.by))
         }
     }
 }
@@ -104,31 +108,34 @@ fn rewind(
     follow: Follow,
     reason: String,
 ) -> Action {
-    not_yet(view, state, facts, &follow).map_or(Action::Rewind { follow, reason }, Action::Hold)
-}
-
-/// Returns the action that copies the primary, once that is allowed and the primary serves.
-pub fn copy(
-    view: &ClusterView,
-    state: &ClusterState,
-    facts: &Facts,
-    follow: Follow,
-    reason: String,
-) -> Action {
-    not_yet(view, state, facts, &follow).map_or(Action::Copy { follow, reason }, Action::Hold)
-}
-
-/// Returns what data waits for before it may be overwritten or replaced.
-fn not_yet(
-    view: &ClusterView,
-    state: &ClusterState,
-    facts: &Facts,
-    follow: &Follow,
-) -> Option<Hold> {
-    if facts.data == DataDirectory::Present && !may_discard(state, &facts.member) {
-        return Some(Hold::WaitingForReplacement);
+    if !may_discard(state, &facts.member) {
+        // Its own WAL stays needed for as long as no Cfg of this epoch is proven, and that may wait for this member.
+        return match is_the_last_hope(view, state, facts, &follow) {
+            true => copy(view, follow, format!("{reason}, and no other voter can follow")),
+            false => Action::Hold(Hold::WaitingForReplacement),
+        };
     }
-    (!primary_is_open(view, follow)).then_some(Hold::WaitingForPrimary)
+    match is_a_source(view, &follow) {
+        true => Action::Rewind { follow, reason },
+        false => Action::Hold(Hold::WaitingForPrimary),
+    }
+}
+
+/// Returns the action that copies the primary, once that can be.
+pub fn copy(view: &ClusterView, follow: Follow, reason: String) -> Action {
+    match is_a_source(view, &follow) {
+        true => Action::Copy { follow, reason },
+        false => Action::Hold(Hold::WaitingForPrimary),
+    }
+}
+
+/// Returns whether the primary can be copied or rewound onto. It need not be open: it may wait for this very member.
+fn is_a_source(view: &ClusterView, follow: &Follow) -> bool {
+    match follow.epoch > Epoch(1) {
+        true => is_out_of_recovery(view, follow),
+        // The roles by which members connect are made by the first opening.
+        false => primary_is_open(view, follow),
+    }
 }
 
 /// Returns whether this member's WAL is needed no more: it stands in no Cfg, or the present primary alone is a seal
@@ -140,4 +147,36 @@ fn may_discard(state: &ClusterState, member: &MemberName) -> bool {
         state.cfgs.iter().all(|c| c.leader != *member && !c.voters.contains(member));
     state.phase == Phase::Open
         && (stands_nowhere || state.cfgs.iter().all(|c| c.is_sealed_by(&alone)))
+}
+
+/// Returns whether too few other members could vote for this primary as they are: then it has to wait for this one, and
+/// this one would wait for its Cfg.
+fn is_the_last_hope(
+    view: &ClusterView,
+    state: &ClusterState,
+    facts: &Facts,
+    follow: &Follow,
+) -> bool {
+    let may_vote = |member: &MemberName| {
+        view.spec.as_ref().is_none_or(|s| s.member(member).vote == Permission::Allowed)
+    };
+    let Some(newest) = state.newest_cfg().filter(|c| c.epoch == state.epoch) else { return false };
+    let able = view.reports.iter().filter(|(member, report)| {
+        **member != facts.member
+            && **member != follow.primary
+            && may_vote(member)
+            && can_follow(state, report)
+    });
+    may_vote(&facts.member) && able.count() < newest.k
+}
+
+/// Returns whether a member follows the present primary, or may yet: one that can and is down is started at once, so
+/// whoever stays down without a seal that shows otherwise has diverged.
+fn can_follow(state: &ClusterState, report: &MemberReport) -> bool {
+    let runs = match report.server {
+        Server::Standby { .. } | Server::Starting | Server::Unknown => true,
+        Server::Stopped | Server::Dead { .. } | Server::Primary { .. } => false,
+    };
+    let shares = report.sealed_for(state.epoch).map(|seal| is_prefix(state, seal.position));
+    report.complete && shares.unwrap_or(runs)
 }

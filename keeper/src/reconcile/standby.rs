@@ -21,7 +21,7 @@ pub fn next(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Fol
     if facts.data != DataDirectory::Present {
         return match facts.data {
             DataDirectory::Empty => {
-                rejoin::copy(view, state, facts, follow, "this member has no data yet".into())
+                rejoin::copy(view, follow, "this member has no data yet".into())
             }
             DataDirectory::Building | DataDirectory::Present => {
                 Action::Hold(Hold::WaitingForPrimary)
@@ -122,11 +122,14 @@ pub fn may_take_up(view: &ClusterView, facts: &Facts, follow: &Follow) -> bool {
     let settings = facts.local.settings.as_ref();
     let taken_up =
         settings.and_then(|s| s.upstream.as_ref()).is_some_and(|u| u.epoch == follow.epoch);
-    let report = view.reports.get(&follow.primary);
-    taken_up
-        || report.is_some_and(
-            |r| matches!(r.server, Server::Primary { timeline } if timeline == follow.timeline),
-        )
+    taken_up || is_out_of_recovery(view, follow)
+}
+
+/// Returns whether the primary of `follow` runs as one on the epoch's timeline, open or not.
+pub fn is_out_of_recovery(view: &ClusterView, follow: &Follow) -> bool {
+    view.reports.get(&follow.primary).is_some_and(
+        |r| matches!(r.server, Server::Primary { timeline } if timeline == follow.timeline),
+    )
 }
 
 /// Returns the name under which this member streams: a voter's once it is complete, unless it may not vote.

@@ -31,7 +31,8 @@ fn cfg(id: u64, epoch: u64, leader: &str, voters: &[&str], k: usize) -> Cfg {
     Cfg { id: CfgId(id), epoch: Epoch(epoch), leader: name(leader), voters, k, round: 0 }
 }
 
-fn report(member: &str) -> MemberReport {
+/// The report of an open primary of epoch 2.
+pub(crate) fn report(member: &str) -> MemberReport {
     MemberReport {
         member: name(member),
         incarnation: Incarnation(member.into()),
@@ -225,13 +226,58 @@ fn a_stopped_former_primary_is_scanned_and_follows_only_if_it_ends_before_the_fo
     assert!(matches!(decide(&view(), &facts), Action::Rewind { .. }));
 }
 
-#[test]
-fn wal_is_not_discarded_while_an_older_cfg_may_need_it() {
+/// A former primary past the fork, while an older Cfg is recorded that the present primary alone does not seal.
+fn needed_still() -> (ClusterView, Facts) {
     let mut view = view();
     view.state.as_mut().unwrap().cfgs.insert(0, cfg(1, 1, "a", &["b", "c"], 1));
+    let standby = Server::Standby { timeline: Timeline(1) };
+    view.reports.insert(name("c"), MemberReport { server: standby, ..report("c") });
     let mut facts = facts("a", 1, Role::Primary);
     facts.local.end_of_wal = Some(at(1, 101));
+    (view, facts)
+}
+
+#[test]
+fn wal_is_not_discarded_while_an_older_cfg_may_need_it() {
+    let (view, facts) = needed_still();
     assert_eq!(decide(&view, &facts), Action::Hold(Hold::WaitingForReplacement));
+}
+
+#[test]
+fn a_member_that_its_primary_waits_for_is_copied_beside_the_data_that_is_needed_still() {
+    let (view, facts) = needed_still();
+    let copies = |view: &ClusterView| matches!(decide(view, &facts), Action::Copy { .. });
+    let with_c = |change: &dyn Fn(&mut MemberReport)| {
+        let mut view = view.clone();
+        // It is out of recovery and not open: it waits for a voter.
+        let b = view.reports.get_mut(&name("b")).unwrap();
+        b.opened = None;
+        change(view.reports.get_mut(&name("c")).unwrap());
+        view
+    };
+    assert!(!copies(&with_c(&|_| {})), "c will follow");
+    let position = at(1, 120);
+    let seal = Seal { sealing: Epoch(2), position, replayed: Lsn(90), clean: true };
+    assert!(copies(&with_c(&|c| c.seal = Some(seal))), "c is past the fork as well");
+    assert!(copies(&with_c(&|c| c.server = Server::Dead { noticed: WallTime(0), gone: true })));
+    let mut gone = with_c(&|_| {});
+    gone.reports.remove(&name("c"));
+    assert!(copies(&gone), "nobody knows when c comes back");
+    let b = gone.reports.get_mut(&name("b")).unwrap();
+    b.server = Server::Standby { timeline: Timeline(1) };
+    assert!(!copies(&gone), "b may not be the primary yet");
+}
+
+#[test]
+fn a_copy_gives_way_to_the_rewind_that_has_become_possible_and_to_a_seal() {
+    let (mut view, facts) = needed_still();
+    view.reports.remove(&name("c"));
+    let copy = decide(&view, &facts);
+    view.state.as_mut().unwrap().cfgs.remove(0);
+    let rewind = decide(&view, &facts);
+    assert!(matches!((&copy, &rewind), (Action::Copy { .. }, Action::Rewind { .. })));
+    assert!(copy.yields_to(&rewind) && copy.yields_to(&Action::Seal { sealing: Epoch(3) }));
+    assert!(!rewind.yields_to(&copy) && !copy.yields_to(&Action::Scan));
 }
 
 #[test]

@@ -1,9 +1,8 @@
-//! Bringing back a member whose data cannot simply follow: pg_rewind, or a fresh copy beside the old directory.
+//! Bringing back a member whose data cannot simply follow by pg_rewind; `copy` is the other way.
 //!
 //! The rule: the mark *incomplete* and the rejoin marker are on disk before the first byte of data changes, and
 //! nothing here deletes a data directory.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -17,17 +16,16 @@ use tokio_postgres::{Client, NoTls};
 use super::Worker;
 use super::diverged::Diverged;
 use super::follow::passfile_line;
-use super::found::put_in_place;
 use super::leftovers::remove_unfinished;
-use crate::durable::{fsync_dir, write_atomic};
+use crate::durable::write_atomic;
 use crate::member_files::{Fork, RejoinMarker, RejoinPhase, Role};
 use crate::postgres::control::ControlFile;
-use crate::postgres::copy::{self, CopyPhase, CopyProgress};
+use crate::postgres::copy::{CopyPhase, CopyProgress};
 use crate::postgres::fork::fork_of;
 use crate::postgres::kept_wal::ForkSegment;
 use crate::postgres::rewind::{self, Delta, RewindOutcome, Route, Target};
 use crate::postgres::session::describe;
-use crate::postgres::settings::{REPLICATION_ROLE, REWIND_ROLE};
+use crate::postgres::settings::REWIND_ROLE;
 use crate::postgres::source::Source;
 use crate::postgres::{wal_files, wal_scan};
 
@@ -51,6 +49,7 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
         None => find_fork(worker, follow, &source).await?,
     };
     mark(worker, follow, RejoinBy::Rewind, RejoinPhase::Modifying, Some(fork))?;
+    remove_unfinished_copies(worker).await?;
     let data_dir = &worker.place.data_dir;
     // A lock file that names a dead postmaster's zombie would stop the recovery that a rewind begins with.
     crate::fencer::clear_stale_locks(data_dir);
@@ -139,13 +138,8 @@ async fn source_history(
     TimelineHistory::parse(follow.timeline, &text).context("read the source's history")
 }
 
-/// Copies the primary into a new directory and puts it in the place of the old one, which is kept.
-pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Result<()> {
-    worker.begin_rejoin(follow.epoch, RejoinBy::Copy, reason);
-    let source = source_of(worker, follow, REPLICATION_ROLE, &worker.secrets.replication)?;
-    let asked = source_of(worker, follow, REWIND_ROLE, &worker.secrets.rewind)?;
-    source_is_ready(worker, follow, &asked).await?;
-    mark(worker, follow, RejoinBy::Copy, RejoinPhase::Copying, None)?;
+/// Removes what copies that were cut have left: a disk that is too full for one is soon filled by ten.
+pub(super) async fn remove_unfinished_copies(worker: &Worker) -> anyhow::Result<()> {
     let data_dir = worker.place.data_dir.clone();
     let removed = tokio::task::spawn_blocking(move || remove_unfinished(&data_dir))
         .await?
@@ -153,30 +147,7 @@ pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Res
     if !removed.is_empty() {
         tracing::info!(?removed, "removed what copies that were cut had left");
     }
-    let fresh = beside(&worker.place.data_dir, &format!("copy-e{}", follow.epoch))?;
-    copy::base_backup(&worker.binaries, &source, &fresh, |progress| {
-        note_progress(worker, progress)
-    })
-    .await?;
-    let control = ControlFile::read(&fresh)?;
-    let expected = worker.state()?.system_identifier;
-    ensure!(
-        expected == Some(control.system_identifier),
-        "the copy has system identifier {}, this cluster has {expected:?}",
-        control.system_identifier
-    );
-    let until = source_is_ready(worker, follow, &asked).await?;
-    mark(worker, follow, RejoinBy::Copy, RejoinPhase::Swapping, None)?;
-    let kept = set_aside(&worker.place.data_dir, &format!("old-e{}", follow.epoch))?;
-    put_in_place(&fresh, &worker.place.data_dir)?;
-    worker.update(|local| {
-        if let Some(rejoin) = &mut local.rejoin {
-            rejoin.kept = kept.map(|k| k.display().to_string());
-        }
-        local.settings = None;
-    });
-    worker.save(|files| files.system_identifier = Some(control.system_identifier))?;
-    catch_up(worker, until)
+    Ok(())
 }
 
 /// From here on PostgreSQL may be started, under a name that no list holds, until it has flushed past `until`.
@@ -189,7 +160,7 @@ fn catch_up(worker: &Worker, until: Lsn) -> anyhow::Result<()> {
     })
 }
 
-fn mark(
+pub(super) fn mark(
     worker: &Worker,
     follow: &Follow,
     by: RejoinBy,
@@ -220,7 +191,7 @@ fn mark(
 }
 
 /// Puts the progress into the report, in steps of a tenth: a report is a write to etcd.
-fn note_progress(worker: &Worker, progress: CopyProgress) {
+pub(super) fn note_progress(worker: &Worker, progress: CopyProgress) {
     let tenths = (progress.copied_bytes * 10).checked_div(progress.total_bytes).unwrap_or(0);
     let text = match progress.phase {
         CopyPhase::Preparing => "preparing".to_owned(),
@@ -237,7 +208,7 @@ fn note_progress(worker: &Worker, progress: CopyProgress) {
     }
 }
 
-fn source_of(
+pub(super) fn source_of(
     worker: &Worker,
     follow: &Follow,
     user: &str,
@@ -305,26 +276,3 @@ async fn session_with(worker: &Worker, source: &Source) -> anyhow::Result<(Clien
 
 /// The task that carries a session.
 type Talking = tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>;
-
-fn beside(data_dir: &Path, suffix: &str) -> anyhow::Result<PathBuf> {
-    let name = data_dir.file_name().context("the data directory has no name")?.to_string_lossy();
-    // A directory that is there already is never reused.
-    (1..1000)
-        .map(|n| data_dir.with_file_name(format!("{name}.{suffix}.{n}")))
-        .find(|path| !path.exists())
-        .context(
-            "too many directories of earlier copies stand beside the data directory: remove some",
-        )
-}
-
-/// Moves a data directory out of the way, unless it is absent or empty.
-fn set_aside(data_dir: &Path, suffix: &str) -> anyhow::Result<Option<PathBuf>> {
-    if !data_dir.join("PG_VERSION").exists() {
-        return Ok(None);
-    }
-    let kept = beside(data_dir, suffix)?;
-    std::fs::rename(data_dir, &kept).context("keep the old data directory under another name")?;
-    fsync_dir(data_dir.parent().context("the data directory has no parent")?)
-        .context("sync the parent directory")?;
-    Ok(Some(kept))
-}

@@ -187,7 +187,7 @@ pub fn end(state: &mut State, member: usize) {
     me.exited = true;
     me.opened = None;
     me.confirmed = None;
-    if me.step != Step::Fetch {
+    if !matches!(me.step, Step::Fetch | Step::Copy) {
         me.step = Step::None;
     }
 }

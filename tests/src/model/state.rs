@@ -140,6 +140,8 @@ pub enum Step {
     },
     /// The mark is set; the data comes next.
     Fetch,
+    /// A copy is made beside the data, which it then replaces.
+    Copy,
 }
 
 /// One member: what lies on its disk, its PostgreSQL, and its keeper's memory.

@@ -6,7 +6,6 @@ use keeper::postgres::settings::StreamName;
 use keeper::worker::prove::{counted, places_are_right};
 use proto::Lsn;
 use proto::assignment::Follow;
-use proto::report::RejoinBy;
 
 use super::Model;
 use super::documents::Documents;
@@ -46,13 +45,11 @@ impl Model {
             }),
             Step::Fetch => {
                 let follow = follow(&self.documents, member, me.began)?;
-                let reason = String::new();
-                Some(match me.marker {
-                    Marker::Copying => Action::Copy { follow, reason },
-                    Marker::None | Marker::Rewinding | Marker::CatchingUp(_) => {
-                        Action::Rewind { follow, reason }
-                    }
-                })
+                Some(Action::Rewind { follow, reason: String::new() })
+            }
+            Step::Copy => {
+                let follow = follow(&self.documents, member, me.began)?;
+                Some(Action::Copy { follow, reason: String::new() })
             }
         }
     }
@@ -112,11 +109,13 @@ impl Model {
                 let number = self.documents.cfg(&cfg);
                 return self.confirm(state, member, (number, proof));
             }
-            Action::Rewind { follow, .. } => {
-                return self.mark(state, member, (&follow, RejoinBy::Rewind));
-            }
-            Action::Copy { follow, .. } => {
-                return self.mark(state, member, (&follow, RejoinBy::Copy));
+            Action::Rewind { follow, .. } => return self.mark(state, member, &follow),
+            Action::Copy { .. } => {
+                // What does not count is marked, so that nothing but a copy is started.
+                if !me.complete {
+                    me.marker = Marker::Copying;
+                }
+                me.step = Step::Copy;
             }
             Action::Hold(_)
             | Action::Found
@@ -158,6 +157,7 @@ impl Model {
             }
             Step::Wait { cfg, lsn } => self.take_evidence(state, member, (cfg, lsn)),
             Step::Fetch => self.fetch(state, member),
+            Step::Copy => self.replace(state, member),
         }
     }
 
@@ -393,34 +393,46 @@ impl Model {
     }
 
     /// Marks the member incomplete before its data is touched.
-    fn mark(&self, state: &mut State, member: usize, (follow, by): (&Follow, RejoinBy)) -> bool {
+    fn mark(&self, state: &mut State, member: usize, follow: &Follow) -> bool {
         let me = &mut state.members[member];
         me.promise = me.promise.max(follow.epoch.0 as u8);
         me.epoch = follow.epoch.0 as u8;
         me.leads = false;
         me.complete &= self.is("rewind-without-mark");
-        me.marker = match by {
-            RejoinBy::Copy => Marker::Copying,
-            RejoinBy::Rewind | RejoinBy::Follow => Marker::Rewinding,
-        };
+        me.marker = Marker::Rewinding;
         me.step = Step::Fetch;
         self.check_destruction(state, member);
         true
     }
 
-    fn fetch(&self, state: &mut State, member: usize) -> bool {
-        let me = state.members[member];
-        let Some(follow) = follow(&self.documents, member, me.began) else { return false };
-        let from = self.documents.index_of(&follow.primary);
-        let source = state.members[from];
+    /// Returns whom a member rejoins, and where that one's WAL ends, if it is a primary of the right timeline.
+    fn source(&self, state: &State, member: usize) -> Option<(Follow, At)> {
+        let follow = follow(&self.documents, member, state.members[member].began)?;
+        let source = state.members[self.documents.index_of(&follow.primary)];
         let serves = source.server == Server::Primary
             && u32::from(state.timeline(source.at)) == follow.timeline.0;
-        if !serves {
+        serves.then_some((follow, source.at))
+    }
+
+    /// The finished copy takes the place of the data, and counts from then on.
+    fn replace(&self, state: &mut State, member: usize) -> bool {
+        let Some((follow, at)) = self.source(state, member) else { return false };
+        let epoch = follow.epoch.0 as u8;
+        let me = &mut state.members[member];
+        if me.promise > epoch {
             return false;
         }
+        (me.promise, me.epoch, me.leads) = (epoch, me.epoch.max(epoch), false);
+        (me.at, me.complete, me.marker) = (at, true, Marker::None);
+        (me.seal, me.scanned, me.step) = (None, false, Step::None);
+        true
+    }
+
+    fn fetch(&self, state: &mut State, member: usize) -> bool {
+        let Some((_, at)) = self.source(state, member) else { return false };
         let me = &mut state.members[member];
-        me.at = source.at;
-        me.marker = Marker::CatchingUp(source.at.lsn);
+        me.at = at;
+        me.marker = Marker::CatchingUp(at.lsn);
         me.complete |= self.is("complete-after-rewind");
         me.scanned = false;
         me.step = Step::None;

@@ -69,29 +69,42 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
     Ok(())
 }
 
-/// Copies the primary into a new directory and puts it in the place of the old one, which is kept.
+/// Copies the primary beside the old data and puts the copy in its place in one step; the old data is kept.
 pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Result<()> {
     worker.begin_rejoin(follow.epoch, RejoinBy::Copy, reason);
     let far = source_of(worker, follow)?;
-    source_is_ready(worker, follow, far).await?;
-    mark(worker, follow, RejoinBy::Copy, RejoinPhase::Copying);
-    worker.sim.oracle_destroys(worker.member);
+    if !worker.files().complete {
+        mark(worker, follow, RejoinBy::Copy, RejoinPhase::Copying);
+    }
     worker.sim.sleep(worker.sim.between(Stream::Keeper, 500_000, 6_000_000)).await;
     let copied = take_from(worker, far).await?;
-    let until = source_is_ready(worker, follow, far).await?;
-    mark(worker, follow, RejoinBy::Copy, RejoinPhase::Swapping);
+    ensure!(copied.control == follow.timeline, "the copy is of timeline {}", copied.control);
+    let promised = worker.files().promise;
+    ensure!(promised <= follow.epoch, "epoch {promised} was promised meanwhile");
+    worker.promise(follow.epoch);
+    worker.sim.oracle_replaces(worker.member, copied.at);
     worker.sim.with(|w| {
         let disk = &mut w.members[worker.member].disk;
-        disk.kept.extend(disk.data.take());
+        disk.kept.extend(disk.data.replace(copied));
+    });
+    worker.update(|local| {
+        local.settings = None;
+        local.seal = None;
+        local.end_of_wal = None;
+        local.unreached.clear();
     });
     worker.sim.sleep(worker.sim.between(Stream::Keeper, 100, 5_000)).await;
-    put(worker, copied);
-    worker.update(|local| local.settings = None);
-    worker.save(|files| files.system_identifier = Some(SYSTEM));
+    worker.save(|files| {
+        files.complete = true;
+        files.epoch = files.epoch.max(follow.epoch);
+        files.role = Role::Standby;
+        files.confirmed = None;
+        files.rejoin = None;
+        files.system_identifier = Some(SYSTEM);
+    });
     if worker.sim.mutant("copy-resets-the-promise") {
         worker.save(|files| files.promise = Epoch(0));
     }
-    catch_up(worker, until);
     Ok(())
 }
 

@@ -203,6 +203,7 @@ pub async fn announce(
                     put = Some((newest, held.id));
                 }
                 Err(_) => {
+                    put = None;
                     worker.host.sleep(Duration::from_millis(100)).await;
                     continue;
                 }

@@ -8,7 +8,7 @@ use proxy_config::route::Routes;
 use super::{Sign, holders, planned};
 use crate::sim::executor::{Micros, Node, Sim, micros};
 use crate::sim::postgres::{Phase, Rule, Server};
-use crate::sim::wal::BranchId;
+use crate::sim::wal::{At, BranchId};
 use crate::sim::world::World;
 
 type Problem = (&'static str, String);
@@ -100,6 +100,21 @@ impl Sim {
             let mut states = w.oracle.states.iter().rev().filter(|(_, s)| s.number >= since);
             let allowed = states.any(|(_, state)| may_go(state, member, w));
             (!allowed).then(|| "its data goes, and may be all that is left of a Cfg".to_owned())
+        });
+        if let Some(problem) = problem {
+            self.violate("I14", format!("member {member}: {problem}"));
+        }
+    }
+
+    /// A copy that ends at `at` takes the place of this member's data.
+    pub fn oracle_replaces(&self, member: usize, at: At) {
+        let problem = self.with(|w| {
+            let data = w.members[member].disk.data.as_ref()?;
+            w.oracle.acknowledged.iter().find_map(|(branch, lsn)| {
+                let needed = At { branch: *branch, lsn: *lsn };
+                let lost = w.wal.covers(data.at, needed) && !w.wal.covers(at, needed);
+                lost.then(|| format!("its copy lacks acknowledged {lsn} of branch {}", branch.0))
+            })
         });
         if let Some(problem) = problem {
             self.violate("I14", format!("member {member}: {problem}"));
@@ -283,7 +298,7 @@ pub(super) fn isolated(w: &World, member: usize, now: Micros) -> Option<Problem>
 /// I9: whoever streams under a voter's name is a prefix of its primary.
 fn follower(w: &World, member: usize) -> Option<Problem> {
     let server = w.members[member].server.as_ref().filter(|s| s.phase == Phase::Primary)?;
-    let own = crate::sim::wal::At { branch: server.branch, lsn: w.wal.end(server.branch) };
+    let own = At { branch: server.branch, lsn: w.wal.end(server.branch) };
     server.senders.values().filter(|s| s.streaming && s.priority > 0).find_map(|sender| {
         let receiver = w.members[sender.member].server.as_ref()?.receiver.as_ref()?;
         if receiver.name != sender.name || !receiver.streaming {
