@@ -50,6 +50,7 @@ pub fn report(
         opened: local.opened,
         confirmed: local.confirmed.clone(),
         stream: stream(view.state.as_ref(), facts),
+        never_received: local.streamed.is_none(),
         silence: silence(view.state.as_ref(), facts),
         hears: local.hears.clone(),
         unresponsive: unresponsive(view, facts),

@@ -1,15 +1,17 @@
-//! The end of a keeper that was asked to stop: a primary hands over first; then PostgreSQL, then the keys.
+//! The end of a keeper that was asked to stop: a primary hands over first; then PostgreSQL, then the keys. Where all are
+//! asked to stop, the primary ends first and the others have all that it wrote.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use proto::request::{Request, RequestId, RequestOutcome, Terms, Unheld, Wanted};
-use proto::{ClusterState, MemberName};
+use proto::{ClusterState, MemberName, Phase};
 use store::requests::{AskError, Asked, ask};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
+use crate::facts::ClusterView;
 use crate::fencer::FencerEvent;
 use crate::worker::Worker;
 
@@ -22,17 +24,18 @@ const LAST_WORD: Duration = Duration::from_millis(300);
 /// Between two tries to ask while another's request waits, or the store does not answer.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
+/// Whoever stops a whole cluster asks all keepers within moments. Each says so and then looks around for this long, in which
+/// its member serves on.
+const LOOK_AROUND: Duration = Duration::from_millis(250);
+
 /// Returns once this member's PostgreSQL may stop for all that the cluster needs of it: it is no primary, or handed over,
 /// or nobody can take over, or `within` has passed.
 pub async fn be_relieved(worker: Arc<Worker>, within: Duration) {
-    let member = worker.place.member.clone();
-    let leads = || worker.view.borrow().state.as_ref().is_some_and(|s| leads(s, &member));
-    if within.is_zero() || !leads() {
+    if within.is_zero() {
         return;
     }
-    tracing::info!(?within, "this member is the primary: asks for a switchover before it stops");
     let mut asked = None;
-    match timeout(within, relief(&worker, &member, within, &mut asked)).await {
+    match timeout(within, release(&worker, within, &mut asked)).await {
         Ok(why) => tracing::info!(why, "stops now"),
         Err(_) => tracing::warn!("nobody took over in time: stops nevertheless"),
     }
@@ -41,6 +44,30 @@ pub async fn be_relieved(worker: Arc<Worker>, within: Duration) {
         && let Err(error) = asked.withdraw(worker.store.as_ref()).await
     {
         tracing::warn!(%error, "withdraw the request for a switchover");
+    }
+}
+
+/// Returns why this member may stop, once it may.
+async fn release(worker: &Worker, within: Duration, asked: &mut Option<Asked>) -> String {
+    let member = &worker.place.member;
+    sleep(LOOK_AROUND).await;
+    let mut view = worker.view.clone();
+    loop {
+        let now = view.borrow_and_update().clone();
+        let Some(state) = &now.state else { return "no state is known".into() };
+        if leads(state, member) {
+            tracing::info!(
+                ?within,
+                "this member is the primary: looks for another before it stops"
+            );
+            return relief(worker, member, within, asked).await;
+        }
+        if !is_waited_for(&now, state, member) {
+            return "this member is no primary".into();
+        }
+        if view.changed().await.is_err() {
+            return "the keeper ends".into();
+        }
     }
 }
 
@@ -53,14 +80,17 @@ async fn relief(
 ) -> String {
     let mut view = worker.view.clone();
     loop {
-        let state = view.borrow_and_update().state.clone();
-        let Some(state) = state.filter(|s| leads(s, member)) else {
+        let now = view.borrow_and_update().clone();
+        let Some(state) = now.state.as_ref().filter(|s| leads(s, member)) else {
             return "another member takes over".into();
         };
-        if let Some(reason) = asked.as_ref().and_then(|asked| failed(&state, &asked.id)) {
+        if let Some(reason) = asked.as_ref().and_then(|asked| failed(state, &asked.id)) {
             return format!("nobody takes over: {reason}");
         }
         if asked.is_none() && state.switchover().is_none() {
+            if nobody_stays(&now, state, member) {
+                return "all others stop as well, or are gone".into();
+            }
             match ask(worker.store.as_ref(), &worker.keys, &request(member, within)).await {
                 Ok(put) => *asked = Some(put),
                 Err(AskError::Waiting(other)) => {
@@ -72,6 +102,23 @@ async fn relief(
         let pause = if asked.is_some() { within } else { ASK_AGAIN };
         let _ = timeout(pause, view.changed()).await;
     }
+}
+
+/// Returns whether a standby is needed for a moment yet: by a primary that stops as well and whose last records it should
+/// have, so that neither is rewound at the next start; or because it is itself the one that takes over.
+fn is_waited_for(view: &ClusterView, state: &ClusterState, member: &MemberName) -> bool {
+    let Some(primary) = &state.primary else { return false };
+    if primary == member {
+        return state.phase == Phase::Promoting;
+    }
+    let stops = view.reports.get(primary).is_some_and(|r| r.leaving && r.is_running());
+    stops || state.handing_over().is_some()
+}
+
+/// Returns whether no other member is there that was not asked to stop, too.
+fn nobody_stays(view: &ClusterView, state: &ClusterState, member: &MemberName) -> bool {
+    let others = state.members.keys().filter(|m| *m != member);
+    others.filter_map(|m| view.reports.get(m)).all(|report| report.leaving)
 }
 
 fn request(member: &MemberName, within: Duration) -> Request {

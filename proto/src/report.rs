@@ -41,6 +41,9 @@ pub struct MemberReport {
     /// The last Cfg that the primary proved to be in force.
     pub confirmed: Option<Confirmed>,
     pub stream: Stream,
+    /// Its PostgreSQL has received from nobody since it started: that it hears no primary says nothing of that one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_received: bool,
     /// The epoch whose primary this member has not heard for `silent_after`, neither by echo nor by its stream.
     #[serde(default)]
     pub silence: Option<Epoch>,

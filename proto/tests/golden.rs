@@ -171,6 +171,7 @@ fn report() -> MemberReport {
             voters: [name("c")].into(),
         }),
         stream: Stream::Live { epoch: Epoch(2), timeline: Timeline(2), voter: true },
+        never_received: false,
         silence: Some(Epoch(2)),
         hears: ["c".parse().unwrap()].into(),
         unresponsive: Some(Unresponsive { epoch: Epoch(7), problem: "no answer".into() }),

@@ -208,10 +208,20 @@ impl<'a> Inputs<'a> {
     }
 
     /// Returns whether the live complete others could form a base, with one among them that may be
-    /// promoted.
+    /// promoted and stays.
     pub(crate) fn others_can_replace(&self) -> bool {
-        let others: BTreeSet<MemberName> = self.complete_others().into_keys().cloned().collect();
-        self.seal_all_cfgs(&others) && others.iter().any(|m| self.may_be_promoted(m))
+        let others = self.complete_others();
+        let names: BTreeSet<MemberName> = others.keys().map(|m| (*m).clone()).collect();
+        let stays = |(m, report): (&&MemberName, &&MemberReport)| {
+            self.may_be_promoted(m) && !report.leaving
+        };
+        self.seal_all_cfgs(&names) && others.iter().any(stays)
+    }
+
+    /// Returns whether no live complete other has heard this primary since it started: they have come back as it has,
+    /// or may, and their silence is no evidence.
+    pub(crate) fn others_have_not_received(&self) -> bool {
+        self.complete_others().values().all(|report| report.never_received)
     }
 
     /// Returns whether the present primary holds the right of the present epoch. One that cannot be

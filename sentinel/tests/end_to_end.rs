@@ -247,6 +247,7 @@ fn blank(name: &MemberName) -> MemberReport {
         rejoin: None,
         unresponsive: None,
         ended: None,
+        never_received: false,
         silence: None,
         hears: Default::default(),
         handover: None,

@@ -73,6 +73,7 @@ fn report(member: &str, port: u16, server: Server, stream: Stream) -> MemberRepo
         rejoin: None,
         unresponsive: None,
         ended: None,
+        never_received: false,
         silence: None,
         hears: Default::default(),
         handover: None,
@@ -103,6 +104,7 @@ fn reports() -> BTreeMap<MemberName, MemberReport> {
     let d = MemberReport {
         complete: false,
         rejoin: Some(copying),
+        never_received: false,
         silence: None,
         hears: Default::default(),
         handover: None,

@@ -33,6 +33,7 @@ fn report(server: Server) -> MemberReport {
         rejoin: None,
         unresponsive: None,
         ended: None,
+        never_received: false,
         silence: None,
         hears: Default::default(),
         handover: None,

@@ -61,6 +61,7 @@ pub(crate) fn report(member: &str) -> MemberReport {
         rejoin: None,
         unresponsive: None,
         ended: None,
+        never_received: false,
         silence: None,
         hears: Default::default(),
         frozen: None,

@@ -27,7 +27,7 @@ pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
     if let Some(pause) = patience(inputs) {
         return pause;
     }
-    if inputs.others_can_replace() {
+    if inputs.others_can_replace() && !starts_with_the_others(inputs, loss) {
         return seal(inputs, loss);
     }
     if inputs.state.handing_over().is_some() {
@@ -37,6 +37,12 @@ pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
     match (loss.kind, &inputs.state.phase) {
         (LossKind::Died { .. } | LossKind::Stuck | LossKind::Stopped, Phase::Promoting) => {
             seal_with_it(inputs, loss)
+        }
+        // It stops with all others, and what is ordered now would be carried out when nobody expects it.
+        (LossKind::Died { .. } | LossKind::Stopped, _)
+            if inputs.report(inputs.primary()).is_some_and(|r| r.leaving) =>
+        {
+            without_base(inputs)
         }
         (LossKind::Died { .. } | LossKind::Stopped, _) => restart(inputs, loss),
         (LossKind::Stuck, _) => match inputs.report(inputs.primary()).map(|r| r.server) {
@@ -65,6 +71,13 @@ pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
             _,
         ) => without_base(inputs),
     }
+}
+
+/// Returns whether all come back from a stop of the whole cluster: the primary's keeper is there to start it, and nobody
+/// else has heard it since. Then it goes on where it was, and nobody has to be rewound. A second death is answered as ever.
+fn starts_with_the_others(inputs: &Inputs, loss: &Loss) -> bool {
+    let is_down = matches!(loss.kind, LossKind::Died { .. } | LossKind::Stopped);
+    is_down && inputs.state.phase == Phase::Open && inputs.others_have_not_received()
 }
 
 /// The longest pause between two promotions, when one after the other comes to nothing.
@@ -163,8 +176,11 @@ fn restart(inputs: &Inputs, loss: &Loss) -> Step {
         next.answered = Some(Death { member: primary.clone(), noticed });
     }
     let history = record::begin_restart(inputs, loss, number);
-    let why =
-        format!("restart {number}: {}, and the others form no base", loss.kind.cause(primary));
+    let others = match inputs.others_can_replace() {
+        true => "have only been started, too",
+        false => "form no base",
+    };
+    let why = format!("restart {number}: {}, and the others {others}", loss.kind.cause(primary));
     Step::change(next, history, why)
 }
 

@@ -251,7 +251,7 @@ fn by_its_keeper(inputs: &Inputs) -> Situation {
 /// At once only by the word of members whose reports live now, after the lapse: together they
 /// contain a seal set of every Cfg, their last WAL is of this epoch, and all call the stream
 /// silent. After a stall of etcd every lease can be gone at the first look, so absence alone waits
-/// for `isolation_grace`.
+/// for `isolation_grace`; so does a primary that those who were started again before it do not hear yet.
 pub(super) fn lapse(inputs: &Inputs, report: Option<&MemberReport>) -> Situation {
     let primary = inputs.primary();
     let (heard_by, silent) = hearing(inputs);
@@ -295,7 +295,7 @@ fn hearing(inputs: &Inputs) -> (Vec<MemberName>, BTreeSet<MemberName>) {
             Stream::Live { epoch, .. } if epoch == inputs.state.epoch => {
                 heard_by.push(name.clone())
             }
-            Stream::Silent { epoch } if epoch == inputs.state.epoch => {
+            Stream::Silent { epoch } if epoch == inputs.state.epoch && !report.never_received => {
                 silent.insert(name.clone());
             }
             // Whoever has not received from this primary yet cannot miss it.

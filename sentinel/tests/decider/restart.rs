@@ -81,6 +81,77 @@ fn a_restart_that_takes_too_long_is_overtaken_and_never_begun_anew() {
     assert_eq!(scene.sealing(), Some(Epoch(2)));
 }
 
+/// All were stopped and come back: b and c have heard nobody since.
+fn started_again() -> Scene {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.vanishes("a");
+    for standby in ["b", "c"] {
+        scene.silent(standby);
+        scene.report(standby).never_received = true;
+    }
+    scene
+}
+
+#[test]
+fn after_a_stop_of_everything_the_primary_is_waited_for_and_goes_on_in_its_epoch() {
+    let mut scene = started_again();
+    assert!(matches!(scene.waits(), WaitingOn::IsolationGrace { .. }), "{:?}", scene.waits());
+    scene.pass(std::time::Duration::from_secs(5));
+    scene.founds("b");
+    scene.streams("b");
+    scene.silent("b");
+    scene.returns("a");
+    scene.founds("a");
+    scene.dies("a");
+    scene.settle();
+    let state = scene.state();
+    assert_eq!((&state.phase, state.epoch, state.sealing), (&Phase::Restarting, Epoch(1), None));
+    // It dies again: whoever is there takes over.
+    scene.pass(std::time::Duration::from_secs(1));
+    scene.dies("a");
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+}
+
+#[test]
+fn after_a_stop_of_everything_a_primary_that_does_not_come_back_is_replaced_after_the_grace() {
+    let mut scene = started_again();
+    scene.settle();
+    scene.pass(scene.spec.isolation_grace);
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+}
+
+#[test]
+fn one_standby_that_has_heard_the_primary_is_enough_for_a_failover() {
+    let mut scene = started_again();
+    scene.report("b").never_received = false;
+    scene.report("c").never_received = false;
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)), "both hear it no more");
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.report("c").never_received = true;
+    scene.dies("a");
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)), "it died under b's eyes");
+}
+
+#[test]
+fn while_everybody_stops_nobody_is_promoted_and_nothing_ordered() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    for member in ["a", "b", "c"] {
+        scene.report(member).leaving = true;
+    }
+    let before = scene.state().clone();
+    scene.dies("a");
+    scene.settle();
+    scene.vanishes("a");
+    scene.silent("b");
+    scene.silent("c");
+    scene.settle();
+    assert_eq!(*scene.state(), before);
+}
+
 #[test]
 fn nothing_is_restarted_while_sealing() {
     let mut scene = Scene::serving("a", &["b", "c"]);

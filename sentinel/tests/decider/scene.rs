@@ -401,6 +401,7 @@ pub fn blank(member: &str) -> MemberReport {
         rejoin: None,
         unresponsive: None,
         ended: None,
+        never_received: false,
         silence: None,
         hears: Default::default(),
         frozen: None,
