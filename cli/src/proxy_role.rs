@@ -19,27 +19,22 @@ pub struct ProxyConfigArgs {
     #[command(flatten)]
     target: Target,
     /// The file that HAProxy is started with; all of it is written here
-    #[arg(long, value_name = "FILE", requires_all = ["haproxy_socket", "write_port", "read_port"])]
-    #[arg(required_unless_present = "pgbouncer_config")]
+    #[arg(long, value_name = "FILE")]
     haproxy_config: Option<PathBuf>,
     /// HAProxy's runtime socket
-    #[arg(long, value_name = "PATH", requires = "haproxy_config")]
+    #[arg(long, value_name = "PATH")]
     haproxy_socket: Option<PathBuf>,
     /// Port that leads to the primary
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    #[arg(requires = "haproxy_config")]
     write_port: Option<u16>,
     /// Port that leads to the standbys
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    #[arg(requires = "haproxy_config")]
     read_port: Option<u16>,
     /// Port that leads to those who have every acknowledged write: the primary, and standbys where each commit waits for them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    #[arg(requires = "haproxy_config")]
     fresh_port: Option<u16>,
     /// Port that leads to the members of a pool of the spec, and to nobody else; may be given several times
     #[arg(long, value_name = "POOL=N", value_parser = pool_port, value_delimiter = ',')]
-    #[arg(requires = "haproxy_config")]
     pool_port: Vec<(PoolName, u16)>,
     /// Address that HAProxy listens on; * for all of the host's
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1")]
@@ -93,11 +88,22 @@ fn config(args: ProxyConfigArgs) -> Result<Config, Failure> {
             bind: args.bind,
             reload: args.reload,
         }),
-        // The command line's definition demands all of them or none.
-        _ => None,
+        (None, None, None, None) if args.fresh_port.is_none() && args.pool_port.is_empty() => None,
+        // Not left to the command line's definition, which takes what a file gives for not given.
+        (_, _, _, _) => {
+            return Err(Failure::usage(
+                "HAProxy needs --haproxy-config, --haproxy-socket, --write-port and --read-port: give all of them, or \
+                 none beside --pgbouncer-config",
+            ));
+        }
     };
     haproxy.as_ref().map_or(Ok(()), check)?;
     let pgbouncer = args.pgbouncer.config(&args.target.cluster)?;
+    if haproxy.is_none() && pgbouncer.is_none() {
+        return Err(Failure::usage(
+            "there is nothing to keep in line: give --haproxy-config or --pgbouncer-config, and what goes with it",
+        ));
+    }
     let config = Config {
         cluster: args.target.cluster,
         etcd: args.target.store.access()?,

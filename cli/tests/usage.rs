@@ -134,6 +134,33 @@ fn a_proxy_config_is_refused_what_haproxy_would_misread() {
 }
 
 #[test]
+fn a_proxy_config_without_a_proxy_or_with_half_of_one_is_refused() {
+    let at = Untouched::new();
+    let with = |flags: &str| format!("proxy-config --cluster demo ETCD {flags}");
+    // What a file gives counts as given, though it does not for the command line's own rules.
+    let file =
+        at.file("half.toml", "pgbouncer-config = '/a'\npgbouncer-admin = ['host=/run user=x']\n");
+    let pgbouncer = "--pgbouncer-config /a --pgbouncer-database shop";
+    at.refuses(&[
+        (&with(""), "nothing to keep in line"),
+        (&with("--haproxy-config /a --write-port 5000"), "HAProxy needs --haproxy-config"),
+        (&with("--pgbouncer-config /a"), "PgBouncer needs --pgbouncer-config"),
+        (&with(&format!("--config {file}")), "PgBouncer needs --pgbouncer-config"),
+        (&with(&format!("{pgbouncer} --pgbouncer-admin host=/run")), "admin_users"),
+        (
+            &with("--pgbouncer-config /a --pgbouncer-database a;b --pgbouncer-admin host=/run"),
+            "is no name",
+        ),
+        (
+            &with(&format!(
+                "{pgbouncer} --pgbouncer-admin host=/a --pgbouncer-password-file /nonexistent"
+            )),
+            "--pgbouncer-password-file /nonexistent",
+        ),
+    ]);
+}
+
+#[test]
 fn a_spec_is_judged_before_anything_is_asked() {
     let at = Untouched::new();
     let cases = [

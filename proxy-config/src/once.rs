@@ -1,4 +1,4 @@
-//! What a person asks proxy-config to do once: bring HAProxy in line and end, or show what would change and change
+//! What a person asks proxy-config to do once: bring the proxies in line and end, or show what would change and change
 //! nothing.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::follow::{self, Agreed, View};
 use crate::install::{self, Installer, Outcome};
 use crate::push::{self, Hold};
 use crate::route::{self, Answers, Known, Routes};
-use crate::{Config, ask, collisions, diff, haproxy, run};
+use crate::{Config, ask, collisions, diff, haproxy, pgbouncer, run};
 
 /// How long etcd may take to answer.
 const READ_WITHIN: Duration = Duration::from_secs(5);
@@ -37,6 +37,9 @@ pub async fn once(config: &Config) -> anyhow::Result<Done> {
 pub async fn once_on(store: Arc<dyn Store>, config: &Config) -> anyhow::Result<Done> {
     let routes = routes(store, config).await?;
     let mut done = Done { epoch: routes.epoch, lines: told(&routes) };
+    if let Some(pgbouncer) = &config.pgbouncer {
+        done.lines.extend(pgbouncer::once(pgbouncer, &routes).await?);
+    }
     let Some(haproxy) = &config.haproxy else { return Ok(done) };
     // Files are checked and put in place first: an HAProxy that does not know a member yet cannot be told of it.
     let mut installer = Installer::new(config.cluster.clone(), haproxy.clone());
@@ -73,6 +76,14 @@ pub async fn preview(config: &Config) -> anyhow::Result<Done> {
 pub async fn preview_on(store: Arc<dyn Store>, config: &Config) -> anyhow::Result<Done> {
     let routes = routes(store, config).await?;
     let mut done = Done { epoch: routes.epoch, lines: Vec::new() };
+    if let Some(pgbouncer) = &config.pgbouncer
+        && let Some(rendered) = pgbouncer::preview(pgbouncer, &routes).await
+    {
+        let old = install::text_of(&pgbouncer.file)?.unwrap_or_default();
+        let path = pgbouncer.file.display().to_string();
+        done.lines.extend(diff::unified(&path, &old, &rendered.text));
+        done.lines.extend(rendered.notes);
+    }
     let Some(haproxy) = &config.haproxy else { return Ok(done) };
     let rendered = haproxy::render(&config.cluster, haproxy, &routes);
     let states = haproxy::states_path(&haproxy.file);
@@ -96,10 +107,6 @@ async fn connect(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
 
 async fn routes(store: Arc<dyn Store>, config: &Config) -> anyhow::Result<Routes> {
     config.check()?;
-    ensure!(
-        config.pgbouncer.is_none(),
-        "--once and --dry-run know HAProxy only: leave the flags of PgBouncer out"
-    );
     let installed = run::installed(config)?;
     if let Some(haproxy) = &config.haproxy {
         collisions::check(&config.cluster, haproxy)?;

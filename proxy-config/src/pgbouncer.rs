@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use proto::proxy::Clients;
 use proto::{ClusterState, Epoch, RequestId};
 use store::clock;
@@ -111,6 +111,39 @@ pub async fn follow(
         }
     }
     while instances.join_next().await.is_some() {}
+}
+
+/// Returns the file as it would be written for `routes` and the PgBouncers that run; none without a primary.
+pub async fn preview(config: &PgbouncerConfig, routes: &Routes) -> Option<Rendered> {
+    let mut known = Vec::new();
+    for at in &config.consoles {
+        known.extend(Instance::new(at.clone(), &config.file).version().await);
+    }
+    render::render(&config.wishes, routes, known.into_iter().min().unwrap_or(OLDEST))
+}
+
+/// Installs the file for `routes` and has it loaded. Returns what a person should know, a line each.
+pub async fn once(config: &PgbouncerConfig, routes: &Routes) -> anyhow::Result<Vec<String>> {
+    let file = config.file.display();
+    let Some(rendered) = preview(config, routes).await else {
+        return Ok(vec![format!("{file} stays as it is: there is no primary to lead to now")]);
+    };
+    file::install(&config.file, &config.wishes.cluster, (routes, &rendered.text))?;
+    let mut lines = rendered.notes;
+    for at in &config.consoles {
+        let mut instance = Instance::new(at.clone(), &config.file);
+        let name = instance::name(at);
+        match instance.load_once(rendered.entries.clone()).await {
+            Standing::Following(following) => {
+                lines.push(format!("PgBouncer {} at {name} follows {file}", following.version));
+            }
+            Standing::Away | Standing::Unasked => {
+                lines.push(format!("{file} is installed; PgBouncer at {name} does not run yet"));
+            }
+            Standing::Refusing(why) => bail!("PgBouncer at {name}: {why}"),
+        }
+    }
+    Ok(lines)
 }
 
 /// Puts a file in place for PgBouncer to start with, where there is none.

@@ -22,23 +22,34 @@ pub struct PgbouncerArgs {
     )]
     pgbouncer_config: Option<PathBuf>,
     /// Where a PgBouncer's console is, such as "host=/run/postgresql port=6432 user=pgdeputy"; once for each
-    #[arg(long, value_name = "CONNINFO", requires = "pgbouncer_config")]
+    #[arg(long, value_name = "CONNINFO")]
     pgbouncer_admin: Vec<String>,
     /// File with the password for the console
-    #[arg(long, value_name = "FILE", requires = "pgbouncer_config")]
+    #[arg(long, value_name = "FILE")]
     pgbouncer_password_file: Option<PathBuf>,
     /// A database for writes, and NAME_ro for reads: "shop pool_size=20 max_db_connections=60"; * for all others
-    #[arg(long, value_name = "NAME [WORD=VALUE ...]", requires = "pgbouncer_config")]
+    #[arg(long, value_name = "NAME [WORD=VALUE ...]")]
     pgbouncer_database: Vec<Database>,
     /// The limits of a user: "shop max_user_connections=50"
-    #[arg(long, value_name = "NAME WORD=VALUE ...", requires = "pgbouncer_config")]
+    #[arg(long, value_name = "NAME WORD=VALUE ...")]
     pgbouncer_user: Vec<User>,
 }
 
 impl PgbouncerArgs {
     /// Returns the checked part of the configuration; none where PgBouncer is not asked for.
     pub fn config(self, cluster: &ClusterName) -> Result<Option<PgbouncerConfig>, Failure> {
-        let Some(file) = self.pgbouncer_config else { return Ok(None) };
+        let rest = !self.pgbouncer_admin.is_empty() && !self.pgbouncer_database.is_empty();
+        let some = !self.pgbouncer_admin.is_empty() || !self.pgbouncer_database.is_empty();
+        let file = match self.pgbouncer_config {
+            Some(file) if rest => file,
+            None if !some && self.pgbouncer_user.is_empty() => return Ok(None),
+            Some(_) | None => {
+                return Err(Failure::usage(
+                    "PgBouncer needs --pgbouncer-config, --pgbouncer-admin and --pgbouncer-database: give all of them, \
+                     or none",
+                ));
+            }
+        };
         let file = super::path("--pgbouncer-config", file)?;
         let password = self.pgbouncer_password_file.as_deref().map(read_password).transpose()?;
         let console = |given: &String| console(given, password.as_deref());

@@ -94,3 +94,51 @@ fn follow(
 fn is_between(state: &ClusterState, holding: &Holding) -> bool {
     state.epoch > holding.epoch && state.writable_primary().is_none()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the state of a switchover in this step, of epoch 7.
+    fn switching(step: &str) -> ClusterState {
+        let text = format!(
+            r#"{{"number":1,"etcd_cluster_id":"e","epoch":7,"phase":{{"name":"switchover","target":"b","named":true,
+            "request":"0000000000000009","by":"a test","started":"2026-01-01T00:00:00Z","within":"30s","step":{step}}},
+            "primary":"a","cfgs":[],"last_cfg":1,"timeline":1,"highest_timeline":1,"open_at_once":true,"epochs":[],
+            "members":{{}}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    const HOLD: &str = r#"{"name":"hold","since":"2026-01-01T00:00:00Z","within":"5s"}"#;
+    const STOP: &str = r#"{"name":"stop"}"#;
+
+    fn at(seconds: u64) -> Moment {
+        Moment::since_boot(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn once_the_primary_is_told_to_stop_there_is_more_time_and_it_counts_from_then() {
+        let held = decide(Some(&switching(HOLD)), &Decision::default(), at(100));
+        assert_eq!(held.holding.as_ref().unwrap().until, at(106));
+        let stops = decide(Some(&switching(STOP)), &held, at(103));
+        let until = stops.holding.as_ref().unwrap().until;
+        assert!(until > at(106));
+        assert_eq!(decide(Some(&switching(STOP)), &stops, at(120)), stops);
+        assert_eq!(decide(Some(&switching(STOP)), &stops, until).holding, None);
+    }
+
+    #[test]
+    fn a_store_that_is_away_neither_ends_a_hold_nor_makes_it_longer() {
+        let held = decide(Some(&switching(HOLD)), &Decision::default(), at(100));
+        assert_eq!(decide(None, &held, at(105)), held);
+        let let_go = decide(None, &held, at(106));
+        assert_eq!(let_go.holding, None);
+        assert_eq!(decide(Some(&switching(HOLD)), &let_go, at(107)).holding, None, "time was up");
+    }
+
+    #[test]
+    fn a_hold_does_not_begin_when_the_primary_stops_already() {
+        assert_eq!(decide(Some(&switching(STOP)), &Decision::default(), at(1)).holding, None);
+    }
+}

@@ -148,6 +148,26 @@ impl Instance {
         }
     }
 
+    /// Asks for the version; none where nobody answers as PgBouncer.
+    pub async fn version(&mut self) -> Option<Version> {
+        let open = self.open().await.ok()?;
+        Some(self.console.insert(open).version)
+    }
+
+    /// Has the file with `entries` loaded, and pauses and resumes nothing. Returns how PgBouncer stands to it.
+    pub async fn load_once(&mut self, entries: Vec<Entry>) -> Standing {
+        let want = Want { file: 1, entries, hold: None };
+        let loaded = async {
+            let open = self.open().await?;
+            let version = self.console.insert(open).version;
+            let seen = self.show_databases().await?;
+            self.load(&want, seen).await?;
+            Ok(Following { version, file: want.file, held: None })
+        };
+        let outcome = loaded.await;
+        self.standing(outcome)
+    }
+
     /// Nobody would let clients go after us: whatever they wait for, they wait no longer.
     async fn leave(&mut self) {
         if !self.paused_mark.exists() {

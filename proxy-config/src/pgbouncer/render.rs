@@ -49,7 +49,7 @@ pub struct Entry {
 pub enum Kind {
     Write,
     Read,
-    /// Reads, and by the primary: no standby is there.
+    /// Reads, and by the primary too: too few standbys are there.
     ReadByPrimary,
 }
 
@@ -76,7 +76,8 @@ pub fn render(wishes: &Wishes, routes: &Routes, version: Version) -> Option<Rend
     let (readers, mut notes) = readers(routes);
     let write = (primary.postgres.host.clone(), primary.postgres.port);
     let read = readers.clone().unwrap_or_else(|| write.clone());
-    let reads_by = match readers.as_ref().is_none_or(|r| *r == write) {
+    let by_primary = routes.write.as_ref().is_some_and(|w| routes.read.contains(w));
+    let reads_by = match readers.is_none() || by_primary {
         true => Kind::ReadByPrimary,
         false => Kind::Read,
     };

@@ -1,14 +1,15 @@
 //! What proxy-config refuses, and what it says of a PgBouncer that does not do what it is told.
 
+use proxy_config::once;
 use proxy_config::pgbouncer::console::{Console, ConsoleError};
-use proxy_config::pgbouncer::entries::OLDEST;
+use proxy_config::pgbouncer::entries::{Database, OLDEST};
 use proxy_config::pgbouncer::file;
 use proxy_config::pgbouncer::instance::{Board, Instance, Standing, Want};
 use proxy_config::pgbouncer::render::{Entry, Kind, render};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{Pgbouncer, World, bounded, free_port};
+use crate::world::{Pgbouncer, World, bounded, free_port, three};
 
 async fn refusal(world: &World) -> String {
     let store = std::sync::Arc::new(world.store.clone());
@@ -110,4 +111,30 @@ async fn a_pgbouncer_that_does_not_include_the_file_is_told_of_with_the_line_tha
     assert!(said.contains("(main missing or elsewhere)") && said.contains("%include"), "{said}");
     stop.cancel();
     bounded("it ends", follow).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_the_file_with_what_the_version_cannot_and_once_installs_it() {
+    let mut world = World::new("main");
+    let [a, b, c] = three().await;
+    world.open(7, &[("a", &a), ("b", &b), ("c", &c)]).await;
+    let mut pgbouncer = world.add_pgbouncer("").await;
+    let limited = "main pool_size=5 transaction_timeout=3";
+    assert!(limited.parse::<Database>().unwrap_err().to_string().contains("is not known here"));
+    world.pgbouncer().wishes.users.push("app pool_size=3".parse().unwrap());
+    let store = || std::sync::Arc::new(world.store.clone());
+    let shown = once::preview_on(store(), &world.config).await.unwrap().lines.join("\n");
+    assert!(
+        shown.contains("+main = host=127.0.0.1") && shown.contains("app: pool_size is left out"),
+        "{shown}"
+    );
+    assert!(!world.file().exists(), "a dry run changes nothing");
+    let done = once::once_on(store(), &world.config).await.unwrap().lines.join("\n");
+    assert!(done.contains("does not run yet"), "{done}");
+    pgbouncer.start().await;
+    pgbouncer.expect("main", "a").await;
+    world.open(8, &[("b", &b), ("a", &a), ("c", &c)]).await;
+    let done = once::once_on(store(), &world.config).await.unwrap().lines.join("\n");
+    assert!(done.contains("follows"), "{done}");
+    pgbouncer.expect("main", "b").await;
 }

@@ -7,8 +7,9 @@ use proto::Epoch;
 use proto::proxy::Clients;
 use store::clock;
 
+use crate::scene::open;
 use crate::server::Server;
-use crate::world::{Pgbouncer, Proxy, World, bounded, eventually, state, three};
+use crate::world::{Pgbouncer, Proxy, World, bounded, eventually, three};
 
 struct Cluster {
     world: World,
@@ -130,7 +131,7 @@ async fn old_news_lead_nobody_back() {
     world.open(8, &[("b", &b), ("a", &a), ("c", &c)]).await;
     pgbouncer.expect("main", "b").await;
     // A store that was restored from an old copy, also for a proxy-config that starts with it.
-    world.agree(&state(7, &["a", "b", "c"])).await;
+    world.agree(&open(7, &["a", "b", "c"])).await;
     proxy.stop().await;
     let _proxy = world.proxy();
     eventually("it has read the store", || async { world.told().await.is_some() }).await;

@@ -8,14 +8,15 @@ use proto::{ClusterState, Phase};
 use serde_json::json;
 use store::clock;
 
+use crate::scene::open;
 use crate::server::Server;
-use crate::world::{Pgbouncer, Proxy, World, bounded, eventually, state, three};
+use crate::world::{Pgbouncer, Proxy, World, bounded, eventually, three};
 
 /// Far longer than a step of these tests takes.
 const LONG: &str = "60s";
 
 fn switching(epoch: u64, step: serde_json::Value) -> ClusterState {
-    let mut state = state(epoch, &["a", "b", "c"]);
+    let mut state = open(epoch, &["a", "b", "c"]);
     state.phase = Phase::Switchover(
         serde_json::from_value(json!({
             "target": "b", "named": true, "request": REQUEST, "by": "a test", "started": "2026-01-01T00:00:00.000Z",
@@ -95,7 +96,7 @@ async fn transactions_end_then_clients_wait_and_go_on_at_the_new_primary_without
     // Reads go on at the standbys.
     pgbouncers[0].expect("main_ro", "b").await;
     world.agree(&switching(7, json!({"name": "stop"}))).await;
-    let mut promoting = state(8, &["b", "a", "c"]);
+    let mut promoting = open(8, &["b", "a", "c"]);
     promoting.phase = Phase::Promoting;
     world.agree(&promoting).await;
     drop(a);
@@ -116,7 +117,7 @@ async fn a_switchover_that_is_called_off_lets_clients_go_where_they_were() {
     held(&world).await;
     let client = pgbouncers[0].client("main").await;
     assert!(client.is_some() || is_paused(&pgbouncers[0]).await);
-    world.agree(&state(7, &["a", "b", "c"])).await;
+    world.agree(&open(7, &["a", "b", "c"])).await;
     pgbouncers[0].expect("main", "a").await;
     world.reports("nobody is held", |r| r.held.is_none()).await;
 }
@@ -148,7 +149,7 @@ async fn what_a_dead_proxy_config_left_paused_is_let_go_by_the_next_and_a_person
     world.agree(&hold(LONG)).await;
     held(&world).await;
     proxy.kill().await;
-    world.agree(&state(7, &["a", "b", "c"])).await;
+    world.agree(&open(7, &["a", "b", "c"])).await;
     assert!(is_paused(&pgbouncers[0]).await);
     let next = world.proxy();
     pgbouncers[0].expect("main", "a").await;

@@ -6,5 +6,8 @@ mod bad_input;
 mod following;
 mod holding;
 mod rendering;
+#[path = "../proxy_config/scene.rs"]
+#[allow(dead_code, reason = "the other suite needs more of it")]
+mod scene;
 mod server;
 mod world;

@@ -11,11 +11,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::proxy::ProxyReport;
-use proto::report::{Server as Role, Stream};
-use proto::{ClusterName, ClusterState, Document, Epoch, MemberReport, Timeline, document};
+use proto::{ClusterName, ClusterState, Document, MemberReport, document};
 use proxy_config::pgbouncer::render::Wishes;
 use proxy_config::{Config, PgbouncerConfig};
-use serde_json::json;
 use store::keys::Keys;
 use store::memory::MemoryStore;
 use store::{Operation, Store, Txn};
@@ -25,6 +23,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
+use crate::scene;
 use crate::server::Server;
 
 /// Nothing here takes longer unless it is broken.
@@ -256,7 +255,8 @@ impl World {
             let report = report(name, server, (*name != servers[0].0).then_some(epoch));
             self.put(self.keys.member(&report.member), &report).await;
         }
-        self.agree(&state(epoch, &servers.iter().map(|(name, _)| *name).collect::<Vec<_>>())).await;
+        self.agree(&scene::open(epoch, &servers.iter().map(|(name, _)| *name).collect::<Vec<_>>()))
+            .await;
     }
 
     async fn put(&self, key: String, document: &impl Document) {
@@ -285,38 +285,14 @@ impl World {
     }
 }
 
-/// Returns an open state of `members`, the first of which is the primary.
-pub fn state(epoch: u64, members: &[&str]) -> ClusterState {
-    let admitted: std::collections::BTreeMap<&str, _> =
-        members.iter().map(|m| (*m, json!({"incarnation": "i", "floor": null}))).collect();
-    serde_json::from_value(json!({
-        "number": epoch * 10, "etcd_cluster_id": "e", "system_identifier": "1", "epoch": epoch,
-        "phase": {"name": "open"}, "primary": members[0], "sealing": null, "cfgs": [], "last_cfg": 1,
-        "timeline": epoch, "highest_timeline": epoch, "chosen": null, "open_at_once": true, "epochs": [],
-        "members": admitted, "restart": null
-    }))
-    .unwrap()
-}
-
-/// Returns the report of a primary, or of a standby that streams in an epoch.
-pub fn report(name: &str, server: &Server, streams_in: Option<u64>) -> MemberReport {
+/// Returns the report of a server as the primary, or as a standby that streams in an epoch.
+fn report(name: &str, server: &Server, streams_in: Option<u64>) -> MemberReport {
     let address = format!("{}:{}", server.host, server.port);
-    let report: MemberReport = serde_json::from_value(json!({
-        "member": name, "incarnation": "i", "understands_format": 1, "pgdeputy_version": "0.1.0",
-        "postgres_version": 150018, "postgres_address": address, "http_address": address, "zone": null, "promise": 0,
-        "data": "present", "system_identifier": "1", "complete": true, "server": {"state": "unknown"}, "opened": null,
-        "confirmed": null, "stream": {"state": "none"}, "seal": null, "rejoin": null, "problems": []
-    }))
-    .unwrap();
-    let timeline = Timeline(1);
-    match streams_in {
-        None => MemberReport { server: Role::Primary { timeline }, ..report },
-        Some(epoch) => MemberReport {
-            server: Role::Standby { timeline },
-            stream: Stream::Live { epoch: Epoch(epoch), timeline, voter: true },
-            ..report
-        },
-    }
+    // Nobody listens there: no keeper answers, so nothing is known of any lag.
+    let (postgres_address, http_address) = (address, format!("{}:1", server.host));
+    let report =
+        streams_in.map_or_else(|| scene::primary(name), |epoch| scene::standby(name, epoch));
+    MemberReport { postgres_address, http_address, ..report }
 }
 
 /// Three servers on one port, as on three hosts.
