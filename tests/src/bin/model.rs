@@ -57,15 +57,16 @@ fn run(mut words: impl Iterator<Item = String>) -> Result<bool, String> {
     Ok(!outcome.violations.is_empty())
 }
 
-/// Returns whether all is exhausted and kept.
+/// Returns whether all is exhausted and kept. Goes on behind a bound that is not.
 fn exhaust(bounds: &[Bounds], patience: Duration) -> bool {
-    let outcomes = bounds.iter().map(|bounds| {
+    let mut exhausted = true;
+    for bounds in bounds {
         let outcome = check(*bounds, None, patience);
         tell(&outcome);
         println!("{outcome}");
-        outcome.exhausted
-    });
-    outcomes.fold(true, |all, one| all && one)
+        exhausted &= outcome.exhausted;
+    }
+    exhausted
 }
 
 fn tell(outcome: &Outcome) {

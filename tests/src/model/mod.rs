@@ -207,7 +207,7 @@ impl Model {
                 state.left.late -= 1;
                 true
             }
-            Event::WriteLate => return self.write_late(state),
+            Event::WriteLate => self.write_late(state),
             Event::Read(m) => {
                 let me = &mut state.members[m as usize];
                 let news = me.view != state.agreed;
@@ -245,7 +245,7 @@ impl Model {
             Event::Write(m) => postgres::write(state, m.into()),
             Event::Acknowledge(c) => postgres::acknowledge(documents, state, c.into()),
             Event::PostgresDies(m) | Event::KeeperDies(m) | Event::MachineDies(m) => {
-                return self.dies(state, m.into(), event);
+                self.dies(state, m.into(), event)
             }
         }
     }
