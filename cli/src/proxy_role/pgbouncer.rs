@@ -14,12 +14,7 @@ use crate::failure::Failure;
 #[command(next_help_heading = "PgBouncer")]
 pub struct PgbouncerArgs {
     /// The file with PgBouncer's databases; all of it is written here, and pgbouncer.ini includes it
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "pgbouncer_admin",
-        requires = "pgbouncer_database"
-    )]
+    #[arg(long, value_name = "FILE")]
     pgbouncer_config: Option<PathBuf>,
     /// Where a PgBouncer's console is, such as "host=/run/postgresql port=6432 user=pgdeputy"; once for each
     #[arg(long, value_name = "CONNINFO")]
