@@ -57,9 +57,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("walsenders-not-proven", JOINT, &["I3"]),
     mutant("timeline-used-again", JOINT, &["I9"]),
     mutant("names-empty-on-standbys", JOINT, &["I8"]),
-    mutant("late-member-follows-at-once", JOINT, &["I9"]),
     mutant("promise-not-durable", JOINT, &["I5"]),
-    mutant("position-before-cut", JOINT, &["I1", "I4", "I9", "I16"]),
 ];
 
 /// What came of a check.
