@@ -100,6 +100,20 @@ pub fn judge(evidence: &Evidence) -> Verdict {
     }
 }
 
+/// Judges a run in which an operator accepted loss: nothing may be missing but what was acknowledged between `from` and
+/// `until`, and that on all members alike.
+pub fn judge_with_loss(evidence: &Evidence, from: Moment, until: Moment) -> Verdict {
+    let beacons = evidence.beacons.iter().map(|b| (Written::Beacon(b.ack.id), b.ack));
+    let commits = evidence.acknowledged.iter().map(|ack| (Written::Commit(ack.id), *ack));
+    let told: BTreeMap<Written, Ack> = commits.chain(beacons).collect();
+    let mut verdict = judge(evidence);
+    verdict.lost.retain(|lost| {
+        let in_time = told.get(&lost.what).is_some_and(|a| a.acked >= from && a.invoked <= until);
+        !(in_time && lost.missing_on.len() == evidence.holdings.len())
+    });
+    verdict
+}
+
 fn lost(evidence: &Evidence) -> Vec<Lost> {
     let missing = |held: &dyn Fn(&Holding) -> bool| -> Vec<MemberName> {
         evidence.holdings.iter().filter(|(_, h)| !held(h)).map(|(name, _)| name.clone()).collect()
@@ -215,6 +229,21 @@ mod tests {
     fn beacon(member: &str, timeline: u32, id: i64, times: (u64, u64)) -> Beacon {
         let ack = Ack { id, invoked: at(times.0), acked: at(times.1) };
         Beacon { member: member.parse().unwrap(), timeline: Timeline(timeline), ack }
+    }
+
+    #[test]
+    fn an_accepted_loss_excuses_what_was_told_in_its_time_and_is_missing_everywhere() {
+        let mut evidence = good();
+        for holding in evidence.holdings.values_mut() {
+            holding.commits.remove(&1000);
+        }
+        let lost = |evidence: &Evidence, from, until| {
+            judge_with_loss(evidence, at(from), at(until)).lost.len()
+        };
+        assert_eq!((lost(&evidence, 900, 1100), lost(&evidence, 1003, 1100)), (0, 1));
+        assert_eq!(lost(&evidence, 900, 999), 1, "it was begun after the new primary was there");
+        evidence.holdings.values_mut().next().unwrap().commits.insert(1000);
+        assert_eq!(lost(&evidence, 900, 1100), 1, "one member holds what others lack");
     }
 
     /// A run in which a was primary until 1000 ms and b from 1100 ms on, and nothing went wrong.

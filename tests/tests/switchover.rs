@@ -115,7 +115,7 @@ async fn a_target_that_dies_in_the_middle_costs_no_commit() {
     let target = scene.lab.members().into_iter().find(|m| *m != primary).unwrap();
     let watchers = Watchers::start(&scene.lab, 4).await.unwrap();
     let steady_from = clock::now();
-    watchers.load.acknowledged_count(200, BOUND).await.unwrap();
+    watchers.load.acknowledged_count(1_000, BOUND).await.unwrap();
     let (struck, _) = scene.lab.ask_for_switchover(Some(&target)).await.unwrap();
     // From the order to stop on there is no way back to the old epoch.
     loop {
@@ -135,7 +135,7 @@ async fn a_target_that_dies_in_the_middle_costs_no_commit() {
     watchers.load.acknowledged_count(LEAST_ACKNOWLEDGED, BOUND).await.unwrap();
     let (evidence, _) = watchers.finish(&scene.lab, (steady_from, struck.at)).await.unwrap();
     let verdict = judge(&evidence);
-    assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");
+    assert!(verdict.is_good(), "{verdict:?}");
 }
 
 #[tokio::test]
