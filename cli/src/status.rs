@@ -94,6 +94,8 @@ pub struct Member {
     pub http_address: Option<String>,
     /// How long this primary may go on without renewing its right.
     pub serve_for_ms: Option<u64>,
+    /// How its fencer ends PostgreSQL's processes where they do not end by themselves.
+    pub fenced_by: Option<String>,
     pub rejoin: Option<Rejoin>,
     pub problems: Vec<String>,
 }

@@ -216,6 +216,7 @@ fn view(report: MemberReport, flush_lsn: Lsn) -> View {
         lag: None,
         fresh: false,
         remote_apply: None,
+        fenced_by: None,
         asked,
     };
     View {

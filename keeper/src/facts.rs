@@ -14,6 +14,7 @@ use proto::spec::PostgresSpec;
 use store::LeaseId;
 
 use crate::action::ActionKind;
+use crate::fencer::FenceWay;
 use crate::health::{Disks, Pulse};
 use crate::member_files::MemberFiles;
 use crate::postgres::probe::SqlFacts;
@@ -86,6 +87,8 @@ impl Process {
 #[derive(Debug, Clone, Default)]
 pub struct Local {
     pub process: Process,
+    /// How its fencer ends PostgreSQL.
+    pub fence_way: Option<FenceWay>,
     /// No renewal has reached etcd for `lease_ttl`.
     pub etcd_away: bool,
     /// The settings on disk that the server has, or will read at its start.

@@ -63,6 +63,7 @@ pub fn view(view: &ClusterView, facts: &Facts, report: MemberReport, moving: Mov
             lag: None,
             fresh: false,
             remote_apply: facts.local.remote_apply,
+            fenced_by: facts.local.fence_way.map(|way| way.to_string()),
             asked: store::clock::wall(),
             report,
         },

@@ -220,7 +220,8 @@ pub fn first_local(settings: Option<Settings>, watched: &Watched) -> Local {
         },
         Some(_) | None => Names::Unproven,
     };
-    Local { process, settings, names, ..Local::default() }
+    let fence_way = Some(watched.way);
+    Local { process, fence_way, settings, names, ..Local::default() }
 }
 
 /// Brings what an earlier keeper has left to a known end: a change of settings that it wrote and did not signal, or
@@ -275,6 +276,7 @@ mod tests {
             ending: false,
             strays: vec![],
             last_exit: None,
+            way: crate::fencer::FenceWay::Processes,
         }
     }
 

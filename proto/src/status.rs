@@ -23,6 +23,9 @@ pub struct MemberStatus {
     /// Asked only where the spec wants it.
     #[serde(default)]
     pub remote_apply: Option<bool>,
+    /// How its fencer ends PostgreSQL's processes where they do not end by themselves.
+    #[serde(default)]
+    pub fenced_by: Option<String>,
     pub asked: WallTime,
 }
 

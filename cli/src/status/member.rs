@@ -34,6 +34,7 @@ pub fn member(
         postgres_address: report.map(|r| r.postgres_address.clone()),
         http_address: report.map(|r| r.http_address.clone()),
         serve_for_ms: answer.and_then(|a| a.serve_for_ms),
+        fenced_by: answer.and_then(|a| a.fenced_by.clone()),
         rejoin: report.and_then(|r| r.rejoin.clone()),
         problems: report.iter().flat_map(|r| r.problems.iter().cloned()).collect(),
     }

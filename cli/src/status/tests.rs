@@ -158,6 +158,7 @@ fn answers() -> Answers {
             lag: None,
             fresh: false,
             remote_apply: None,
+            fenced_by: Some("cgroup.kill".into()),
             asked: ASKED,
         };
         (name(n), status)

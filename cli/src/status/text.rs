@@ -177,5 +177,7 @@ fn right_line(member: &Member) -> Option<String> {
         return None;
     }
     let left = i64::try_from(member.serve_for_ms?).unwrap_or(i64::MAX);
-    Some(format!("{} stops serving within {} if it is cut off", member.name, milliseconds(left)))
+    let by = member.fenced_by.as_ref().map_or(String::new(), |way| format!(" (fenced by {way})"));
+    let within = milliseconds(left);
+    Some(format!("{} stops serving within {within} if it is cut off{by}", member.name))
 }

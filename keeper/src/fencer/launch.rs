@@ -12,15 +12,20 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid, setsid};
 
+use super::cage::Cage;
 use super::processes::Process;
 use super::protocol::{Postmaster, StartPostgres};
 use super::shelter;
 
-/// Starts PostgreSQL in `data_dir` as a child of this thread, which must be the process's only one: the kernel
-/// counts the end of the *thread* that started a child as its parent's death.
-pub fn launch(start: &StartPostgres, data_dir: &Path) -> Result<Postmaster, String> {
-    let mut command =
-        command(start, data_dir).map_err(|e| format!("open {}: {e}", start.log_file.display()))?;
+/// Starts PostgreSQL in `data_dir`, and in `cage` where there is one, as a child of this thread, which must be the
+/// process's only one: the kernel counts the end of the *thread* that started a child as its parent's death.
+pub fn launch(
+    start: &StartPostgres,
+    data_dir: &Path,
+    cage: Option<&Cage>,
+) -> Result<Postmaster, String> {
+    let mut command = command(start, data_dir, cage)
+        .map_err(|e| format!("open {}: {e}", start.log_file.display()))?;
     let child = command.spawn().map_err(|e| format!("run {}: {e}", start.program.display()))?;
     let pid = child.id();
     shelter::normal_priority(pid);
@@ -30,9 +35,10 @@ pub fn launch(start: &StartPostgres, data_dir: &Path) -> Result<Postmaster, Stri
     Ok(Postmaster { pid, start_ticks, started: store::clock::wall() })
 }
 
-fn command(start: &StartPostgres, data_dir: &Path) -> io::Result<Command> {
+fn command(start: &StartPostgres, data_dir: &Path, cage: Option<&Cage>) -> io::Result<Command> {
     let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&start.log_file)?;
     let fencer = Pid::this();
+    let door = cage.map(Cage::door);
     let mut command = Command::new(&start.program);
     command.args(&start.args).env_clear().envs(&start.env).current_dir(data_dir);
     if shelter::oom_score_adj() < 0 {
@@ -46,6 +52,10 @@ fn command(start: &StartPostgres, data_dir: &Path) -> io::Result<Command> {
     unsafe {
         command.pre_exec(move || {
             setsid()?;
+            if let Some(door) = door {
+                // 0 is whoever writes. Refused, it is started all the same: who is in the cage is looked at afterwards.
+                nix::libc::write(door, c"0".as_ptr().cast(), 1);
+            }
             prctl::set_pdeathsig(Signal::SIGQUIT)?;
             // The fencer may have died before the line above, and then no signal will ever come.
             if getppid() == fencer { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }

@@ -10,6 +10,7 @@
 //! - A keeper that dies is started again, if it has asked for that.
 //! - SIGTERM fences PostgreSQL and then ends the fencer; SIGHUP and SIGINT do nothing.
 
+mod cage;
 mod client;
 mod connection;
 mod fence;
@@ -29,7 +30,7 @@ use std::path::{Path, PathBuf};
 pub use client::{Fencer, FencerCommand, FencerError};
 pub use processes::Process;
 pub use protocol::{
-    Exit, FenceReason, Fenced, FencerEvent, KeeperCommand, PROTOCOL, Postmaster, Refusal,
+    Exit, FenceReason, FenceWay, Fenced, FencerEvent, KeeperCommand, PROTOCOL, Postmaster, Refusal,
     StartPostgres, Watched,
 };
 pub use server::main;

@@ -116,6 +116,32 @@ pub struct Watched {
     pub strays: Vec<u32>,
     /// How the postmaster that ran last under this fencer ended; says what a keeper missed while it was away.
     pub last_exit: Option<Exit>,
+    /// By which way a fence reaches PostgreSQL; older fencers know one only.
+    #[serde(default)]
+    pub way: FenceWay,
+}
+
+/// How a fence reaches PostgreSQL's processes. What one of the first two misses is killed by the last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FenceWay {
+    /// One write to the `cgroup.kill` of its own cgroup (version 2).
+    CgroupKill,
+    /// Its own cgroup is frozen, killed and thawed (version 1).
+    CgroupFreezer,
+    /// They are looked for and killed one by one.
+    #[default]
+    Processes,
+}
+
+impl std::fmt::Display for FenceWay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::CgroupKill => "cgroup.kill",
+            Self::CgroupFreezer => "the cgroup freezer",
+            Self::Processes => "killing process by process",
+        })
+    }
 }
 
 /// A running postmaster.

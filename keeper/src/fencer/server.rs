@@ -20,6 +20,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use proto::Moment;
 use store::clock::now;
 
+use super::cage::Cage;
 use super::connection::Connection;
 use super::log::Log;
 use super::protocol::{Answer, Command, FenceReason, Message, PROTOCOL, Refusal, Request};
@@ -120,12 +121,19 @@ impl Server {
             TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
         )
         .context("make a timer")?;
-        let ward = Ward::of(&args.data_dir);
+        let mut ward = Ward::of(&args.data_dir);
         shelter::detach().context("leave the keeper's session")?;
         let stderr = log_file.try_clone().context("share the log")?;
         let mut log = Log::to(log_file);
         log.note(format!("fencer {} of {} begins", std::process::id(), args.data_dir.display()));
         shelter::harden().iter().for_each(|refused| log.note(refused));
+        match Cage::make() {
+            Ok(cage) => {
+                log.note(format!("fences by {} of {}", cage.way(), cage.dir().display()));
+                ward.take_cage(cage);
+            }
+            Err(why) => log.note(format!("fences by killing process by process: {why}")),
+        }
         log.write();
         say(READY, 0);
         leave_standard_streams(&stderr).context("leave the standard streams")?;

@@ -13,13 +13,14 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use proto::Moment;
 
+use super::cage::Cage;
 use super::fence::{self, ORPHAN_PATIENCE, QUIT_PATIENCE};
 use super::launch::launch;
 use super::limit::Limit;
 use super::processes::Process;
 use super::protocol::{
-    Answer, Exit, FenceReason, Fenced, FencerEvent, PROTOCOL, Postmaster, Refusal, StartPostgres,
-    Watched,
+    Answer, Exit, FenceReason, FenceWay, Fenced, FencerEvent, PROTOCOL, Postmaster, Refusal,
+    StartPostgres, Watched,
 };
 use super::stale_lock::clear_stale_locks;
 
@@ -59,6 +60,7 @@ pub struct Ward {
     said: Vec<Said>,
     /// The keeper that the fencer has started: its child, and none of PostgreSQL's processes.
     keeper: Option<u32>,
+    cage: Option<Cage>,
 }
 
 /// The time between the postmaster's death, or the order to fence, and *gone*.
@@ -91,7 +93,13 @@ impl Ward {
             last_exit: None,
             said: Vec::new(),
             keeper: None,
+            cage: None,
         }
+    }
+
+    /// Takes a cgroup into which PostgreSQL is started from now on.
+    pub fn take_cage(&mut self, cage: Cage) {
+        self.cage = Some(cage);
     }
 
     /// Notes which child is the keeper.
@@ -117,9 +125,14 @@ impl Ward {
         for removed in clear_stale_locks(&self.data_dir) {
             self.note(format!("removed {}: its process is dead", removed.display()));
         }
-        let postmaster =
-            launch(start, &self.data_dir).map_err(|problem| Refusal::NotStarted { problem })?;
+        let postmaster = launch(start, &self.data_dir, self.cage.as_ref())
+            .map_err(|problem| Refusal::NotStarted { problem })?;
         let pid = postmaster.pid;
+        // A zombie has no start time, and has left its cgroup.
+        let lives = postmaster.start_ticks > 0;
+        if let Some(cage) = self.cage.take_if(|cage| lives && !cage.holds(pid)) {
+            self.note(format!("pid {pid} is not in {}, which is given up", cage.dir().display()));
+        }
         self.note(format!("started pid {pid}, {}", serve_until_text(start.deadline, now)));
         self.postmaster = Some(postmaster);
         self.limit = limit;
@@ -219,6 +232,7 @@ impl Ward {
             ending: self.ending.is_some(),
             strays: if self.postmaster.is_some() { Vec::new() } else { self.strays() },
             last_exit: self.last_exit.clone(),
+            way: self.cage.as_ref().map_or(FenceWay::Processes, Cage::way),
         }
     }
 
@@ -298,7 +312,9 @@ impl Ward {
         if !overdue {
             return;
         }
-        let problems = fence::kill(&left);
+        let caged = self.cage.as_ref().map(Cage::kill);
+        let mut problems = fence::kill(&left);
+        problems.extend(caged.and_then(Result::err).map(|e| format!("kill the cgroup: {e}")));
         ending.killed.extend(left.iter().map(|p| p.pid));
         if now.since(ending.since) > FENCE_PATIENCE {
             let refusal = Refusal::StillAlive { pids: pids(&left) };

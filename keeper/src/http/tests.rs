@@ -55,6 +55,7 @@ fn view(server: Server, serving: Serving) -> View {
         lag: None,
         fresh: false,
         remote_apply: None,
+        fenced_by: None,
         asked,
     };
     View {

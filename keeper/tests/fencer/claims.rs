@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use keeper::fencer::{FenceReason, Fencer, FencerError, FencerEvent, Process, Refusal};
+use nix::sys::prctl;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use store::clock::now;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use super::caged::*;
 use super::scene::{Claim, Cluster, Scene, command, freeze, number, until};
 
 /// Loose on purpose: the machine may be busy. What it takes is printed.
@@ -33,10 +36,13 @@ pub const ALL: &[Claim] = claims![
     a_deadline_further_than_the_lease_is_refused,
     postgres_stops_when_the_fencer_is_killed,
     what_a_killed_fencer_left_is_found_and_fenced_by_the_next,
+    a_dead_postgres_that_nobody_reaps_delays_no_start,
     sigterm_fences_and_ends_the_fencer_and_other_signals_do_not,
     an_administrators_shell_in_the_data_directory_is_left_alone,
     what_cannot_be_done_is_refused_and_changes_nothing,
     only_a_keeper_that_speaks_the_protocol_takes_over,
+    a_fence_by_cgroup_reaches_stopped_processes_and_leaves_nothing,
+    a_fencer_that_may_make_no_cgroup_says_so_and_fences_all_the_same,
 ];
 
 async fn death_of_postgres_is_reported_at_once_and_orphans_do_not_live_on(cluster: Cluster) {
@@ -247,6 +253,31 @@ async fn what_a_killed_fencer_left_is_found_and_fenced_by_the_next(cluster: Clus
     next.serving(None).await;
 }
 
+/// As in a container whose PID 1 reaps late or never: this test adopts what the killed fencer leaves, and does not look.
+async fn a_dead_postgres_that_nobody_reaps_delays_no_start(cluster: Cluster) {
+    prctl::set_child_subreaper(true).unwrap();
+    let scene = Scene::fresh(&cluster).await;
+    let pid = scene.serving(None).await;
+    // Stopped, it does not end in order, and its lock file stays.
+    freeze(pid).await;
+    let fencer = scene.fencer_process();
+    fencer.signal(Signal::SIGKILL).unwrap();
+    until("the fencer is dead", || Process::with_pid(fencer.pid).is_none()).await;
+    Process::with_pid(pid).unwrap().signal(Signal::SIGKILL).unwrap();
+    until("nothing of it lives", || cluster.processes().is_empty()).await;
+    let is_there = || std::path::Path::new(&format!("/proc/{pid}")).exists();
+    let lock = std::fs::read_to_string(cluster.data_dir.join("postmaster.pid")).unwrap();
+    assert!(is_there() && lock.starts_with(&pid.to_string()), "{lock}");
+    let next = Scene::attached(&cluster, &scene.state_dir).await;
+    assert_eq!(next.watched.strays, Vec::<u32>::new(), "a zombie is nobody");
+    let begun = now();
+    next.serving(None).await;
+    assert!(is_there(), "somebody has reaped it: this shows nothing");
+    within("serves beside a zombie", vec![now().since(begun)], BOUND);
+    prctl::set_child_subreaper(false).unwrap();
+    while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(ended) if ended.pid().is_some()) {}
+}
+
 async fn sigterm_fences_and_ends_the_fencer_and_other_signals_do_not(cluster: Cluster) {
     let mut scene = Scene::fresh(&cluster).await;
     let pid = scene.serving(None).await;
@@ -335,7 +366,7 @@ async fn only_a_keeper_that_speaks_the_protocol_takes_over(cluster: Cluster) {
 }
 
 /// Fences and demands that nothing is left; returns what it took and how many had to be killed.
-async fn fence(scene: &mut Scene) -> (Duration, usize) {
+pub async fn fence(scene: &mut Scene) -> (Duration, usize) {
     let asked = now();
     let fenced = scene.fencer.fence().await.unwrap();
     let took = now().since(asked);

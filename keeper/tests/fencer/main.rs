@@ -8,6 +8,7 @@
     reason = "clippy cannot tell that a program without the usual harness is a test"
 )]
 
+mod caged;
 mod claims;
 mod scene;
 
@@ -21,6 +22,10 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["fencer", "--state-dir", state_dir, "--data-dir", data_dir] => {
+            ExitCode::from(be_the_fencer(state_dir, data_dir))
+        }
+        ["fencer", "--cgroup", cgroup, "--state-dir", state_dir, "--data-dir", data_dir] => {
+            std::fs::write(format!("{cgroup}/cgroup.procs"), "0").expect("enter the cgroup");
             ExitCode::from(be_the_fencer(state_dir, data_dir))
         }
         _ => scene::run_all(&args),

@@ -157,19 +157,34 @@ pub struct Scene {
 impl Scene {
     /// Starts a fencer in a state directory of its own.
     pub async fn fresh(cluster: &Cluster) -> Self {
+        Self::attached(cluster, &Self::state_dir(cluster)).await
+    }
+
+    fn state_dir(cluster: &Cluster) -> PathBuf {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let state_dir =
             cluster.dir.join(format!("state-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
         keeper::privileges::prepare_directories(POSTGRES_USER, &cluster.data_dir, &state_dir)
             .unwrap();
         std::fs::create_dir_all(&state_dir).unwrap();
-        Self::attached(cluster, &state_dir).await
+        state_dir
     }
 
     /// Attaches one more keeper to the fencer of `state_dir`.
     pub async fn attached(cluster: &Cluster, state_dir: &Path) -> Self {
+        Self::attached_by(&command(), cluster, state_dir).await
+    }
+
+    /// Starts a fencer in a state directory of its own, and in `cgroup`, below which it may make others.
+    pub async fn caged(cluster: &Cluster, cgroup: &Path) -> Self {
+        let mut command = command();
+        command.args.extend(["--cgroup".to_owned(), cgroup.to_string_lossy().into_owned()]);
+        Self::attached_by(&command, cluster, &Self::state_dir(cluster)).await
+    }
+
+    async fn attached_by(command: &FencerCommand, cluster: &Cluster, state_dir: &Path) -> Self {
         let (fencer, events, watched) =
-            Fencer::attach(&command(), state_dir, &cluster.data_dir).await.unwrap();
+            Fencer::attach(command, state_dir, &cluster.data_dir).await.unwrap();
         Self {
             cluster: cluster.clone(),
             state_dir: state_dir.to_path_buf(),
