@@ -77,6 +77,10 @@ pub struct RejoinMarker {
     /// Where a rewind leaves this member's own WAL, which a second try can no longer find out from the data.
     #[serde(default)]
     pub fork: Option<Fork>,
+    /// The boot of the machine in which this attempt began: what a rewind had written and not yet synced is gone after
+    /// another one, although the control file may say that it had finished.
+    #[serde(default)]
+    pub boot: Option<String>,
     pub started: WallTime,
 }
 
@@ -272,6 +276,7 @@ mod tests {
                 phase: RejoinPhase::Modifying,
                 until: None,
                 fork: None,
+                boot: None,
                 started: WallTime(1_790_000_000_000),
             }),
             acted_on: None,

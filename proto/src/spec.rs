@@ -2,6 +2,7 @@
 //! `ClusterSpec::check`, the one place for them.
 
 mod reads;
+mod rejoin;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use crate::time::duration;
 use crate::{Document, MemberName, PoolName};
 
 pub use reads::{ReadFallback, Reads};
+pub use rejoin::{CrashRecovery, RejoinSpec};
 
 /// The operator's wishes for one cluster, stored under `spec`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +53,9 @@ pub struct ClusterSpec {
     /// Not written where nobody asked for something else, so that older programs read the spec.
     #[serde(skip_serializing_if = "Reads::is_default")]
     pub reads: Reads,
+    /// Likewise.
+    #[serde(skip_serializing_if = "RejoinSpec::is_default")]
+    pub rejoin: RejoinSpec,
     /// What particular members may become; a member that is absent here has the defaults.
     pub members: BTreeMap<MemberName, MemberSpec>,
 }
@@ -150,6 +155,7 @@ impl Default for ClusterSpec {
             initdb: Initdb::default(),
             postgres: PostgresSpec::default(),
             reads: Reads::default(),
+            rejoin: RejoinSpec::default(),
             members: BTreeMap::new(),
         }
     }

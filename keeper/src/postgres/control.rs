@@ -179,6 +179,51 @@ impl ControlState {
     }
 }
 
+/// Returns the control file `bytes` of a primary that crashed, changed to say what a standby's says that was shut down
+/// having replayed up to `end`. Refuses all other data: a standby that crashed, a copy or rewind that was never replayed,
+/// a primary without a checkpoint on its own timeline.
+pub fn stopped_at(bytes: &[u8], end: Lsn, timeline: Timeline) -> anyhow::Result<Vec<u8>> {
+    let control = ControlFile::parse(bytes)?;
+    let fields = Fields(bytes);
+    let (backup_start, backup_end, end_required) =
+        (fields.u64(152), fields.u64(160), fields.byte(168));
+    let crashed_primary = match control.state {
+        ControlState::InProduction | ControlState::ShuttingDown | ControlState::InCrashRecovery => {
+            control.min_recovery_point == Lsn(0)
+        }
+        ControlState::StartingUp
+        | ControlState::ShutDown
+        | ControlState::ShutDownInRecovery
+        | ControlState::InArchiveRecovery => false,
+    };
+    if !crashed_primary || (backup_start, backup_end, end_required) != (0, 0, 0) {
+        bail!(
+            "the data is {} and to be replayed to {}, not that of a primary that crashed",
+            control.state.describe(),
+            control.min_recovery_point
+        );
+    }
+    if timeline != control.checkpoint_timeline || end <= control.checkpoint {
+        bail!(
+            "the WAL ends at {end} of timeline {timeline}, the last checkpoint is at {} of timeline {}",
+            control.checkpoint,
+            control.checkpoint_timeline
+        );
+    }
+    let layout = LAYOUTS.iter().find(|l| l.major == control.major).expect("it was parsed by one");
+    let mut bytes = bytes.to_vec();
+    let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+    put(16, &SHUT_DOWN_IN_RECOVERY.to_le_bytes());
+    put(136, &end.0.to_le_bytes());
+    put(144, &timeline.0.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..layout.crc_at]);
+    bytes[layout.crc_at..layout.crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+    Ok(bytes)
+}
+
+/// `DB_SHUTDOWNED_IN_RECOVERY`.
+const SHUT_DOWN_IN_RECOVERY: u32 = 2;
+
 fn read_start(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(USED);
     File::open(path)?.take(USED as u64).read_to_end(&mut bytes)?;
@@ -241,6 +286,59 @@ mod tests {
             assert_eq!(control.timeline(), Timeline(3));
             assert!(control.data_checksums && control.wal_log_hints);
         }
+    }
+
+    /// The control file of a primary that crashed.
+    fn crashed(layout: &Layout) -> Vec<u8> {
+        changed(layout, &[(16, 6), (136, 0), (144, 0), (48, 3)])
+    }
+
+    fn changed(layout: &Layout, fields: &[(usize, u32)]) -> Vec<u8> {
+        let mut bytes = image(layout);
+        for (at, value) in fields {
+            bytes[*at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&bytes[..layout.crc_at]);
+        bytes[layout.crc_at..layout.crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn the_end_of_wal_is_recorded_for_a_primary_that_crashed_and_nothing_else_changes() {
+        for layout in &LAYOUTS {
+            let before = crashed(layout);
+            let after = stopped_at(&before, Lsn(0x500_0000), Timeline(3)).unwrap();
+            let control = ControlFile::parse(&after).unwrap();
+            assert_eq!(control.state, ControlState::ShutDownInRecovery);
+            assert_eq!(control.min_recovery_point, Lsn(0x500_0000));
+            assert_eq!(control.min_recovery_timeline, Timeline(3));
+            let touched = [16..20, 136..144, 144..148, layout.crc_at..layout.crc_at + 4];
+            let same = (0..before.len())
+                .filter(|at| !touched.iter().any(|range| range.contains(at)))
+                .all(|at| before[at] == after[at]);
+            assert!(same && before.len() == after.len());
+        }
+    }
+
+    #[test]
+    fn data_that_is_not_of_a_crashed_primary_is_never_called_stopped() {
+        let layout = &LAYOUTS[3];
+        let end = Lsn(0x500_0000);
+        // Clean, a standby, and a server that has done nothing yet.
+        for state in [0, 1, 2, 5] {
+            let bytes = changed(layout, &[(16, state), (136, 0), (144, 0), (48, 3)]);
+            assert!(stopped_at(&bytes, end, Timeline(3)).is_err(), "state {state}");
+        }
+        // Promoted, without a checkpoint since; and copies that were never replayed to their end.
+        let promoted = changed(layout, &[(16, 6), (48, 3)]);
+        assert!(stopped_at(&promoted, end, Timeline(3)).is_err());
+        for at in [152, 160, 168] {
+            let bytes = changed(layout, &[(16, 6), (136, 0), (144, 0), (48, 3), (at, 1)]);
+            assert!(stopped_at(&bytes, end, Timeline(3)).is_err(), "byte {at}");
+        }
+        assert!(stopped_at(&crashed(layout), end, Timeline(4)).is_err(), "another timeline");
+        assert!(stopped_at(&crashed(layout), Lsn(0x300_0060), Timeline(3)).is_err());
+        assert!(stopped_at(&[0; 8192], end, Timeline(3)).is_err());
     }
 
     #[test]

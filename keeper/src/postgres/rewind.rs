@@ -7,21 +7,30 @@
 //! A stock pg_rewind copies all WAL of its source. `rewind_delta` lets it see, through the gateway, only what is
 //! missing; where that cannot be it goes on without, and says so.
 
-use std::path::Path;
+mod reading;
+mod ready;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use proto::{Lsn, Timeline};
+use proto::spec::CrashRecovery;
+use proto::{Lsn, Moment, Timeline};
 use tokio::sync::watch;
 
 use super::binaries::PostgresBinaries;
 use super::control::{ControlFile, ControlState};
-use super::copy::{CopyPhase, CopyProgress, parse_progress};
-use super::gateway::{self, Divergence, Gateway, Traffic, Trouble};
+use super::copy::{CopyPhase, CopyProgress};
+use super::gateway::{self, Gateway, Traffic, Trouble};
 use super::kept_wal::{self, ForkSegment};
 use super::program::{self, Finished};
 use super::source::Source;
 use super::wal_files;
 use crate::durable;
+use reading::Reading;
+use ready::{Before, ready};
 
 /// What is rewound: a stopped member whose keeper has fsynced the mark *incomplete* and the rejoin marker.
 #[derive(Debug, Clone, Copy)]
@@ -31,10 +40,9 @@ pub struct Target<'a> {
     pub config_file: Option<&'a Path>,
     /// The new primary, by the rewind role, in a database where that role may read files.
     pub source: &'a Source,
+    /// Whether a primary that crashed is recovered by PostgreSQL first.
+    pub crash_recovery: CrashRecovery,
 }
-
-/// The greatest value there is.
-const KEEP_ALL_WAL: &str = "wal_keep_size=2147483647MB";
 
 /// What became of a rewind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +66,18 @@ pub struct Rewound {
     pub consistent_at: Lsn,
     pub timeline: Timeline,
     pub route: Route,
+    pub took: Took,
+}
+
+/// How long each part of a rewind took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Took {
+    /// To make the data such that pg_rewind takes it: crash recovery, or the scan that stands for it.
+    pub ready: Duration,
+    /// pg_rewind itself.
+    pub rewind: Duration,
+    /// To make durable what it wrote.
+    pub sync: Duration,
 }
 
 /// How the source's files came.
@@ -107,9 +127,41 @@ pub async fn rewind_delta(
     if let Err(error) = take_up_again(target.data_dir) {
         return untouched(&error);
     }
-    if let Err(error) = ready(binaries, target).await {
-        return untouched(&error);
+    let begun = store::clock::now();
+    let before = match ready(binaries, target).await {
+        Ok(before) => before,
+        Err(error) => return untouched(&error),
+    };
+    let ready = store::clock::now().since(begun);
+    let outcome = gated_or_stock(binaries, target, delta, &progress).await;
+    match outcome {
+        RewindOutcome::Rewound(mut rewound) => {
+            rewound.took.ready = ready;
+            RewindOutcome::Rewound(rewound)
+        }
+        outcome => put_back(outcome, &before, target.data_dir),
     }
+}
+
+/// Gives a member of which nothing else was changed its control file back.
+fn put_back(outcome: RewindOutcome, before: &Before, data_dir: &Path) -> RewindOutcome {
+    let unchanged = match &outcome {
+        RewindOutcome::Rewound(_) => false,
+        RewindOutcome::NotRequired => true,
+        RewindOutcome::Failed(failure) => failure.damage == Damage::None,
+    };
+    match before.restore(data_dir) {
+        Err(error) if unchanged => untouched(&error),
+        Ok(()) | Err(_) => outcome,
+    }
+}
+
+async fn gated_or_stock(
+    binaries: &PostgresBinaries,
+    target: &Target<'_>,
+    delta: &Delta<'_>,
+    progress: &(impl Fn(CopyProgress) + Send),
+) -> RewindOutcome {
     let fork = std::sync::Mutex::new(None);
     let on_fork = |segment: ForkSegment| {
         *fork.lock().expect("no thread panics while it holds this lock") = Some(segment);
@@ -123,7 +175,7 @@ pub async fn rewind_delta(
         on_fork: &on_fork,
     };
     let outcome = match Gateway::listen(plan, binaries.user()) {
-        Ok(gateway) => through(binaries, target, gateway, &progress).await,
+        Ok(gateway) => through(binaries, target, gateway, progress).await,
         Err(error) => Err(error),
     };
     let fork = *fork.lock().expect("no thread panics while it holds this lock");
@@ -164,10 +216,43 @@ pub fn was_finished(data_dir: &Path, timeline: Timeline) -> anyhow::Result<bool>
         && data_dir.join("backup_label").exists()
         && wal_files::pg_wal_of(data_dir)?.join(timeline.history_file_name()).exists();
     if finished {
-        let dir = std::fs::File::open(data_dir).context("open the data directory")?;
-        nix::unistd::syncfs(&dir).context("sync the data directory")?;
+        make_durable(data_dir)?;
     }
     Ok(finished)
+}
+
+/// Makes all of a data directory durable, one call for each file system that holds a part of it: opening each file, as
+/// pg_rewind would, takes as long as there are files.
+fn make_durable(data_dir: &Path) -> anyhow::Result<()> {
+    let mut dirs = vec![data_dir.to_owned(), wal_files::pg_wal_of(data_dir)?];
+    let tablespaces = data_dir.join("pg_tblspc");
+    for entry in fs::read_dir(&tablespaces).context("list tablespaces")? {
+        dirs.push(entry.context("list tablespaces")?.path());
+    }
+    let mut devices = std::collections::BTreeSet::new();
+    for dir in &dirs {
+        let context = || format!("sync the file system of {}", dir.display());
+        let dir = fs::File::open(dir).with_context(context)?;
+        if devices.insert(dir.metadata().with_context(context)?.dev()) {
+            nix::unistd::syncfs(&dir).with_context(context)?;
+        }
+    }
+    Ok(())
+}
+
+/// Syncs what a rewind has written, if it was one.
+async fn synced(mut outcome: RewindOutcome, data_dir: PathBuf) -> RewindOutcome {
+    let RewindOutcome::Rewound(rewound) = &mut outcome else { return outcome };
+    let begun = store::clock::now();
+    let synced = tokio::task::spawn_blocking(move || make_durable(&data_dir)).await;
+    rewound.took.sync = store::clock::now().since(begun);
+    match synced.context("sync what was rewound").and_then(std::convert::identity) {
+        Ok(()) => outcome,
+        Err(error) => RewindOutcome::Failed(RewindFailure {
+            damage: Damage::Modified,
+            problem: format!("{error:#}"),
+        }),
+    }
 }
 
 /// Puts back the member's own WAL, and takes away the label of a rewind that did not get to its end.
@@ -195,7 +280,9 @@ async fn through(
 ) -> anyhow::Result<RewindOutcome> {
     let (tell, said) = watch::channel(None);
     let mut reading = Reading::default();
-    let command = command(binaries, target, &gateway.conninfo());
+    let mut command = command(binaries, target, &gateway.conninfo());
+    command.arg("--no-sync");
+    let begun = store::clock::now();
     let running = program::run(command, |line| {
         reading.take(line);
         tell.send_replace(reading.divergence());
@@ -209,19 +296,29 @@ async fn through(
     };
     let traffic = gateway.traffic();
     reading.copying |= traffic.listed;
-    Ok(match ended {
-        Ok(Ok(finished)) if traffic.listed => {
-            judge(&reading, &finished, target.data_dir, Route::Gateway(traffic))
-        }
-        Ok(Ok(finished)) => {
-            let why = "this pg_rewind asks for the list of files in another way than is known";
-            judge(&reading, &finished, target.data_dir, Route::Stock(why.to_owned()))
-        }
-        Err(Trouble::Unfit(why)) if !traffic.listed => return Err(why),
+    let route = match traffic.listed {
+        true => Route::Gateway(traffic),
+        false => Route::Stock(
+            "this pg_rewind asks for the list of files in another way than is known".to_owned(),
+        ),
+    };
+    let outcome = match ended {
+        Ok(Ok(finished)) => judge(&reading, &finished, target.data_dir, route),
+        Err(Trouble::Unfit(why)) if !reading.copying => return Err(why),
         Ok(Err(error)) | Err(Trouble::Unfit(error) | Trouble::Failed(error)) => {
             reading.failure(format!("{error:#}"))
         }
-    })
+    };
+    let outcome = timed(outcome, begun);
+    progress(CopyProgress { phase: CopyPhase::Syncing, ..reading.progress() });
+    Ok(synced(outcome, target.data_dir.to_owned()).await)
+}
+
+fn timed(mut outcome: RewindOutcome, begun: Moment) -> RewindOutcome {
+    if let RewindOutcome::Rewound(rewound) = &mut outcome {
+        rewound.took.rewind = store::clock::now().since(begun);
+    }
+    outcome
 }
 
 /// Rewinds `target` without the gateway. Dropping the future kills `pg_rewind` and what it started; the data is then as after a failure
@@ -231,18 +328,28 @@ pub async fn rewind(
     target: &Target<'_>,
     progress: impl Fn(CopyProgress) + Send,
 ) -> RewindOutcome {
-    if let Err(error) = ready(binaries, target).await {
-        return untouched(&error);
+    let begun = store::clock::now();
+    let before = match ready(binaries, target).await {
+        Ok(before) => before,
+        Err(error) => return untouched(&error),
+    };
+    let ready = store::clock::now().since(begun);
+    match stock(binaries, target, "as asked".to_owned(), &progress).await {
+        RewindOutcome::Rewound(mut rewound) => {
+            rewound.took.ready = ready;
+            RewindOutcome::Rewound(rewound)
+        }
+        outcome => put_back(outcome, &before, target.data_dir),
     }
-    stock(binaries, target, "as asked".to_owned(), progress).await
 }
 
 async fn stock(
     binaries: &PostgresBinaries,
     target: &Target<'_>,
     why: String,
-    progress: impl Fn(CopyProgress) + Send,
+    progress: &(impl Fn(CopyProgress) + Send),
 ) -> RewindOutcome {
+    let begun = store::clock::now();
     let mut reading = Reading::default();
     let conninfo = target.source.conninfo(binaries.major(), Some(gateway::DATABASE));
     // A temporary table of some versions must not wait for a synchronous standby, which may be this very member.
@@ -253,73 +360,16 @@ async fn stock(
         reading.phase().patience()
     })
     .await;
-    match ended {
+    let outcome = match ended {
         Ok(finished) => judge(&reading, &finished, target.data_dir, Route::Stock(why)),
         Err(error) => reading.failure(format!("{error:#}")),
-    }
+    };
+    timed(outcome, begun)
 }
 
 fn untouched(error: &anyhow::Error) -> RewindOutcome {
     let problem = format!("{error:#}");
     RewindOutcome::Failed(RewindFailure { damage: Damage::None, problem })
-}
-
-/// Checks that the member can be rewound, and recovers it where it crashed.
-async fn ready(binaries: &PostgresBinaries, target: &Target<'_>) -> anyhow::Result<()> {
-    let control = prepare(target.data_dir)?;
-    if control.is_clean() { Ok(()) } else { recover(binaries, target).await }
-}
-
-/// Checks that the member can be rewound, and takes away what stands in the way of its crash recovery.
-fn prepare(data_dir: &Path) -> anyhow::Result<ControlFile> {
-    let control = ControlFile::read(data_dir)?;
-    // Crash recovery of a standby would end its standby life on its own timeline.
-    ensure!(
-        control.state != ControlState::InArchiveRecovery,
-        "the data is of a standby that crashed: start it as a standby without a source and stop it, or copy it anew"
-    );
-    ensure!(
-        !data_dir.join("backup_label").exists(),
-        "there is a backup_label: an earlier copy or rewind was never replayed, copy this member anew"
-    );
-    ensure!(
-        control.data_checksums || control.wal_log_hints,
-        "neither data checksums nor wal_log_hints are on: copy this member anew"
-    );
-    // With one of these in place the single-user recovery refuses to run.
-    let mut removed = false;
-    for name in ["standby.signal", "recovery.signal"] {
-        let path = data_dir.join(name);
-        removed |= durable::remove_if_there(&path)
-            .with_context(|| format!("remove {}", path.display()))?;
-    }
-    if removed {
-        durable::fsync_dir(data_dir).with_context(|| format!("sync {}", data_dir.display()))?;
-    }
-    Ok(control)
-}
-
-/// Lets PostgreSQL recover a crashed member, alone and without connections, which `pg_rewind` needs.
-///
-/// Not left to `pg_rewind`, whose recovery ends with a checkpoint that recycles the WAL from before the divergence,
-/// so that the rewind itself then cannot begin (measured).
-async fn recover(binaries: &PostgresBinaries, target: &Target<'_>) -> anyhow::Result<()> {
-    let mut command = program::command(&binaries.postgres(), binaries.user());
-    command.arg("--single").arg("-D").arg(target.data_dir);
-    if let Some(config_file) = target.config_file {
-        command.arg("-c").arg(format!("config_file={}", config_file.display()));
-    }
-    command.args(["-c", KEEP_ALL_WAL, "-c", "logging_collector=off", "template1"]);
-    let finished = program::run(command, |_| CopyPhase::Preparing.patience()).await?;
-    ensure!(
-        finished.status.success(),
-        "crash recovery {}: {}",
-        finished.ending(),
-        finished.last_words()
-    );
-    let control = ControlFile::read(target.data_dir)?;
-    ensure!(control.is_clean(), "crash recovery left the data {}", control.state.describe());
-    Ok(())
 }
 
 fn command(
@@ -358,6 +408,7 @@ fn judge(reading: &Reading, finished: &Finished, data_dir: &Path, route: Route) 
             consistent_at: control.min_recovery_point,
             timeline: control.min_recovery_timeline,
             route,
+            took: Took::default(),
         }),
         Err(error) => reading.failure(format!("pg_rewind exited with 0, but {error:#}")),
     }
@@ -378,67 +429,4 @@ fn verify(data_dir: &Path, diverged_at: Lsn) -> anyhow::Result<ControlFile> {
     );
     ensure!(data_dir.join("backup_label").exists(), "there is no backup_label");
     Ok(control)
-}
-
-/// What was understood of the program's lines so far.
-#[derive(Default)]
-struct Reading {
-    diverged: Option<(Lsn, Timeline)>,
-    from_checkpoint: Option<Lsn>,
-    not_required: bool,
-    /// From here on files of the target change.
-    copying: bool,
-    syncing: bool,
-    copied_bytes: u64,
-    total_bytes: u64,
-}
-
-impl Reading {
-    fn take(&mut self, line: &str) {
-        let lsn_and_timeline = |text: &str| {
-            let (lsn, timeline) = text.split_once(" on timeline ")?;
-            Some((lsn.parse::<Lsn>().ok()?, Timeline(timeline.trim().parse().ok()?)))
-        };
-        if let Some((_, text)) = line.split_once("servers diverged at WAL location ") {
-            self.diverged = lsn_and_timeline(text);
-        } else if let Some((_, text)) = line.split_once("rewinding from last common checkpoint at ")
-        {
-            self.from_checkpoint = lsn_and_timeline(text).map(|(lsn, _)| lsn);
-        } else if line.contains("no rewind required") {
-            self.not_required = true;
-        } else if line.contains("need to copy ") {
-            self.copying = true;
-        } else if line.contains("syncing target data directory") {
-            self.syncing = true;
-        } else if let Some((copied, total)) = parse_progress(line) {
-            self.copying = true;
-            (self.copied_bytes, self.total_bytes) = (copied, total);
-        }
-    }
-
-    fn divergence(&self) -> Option<Divergence> {
-        let (at, timeline) = self.diverged?;
-        Some(Divergence { at, timeline, from_checkpoint: self.from_checkpoint? })
-    }
-
-    fn phase(&self) -> CopyPhase {
-        match (self.syncing, self.copying) {
-            (true, _) => CopyPhase::Syncing,
-            (false, true) => CopyPhase::Copying,
-            (false, false) => CopyPhase::Preparing,
-        }
-    }
-
-    fn progress(&self) -> CopyProgress {
-        CopyProgress {
-            phase: self.phase(),
-            copied_bytes: self.copied_bytes,
-            total_bytes: self.total_bytes,
-        }
-    }
-
-    fn failure(&self, problem: String) -> RewindOutcome {
-        let damage = if self.copying { Damage::Modified } else { Damage::None };
-        RewindOutcome::Failed(RewindFailure { damage, problem })
-    }
 }

@@ -324,17 +324,7 @@ fn nobody_follows_a_new_primary_that_is_still_in_recovery() {
 fn a_half_rewound_directory_is_never_started() {
     let mut facts = facts("a", 2, Role::Standby);
     facts.files.complete = false;
-    let marker = RejoinMarker {
-        by: report::RejoinBy::Rewind,
-        epoch: Epoch(2),
-        source: name("b"),
-        source_timeline: Timeline(2),
-        attempt: 1,
-        phase: RejoinPhase::Modifying,
-        until: None,
-        fork: None,
-        started: WallTime(0),
-    };
+    let marker = marker();
     facts.files.rejoin = Some(marker.clone());
     assert!(
         matches!(decide(&view(), &facts), Action::Rewind { .. }),
@@ -347,6 +337,22 @@ fn a_half_rewound_directory_is_never_started() {
     );
     facts.files.rejoin = Some(RejoinMarker { attempt: 2, ..marker });
     assert!(matches!(decide(&view(), &facts), Action::Copy { .. }), "attempts are exhausted");
+}
+
+/// A rewind that was cut.
+fn marker() -> RejoinMarker {
+    RejoinMarker {
+        by: report::RejoinBy::Rewind,
+        epoch: Epoch(2),
+        source: name("b"),
+        source_timeline: Timeline(2),
+        attempt: 1,
+        phase: RejoinPhase::Modifying,
+        until: None,
+        fork: None,
+        boot: None,
+        started: WallTime(0),
+    }
 }
 
 #[test]
@@ -362,6 +368,7 @@ fn an_incomplete_member_becomes_complete_only_past_what_its_source_had_written()
         phase: RejoinPhase::CatchingUp,
         until: Some(Lsn(150)),
         fork: None,
+        boot: None,
         started: WallTime(0),
     });
     let upstream = Upstream {

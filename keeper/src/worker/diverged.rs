@@ -11,8 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Context;
 use proto::Epoch;
 
-/// A synchronous cluster's unacknowledged tail is a few segments; more is an asynchronous standby's lag.
-const AT_MOST_BYTES: u64 = 256 << 20;
+use super::Worker;
 
 /// Where the segments of one rewind go: `<state dir>/diverged/e<epoch>`.
 pub struct Diverged {
@@ -21,8 +20,13 @@ pub struct Diverged {
 }
 
 impl Diverged {
-    /// Makes room for the rewind that leads to `epoch`: what earlier ones kept goes.
-    pub fn new(state_dir: &Path, epoch: Epoch) -> anyhow::Result<Self> {
+    /// Makes room for the rejoin that leads to `epoch`: what earlier ones kept goes.
+    pub fn new(worker: &Worker, epoch: Epoch) -> anyhow::Result<Self> {
+        let megabytes = worker.spec().rejoin.keep_diverged_mb;
+        Self::within(&worker.place.state_dir, epoch, u64::from(megabytes) << 20)
+    }
+
+    fn within(state_dir: &Path, epoch: Epoch, at_most_bytes: u64) -> anyhow::Result<Self> {
         let parent = state_dir.join("diverged");
         let dir = parent.join(format!("e{epoch}"));
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
@@ -36,7 +40,7 @@ impl Diverged {
                 fs::remove_dir(&older).context("remove diverged WAL of a rewind before")?;
             }
         }
-        Ok(Self { dir, left: AtomicU64::new(AT_MOST_BYTES) })
+        Ok(Self { dir, left: AtomicU64::new(at_most_bytes) })
     }
 
     /// Keeps the segment at `path` under `name`, while there is room.
@@ -69,7 +73,7 @@ mod tests {
         let segment = dir.path().join("segment");
         fs::write(&segment, "diverged").unwrap();
         for epoch in [4, 5] {
-            let diverged = Diverged::new(dir.path(), Epoch(epoch)).unwrap();
+            let diverged = Diverged::within(dir.path(), Epoch(epoch), 100).unwrap();
             diverged.save(&segment, "000000010000000000000003").unwrap();
             // A second try finds it there.
             diverged.save(&segment, "000000010000000000000003").unwrap();

@@ -44,6 +44,7 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
     let cut = worker.files().rejoin.filter(|m| {
         m.by == RejoinBy::Rewind && m.source_timeline == follow.timeline && !m.may_start()
     });
+    let boot = cut.as_ref().and_then(|marker| marker.boot.clone());
     let fork = match cut.and_then(|marker| marker.fork) {
         Some(fork) => fork,
         None => find_fork(worker, follow, &source).await?,
@@ -53,7 +54,7 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
     let data_dir = &worker.place.data_dir;
     // A lock file that names a dead postmaster's zombie would stop the recovery that a rewind begins with.
     crate::fencer::clear_stale_locks(data_dir);
-    let diverged = Diverged::new(&worker.place.state_dir, follow.epoch)?;
+    let diverged = Diverged::new(worker, follow.epoch)?;
     let delta = Delta {
         password: &worker.secrets.rewind,
         expected: (fork.timeline, fork.lsn),
@@ -62,6 +63,11 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
         on_diverged: &|path, name| diverged.save(path, name),
     };
     if rewind::was_finished(data_dir, follow.timeline)? {
+        // It says so first and syncs the rest after that.
+        ensure!(
+            boot.is_some() && boot == boot_id(),
+            "the machine was started anew since pg_rewind ended: some of what it wrote may be gone"
+        );
         let segment_size = ControlFile::read(data_dir)?.wal_segment_size;
         let number = fork.lsn.0 / u64::from(segment_size);
         let fork = ForkSegment { common: fork.timeline, number, segment_size };
@@ -80,7 +86,12 @@ async fn run_rewind(
     delta: &Delta<'_>,
     reason: &str,
 ) -> anyhow::Result<()> {
-    let target = Target { data_dir: &worker.place.data_dir, config_file: None, source };
+    let target = Target {
+        data_dir: &worker.place.data_dir,
+        config_file: None,
+        source,
+        crash_recovery: worker.spec().rejoin.crash_recovery,
+    };
     let note = |progress| note_progress(worker, progress);
     match rewind::rewind_delta(&worker.binaries, &target, delta, note).await {
         RewindOutcome::Rewound(done) => {
@@ -88,7 +99,11 @@ async fn run_rewind(
                 Route::Gateway(traffic) => (traffic.bytes, None),
                 Route::Stock(why) => (0, Some(why.as_str())),
             };
-            tracing::info!(diverged_at = %done.diverged_at, from = %done.from_checkpoint, bytes, without_gateway, "rewound");
+            let (ready, rewind, sync) = (done.took.ready, done.took.rewind, done.took.sync);
+            tracing::info!(
+                diverged_at = %done.diverged_at, from = %done.from_checkpoint,
+                bytes, without_gateway, ?ready, ?rewind, ?sync, "rewound"
+            );
             Ok(())
         }
         RewindOutcome::NotRequired => bail!("pg_rewind found nothing to do, although {reason}"),
@@ -151,7 +166,7 @@ pub(super) async fn remove_unfinished_copies(worker: &Worker) -> anyhow::Result<
 }
 
 /// From here on PostgreSQL may be started, under a name that no list holds, until it has flushed past `until`.
-fn catch_up(worker: &Worker, until: Lsn) -> anyhow::Result<()> {
+pub(super) fn catch_up(worker: &Worker, until: Lsn) -> anyhow::Result<()> {
     worker.save(|files| {
         if let Some(marker) = &mut files.rejoin {
             marker.phase = RejoinPhase::CatchingUp;
@@ -185,9 +200,16 @@ pub(super) fn mark(
             phase,
             until: None,
             fork,
+            boot: boot_id(),
             started: store::clock::wall(),
         });
     })
+}
+
+/// Returns what tells this boot of the machine from others; `None` where the kernel does not say.
+fn boot_id() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned())
 }
 
 /// Puts the progress into the report, in steps of a tenth: a report is a write to etcd.
@@ -226,7 +248,11 @@ pub(super) fn source_of(
 /// takes a source without one for a server on the old timeline. Returns what the source has flushed: no page that was
 /// copied from its disk is newer. (What it has inserted may lie a page header further, which an idle source never
 /// sends.)
-async fn source_is_ready(worker: &Worker, follow: &Follow, source: &Source) -> anyhow::Result<Lsn> {
+pub(super) async fn source_is_ready(
+    worker: &Worker,
+    follow: &Follow,
+    source: &Source,
+) -> anyhow::Result<Lsn> {
     let (client, connection) = session_with(worker, source).await?;
     let asking = async {
         let deadline = store::clock::now() + SOURCE_CHECKPOINT_AT_MOST;

@@ -14,8 +14,10 @@ use keeper::postgres::rewind::{
     Damage, Delta, RewindOutcome, Rewound, Route, Target, finish, rewind, rewind_delta,
     was_finished,
 };
+use keeper::postgres::source::Source;
 use keeper::postgres::wal_files::{self, Segment};
 use keeper::postgres::wal_scan::scan;
+use proto::spec::CrashRecovery;
 use proto::{Lsn, Timeline};
 
 use crate::cluster::{Cluster, PASSWORD, binaries, judge};
@@ -23,7 +25,7 @@ use crate::cluster::{Cluster, PASSWORD, binaries, judge};
 const SEGMENT: u32 = 1 << 20;
 
 /// An old primary that crashed with commits of its own, the promoted one, and `retained_mb` of WAL that both have.
-async fn diverged(retained_mb: u32) -> (Cluster, Cluster) {
+pub async fn diverged(retained_mb: u32) -> (Cluster, Cluster) {
     diverged_with(SEGMENT >> 20, retained_mb).await
 }
 
@@ -57,7 +59,7 @@ fn retain(primary: &Cluster, megabytes: u32) {
 }
 
 /// Cuts the stream, gives the old primary commits of its own, crashes it and promotes the new one.
-async fn part(old: &mut Cluster, new: &Cluster) {
+pub async fn part(old: &mut Cluster, new: &Cluster) {
     new.sql("ALTER SYSTEM SET primary_conninfo = ''");
     new.sql("SELECT pg_reload_conf()");
     new.eventually("it receives nothing", |c| {
@@ -87,7 +89,8 @@ pub fn fork(old: &Cluster, new: &Cluster) -> (Timeline, Lsn) {
 #[derive(Default)]
 pub struct Notes {
     pub fork: Mutex<Option<ForkSegment>>,
-    saved: Mutex<BTreeMap<String, u64>>,
+    pub crash_recovery: CrashRecovery,
+    pub saved: Mutex<BTreeMap<String, u64>>,
 }
 
 pub async fn rejoin(
@@ -108,8 +111,16 @@ pub async fn rejoin(
     let delta =
         Delta { password: PASSWORD, expected, on_fork: &on_fork, on_diverged: &on_diverged };
     let source = new.source();
-    let target = Target { data_dir: &old.data, config_file: None, source: &source };
+    let target = target_of(old, &source, notes.crash_recovery);
     rewind_delta(&binaries(), &target, &delta, progress).await
+}
+
+pub fn target_of<'a>(
+    member: &'a Cluster,
+    source: &'a Source,
+    crash_recovery: CrashRecovery,
+) -> Target<'a> {
+    Target { data_dir: &member.data, config_file: None, source, crash_recovery }
 }
 
 pub fn through_gateway(outcome: RewindOutcome) -> (Rewound, Traffic) {
@@ -126,12 +137,21 @@ pub fn through_gateway(outcome: RewindOutcome) -> (Rewound, Traffic) {
 async fn joins_equal(old: &mut Cluster, new: &Cluster) {
     old.follow(new);
     old.start().await;
+    new.sql("CREATE EXTENSION IF NOT EXISTS amcheck");
     new.sql("INSERT INTO t VALUES (-1, 'after')");
     let sum = "SELECT md5(string_agg(t::text, ',' ORDER BY i, text)) FROM t";
     let theirs = new.sql(sum);
     old.eventually("it has replayed to the same rows", |c| c.sql(sum) == theirs).await;
     assert_eq!(old.sql("SELECT count(*) FROM t WHERE text = 'lost'"), "0");
     assert_eq!(old.sql("SELECT to_regclass('lost') IS NULL, count(*) FROM kept"), "t|1000");
+    let heaps =
+        "SELECT count(*) FROM pg_class c, verify_heapam(c.oid) WHERE c.relkind IN ('r', 't', 'm')";
+    assert_eq!(old.sql(heaps), "0");
+    // An error names the index and what is wrong with it.
+    old.sql(
+        "SELECT count(bt_index_check(i.indexrelid, true)) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+          JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'btree'",
+    );
     old.stop().await;
     let (listed, errors) = judge("pg_checksums", &["--check", "-D", old.data.to_str().unwrap()]);
     assert!(listed.contains("Bad checksums:  0"), "{listed}{errors}");
@@ -186,7 +206,7 @@ async fn bytes_do_not_grow_with_the_wal_that_the_source_retains_where_stock_pg_r
     let (old, new) = diverged(80).await;
     let most = Mutex::new(0);
     let source = new.source();
-    let target = Target { data_dir: &old.data, config_file: None, source: &source };
+    let target = target_of(&old, &source, CrashRecovery::Run);
     let outcome = rewind(&binaries(), &target, |p| *most.lock().unwrap() = p.copied_bytes).await;
     assert!(matches!(outcome, RewindOutcome::Rewound(_)), "{outcome:?}");
     let stock = most.into_inner().unwrap();
@@ -254,11 +274,14 @@ async fn a_fork_that_pg_rewind_sees_elsewhere_ends_the_rewind_with_nothing_chang
     let (mut old, new) = diverged(2).await;
     let (timeline, lsn) = fork(&old, &new);
     let wrong = (timeline, Lsn(lsn.0 + 8));
+    let before = ControlFile::read(&old.data).unwrap();
     let outcome = rejoin(&old, &new, wrong, &Notes::default(), |_| {}).await;
     let RewindOutcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
     assert_eq!(failure.damage, Damage::None);
     assert!(failure.problem.contains("sees the fork at"), "{}", failure.problem);
-    assert_eq!(ControlFile::read(&old.data).unwrap().state, ControlState::ShutDown);
+    // The end of WAL that was recorded in it for pg_rewind is taken out again.
+    assert_eq!(ControlFile::read(&old.data).unwrap(), before);
+    assert_eq!(before.state, ControlState::InProduction);
     old.start().await;
     assert_eq!(old.sql("SELECT count(*) FROM t WHERE text = 'lost'"), "100");
 }
@@ -274,7 +297,7 @@ async fn a_wrong_password_and_a_source_that_is_gone_cost_nothing_but_a_retry() {
         on_diverged: &|_, _| panic!("nothing was rewound"),
     };
     let source = new.source();
-    let target = Target { data_dir: &old.data, config_file: None, source: &source };
+    let target = target_of(&old, &source, CrashRecovery::Run);
     let outcome = rewind_delta(&binaries(), &target, &delta, |_| {}).await;
     let RewindOutcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
     assert_eq!(failure.damage, Damage::None);

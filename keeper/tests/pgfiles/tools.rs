@@ -8,12 +8,13 @@ use keeper::postgres::binaries::PostgresBinaries;
 use keeper::postgres::control::{ControlFile, ControlState};
 use keeper::postgres::copy::{CopyPhase, base_backup};
 use keeper::postgres::initdb::initdb;
-use keeper::postgres::rewind::{Damage, RewindOutcome, Target, rewind};
+use keeper::postgres::rewind::{Damage, RewindOutcome, rewind};
 use keeper::postgres::wal_scan::scan;
 use proto::Timeline;
-use proto::spec::Initdb;
+use proto::spec::{CrashRecovery, Initdb};
 
 use crate::cluster::{Cluster, PASSWORD, SUPERUSER, binaries, directory, processes_with};
+use crate::delta::target_of;
 
 #[tokio::test]
 async fn a_new_cluster_has_checksums_asks_for_the_password_and_trusts_nobody() {
@@ -153,7 +154,7 @@ async fn a_rewound_primary_follows_the_new_one_and_its_lost_rows_are_gone() {
     }
     let end = scan(&old.data).unwrap();
     let source = keeper::postgres::source::Source { user: "rewinder".into(), ..new.source() };
-    let target = Target { data_dir: &old.data, config_file: None, source: &source };
+    let target = target_of(&old, &source, CrashRecovery::Run);
     let outcome = rewind(&binaries(), &target, |_| {}).await;
     let RewindOutcome::Rewound(rewound) = outcome else { panic!("{outcome:?}") };
     assert_eq!((rewound.diverged_timeline, rewound.timeline), (Timeline(1), Timeline(2)));
@@ -181,7 +182,7 @@ async fn exit_status_0_without_a_checkpoint_on_the_new_timeline_is_not_taken_for
     other.sql("INSERT INTO t VALUES (1)");
     other.stop().await;
     let source = old.source();
-    let target = Target { data_dir: &other.data, config_file: None, source: &source };
+    let target = target_of(&other, &source, CrashRecovery::Run);
     assert_eq!(rewind(&binaries(), &target, |_| {}).await, RewindOutcome::NotRequired);
 }
 
@@ -189,7 +190,7 @@ async fn exit_status_0_without_a_checkpoint_on_the_new_timeline_is_not_taken_for
 async fn a_rewind_that_cannot_begin_leaves_the_data_but_for_its_crash_recovery() {
     let (mut old, new) = diverged().await;
     let source = keeper::postgres::source::Source { user: "stranger".into(), ..new.source() };
-    let target = Target { data_dir: &old.data, config_file: None, source: &source };
+    let target = target_of(&old, &source, CrashRecovery::Run);
     let outcome = rewind(&binaries(), &target, |_| {}).await;
     let RewindOutcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
     assert_eq!(failure.damage, Damage::None);
@@ -202,7 +203,7 @@ async fn a_rewind_that_cannot_begin_leaves_the_data_but_for_its_crash_recovery()
     let label = old.data.join("backup_label");
     fs::write(&label, "").unwrap();
     let source = new.source();
-    let target = Target { data_dir: &old.data, config_file: None, source: &source };
+    let target = target_of(&old, &source, CrashRecovery::Run);
     let outcome = rewind(&binaries(), &target, |_| {}).await;
     let RewindOutcome::Failed(failure) = outcome else { panic!("{outcome:?}") };
     assert!(failure.problem.contains("backup_label"), "{}", failure.problem);

@@ -170,6 +170,7 @@ fn mark(worker: &Worker, follow: &Follow, by: RejoinBy, phase: RejoinPhase) {
             phase,
             until: None,
             fork: None,
+            boot: None,
             started,
         });
     });
