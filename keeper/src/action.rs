@@ -7,6 +7,7 @@ use proto::assignment::{Follow, HandOver, Lead};
 use proto::spec::PostgresSpec;
 use proto::{Cfg, Epoch, MemberName, RequestId, Timeline, WalPosition};
 
+use crate::member_files::Fork;
 use crate::postgres::settings::StreamName;
 
 /// The next thing to do.
@@ -80,6 +81,12 @@ pub enum Action {
     },
     /// Stop this primary, promise the next epoch and seal for it.
     HandOver(HandOver),
+    /// Ask the primary for its timelines, and whether its WAL is this stopped member's up to where they part.
+    Compare {
+        follow: Follow,
+    },
+    /// Set aside WAL that a stopped standby received past the fork and never replayed.
+    DropUnreplayed(Dropping),
     /// Bring a diverged former primary back by pg_rewind.
     Rewind {
         follow: Follow,
@@ -90,6 +97,14 @@ pub enum Action {
         follow: Follow,
         reason: String,
     },
+}
+
+/// WAL to be set aside, from `fork` on, and why that is enough.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dropping {
+    pub follow: Follow,
+    pub fork: Fork,
+    pub reason: String,
 }
 
 /// How it is proved that a Cfg's names are in force (design: joint configurations).
@@ -179,6 +194,8 @@ pub enum ActionKind {
     KeepSlots,
     PrepareHandOver,
     HandOver,
+    Compare,
+    DropUnreplayed,
     Rewind,
     Copy,
 }
@@ -206,6 +223,8 @@ impl Action {
             Action::KeepSlots { .. } => ActionKind::KeepSlots,
             Action::PrepareHandOver { .. } => ActionKind::PrepareHandOver,
             Action::HandOver(_) => ActionKind::HandOver,
+            Action::Compare { .. } => ActionKind::Compare,
+            Action::DropUnreplayed(_) => ActionKind::DropUnreplayed,
             Action::Rewind { .. } => ActionKind::Rewind,
             Action::Copy { .. } => ActionKind::Copy,
         }
@@ -225,7 +244,7 @@ impl Action {
             (Action::Fence(_) | Action::Hold(_) | Action::Found, _) => false,
             // A copy that was begun because this member's own WAL was still needed is not, once that may be rewound.
             (Action::Copy { .. }, Action::Rewind { .. }) => true,
-            (Action::Rewind { .. } | Action::Copy { .. }, other) => {
+            (Action::DropUnreplayed(_) | Action::Rewind { .. } | Action::Copy { .. }, other) => {
                 other.kind() == ActionKind::Seal
             }
             // It may wait for voters that never come; the next Cfg is the way out.

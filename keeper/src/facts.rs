@@ -17,8 +17,10 @@ use crate::action::ActionKind;
 use crate::fencer::FenceWay;
 use crate::health::{Disks, Pulse};
 use crate::member_files::MemberFiles;
+use crate::postgres::compare::SourceSays;
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::Settings;
+use crate::postgres::stopped::Stopped;
 
 /// The cluster as this keeper last read it.
 #[derive(Debug, Clone, Default)]
@@ -104,6 +106,10 @@ pub struct Local {
     pub confirmed: Option<Confirmed>,
     /// The end of this member's WAL, scanned while no process lived; forgotten when PostgreSQL starts.
     pub end_of_wal: Option<WalPosition>,
+    /// What else the disk showed then.
+    pub stopped: Option<Stopped>,
+    /// What the primary of an epoch said to this stopped member.
+    pub compared: Option<Compared>,
     /// Where the WAL ends of a server that was started without an upstream, to be promoted: it stays there.
     pub started_sealed: Option<WalPosition>,
     /// The timeline of the last streaming receiver of the present PostgreSQL process. With one its receive position is
@@ -137,6 +143,14 @@ pub struct Local {
     pub ended: Option<Ended>,
     /// The right to run as primary was taken for this epoch, under this lease.
     pub right: Option<(Epoch, LeaseId)>,
+}
+
+/// A primary's answer to a stopped member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compared {
+    pub epoch: Epoch,
+    /// `None`: it gave none.
+    pub says: Option<SourceSays>,
 }
 
 /// What is known of the names that a running primary enforces.

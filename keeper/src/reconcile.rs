@@ -6,6 +6,7 @@ mod rejoin;
 mod seal;
 mod standby;
 mod switchover;
+mod way;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -174,10 +174,22 @@ impl Shell {
         let stale = facts.sql.as_ref().is_some_and(|s| s.asked < self.settled);
         if !(stale && self.running.is_none()) {
             let action = reconcile(&view, &facts, now);
+            let refused = self.refusal().map(str::to_owned);
             self.offer(action, now).await;
+            if self.refusal() != refused.as_deref() {
+                self.publish(&view, &facts);
+            }
         }
         let pace = if now < self.busy_until { Pace::Eager } else { Pace::Steady };
         self.wires.pace.send_if_modified(|known| std::mem::replace(known, pace) != pace);
+    }
+
+    /// Returns why this member does not come back, if a person has to see to it.
+    fn refusal(&self) -> Option<&str> {
+        match &self.last_decision {
+            Some(Action::Hold(Hold::Refused(why))) => Some(why),
+            Some(_) | None => None,
+        }
     }
 
     async fn offer(&mut self, action: Action, now: Moment) {
@@ -349,6 +361,7 @@ impl Shell {
 
     fn publish(&mut self, view: &ClusterView, facts: &Facts) {
         let mut problems = present::problems(facts);
+        problems.extend(self.refusal().map(|why| format!("does not come back: {why}")));
         if let Some(why) = &view.frozen {
             problems.insert(format!(
                 "frozen: {why}. Clients are served, nothing is decided; see `pgdeputy adopt-store`"

@@ -1,5 +1,6 @@
 //! Does what `reconcile` chose. No choices are left here; each action is safe when it is cut anywhere (I20).
 
+mod compare;
 mod copy;
 mod diverged;
 mod follow;
@@ -14,6 +15,7 @@ mod right;
 mod seal;
 mod slots;
 mod switchover;
+mod unreplayed;
 
 use std::fs;
 use std::ops::Deref;
@@ -151,6 +153,8 @@ impl Worker {
                 switchover::prepare(self, request, target.as_deref(), *patience).await
             }
             Action::HandOver(handover) => switchover::hand_over(self, handover).await,
+            Action::Compare { follow } => compare::compare(self, follow).await,
+            Action::DropUnreplayed(dropping) => unreplayed::drop_unreplayed(self, dropping).await,
             Action::Rewind { follow, reason } => rejoin::rewind(self, follow, reason).await,
             Action::Copy { follow, reason } => copy::copy(self, follow, reason).await,
         }

@@ -7,8 +7,8 @@
 //! then ends the rewind.
 
 mod listing;
-mod upstream;
-mod wire;
+pub(super) mod upstream;
+pub(super) mod wire;
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -30,7 +30,7 @@ use super::source::{Source, quote};
 use super::wal_files::{self, Segment};
 use super::wal_scan;
 use listing::Shown;
-use upstream::AnyStream;
+use upstream::{AnyStream, As};
 use wire::Frame;
 
 /// The lines are written before the query is sent, but come another way.
@@ -160,7 +160,7 @@ impl<'a> Gateway<'a> {
         mut client: UnixStream,
         said: &watch::Receiver<Option<Divergence>>,
     ) -> Result<(), Trouble> {
-        let login = upstream::connect(self.plan.source, self.plan.password, DATABASE);
+        let login = upstream::connect(self.plan.source, self.plan.password, As::Client);
         let upstream =
             timeout(LOGIN_WITHIN, login).await.context("the source does not answer")??;
         client.write_all(&upstream.greeting).await.context("greet pg_rewind")?;

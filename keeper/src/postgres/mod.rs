@@ -1,6 +1,7 @@
 //! PostgreSQL as seen from outside: its programs, its files, and its own tools run as children.
 
 pub mod binaries;
+pub mod compare;
 pub mod control;
 pub mod copy;
 pub mod fork;
@@ -13,6 +14,8 @@ pub mod rewind;
 pub mod session;
 pub mod settings;
 pub mod source;
+pub mod stopped;
 pub mod wal_files;
 pub mod wal_pages;
 pub mod wal_scan;
+pub mod walsender;

@@ -120,6 +120,31 @@ pub fn set_unreached_aside(
     Ok(timelines)
 }
 
+/// Removes the segments of `timeline` and later ones from that of `lsn` on, newest first, so that a cut leaves no hole.
+/// `take` has each before it goes. Returns their names. Not for a running server.
+pub fn remove_from(
+    pg_wal: &Path,
+    timeline: Timeline,
+    lsn: Lsn,
+    segment_size: u32,
+    mut take: impl FnMut(&Path, &str) -> io::Result<()>,
+) -> io::Result<Vec<String>> {
+    let first = lsn.0 / u64::from(segment_size);
+    let mut segments = segments(pg_wal, segment_size)?;
+    segments.retain(|s| s.timeline >= timeline && s.number >= first);
+    segments.sort_by_key(|s| std::cmp::Reverse((s.number, s.timeline)));
+    let mut removed = Vec::new();
+    for segment in segments {
+        let name = segment.file_name(segment_size);
+        let path = pg_wal.join(&name);
+        take(&path, &name)?;
+        durable::remove_if_there(&path)?;
+        removed.push(name);
+    }
+    durable::fsync_dir(pg_wal)?;
+    Ok(removed)
+}
+
 /// Returns all segments in `pg_wal`, in no particular order.
 pub fn segments(pg_wal: &Path, segment_size: u32) -> io::Result<Vec<Segment>> {
     let mut found = Vec::new();

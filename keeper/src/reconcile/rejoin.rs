@@ -5,78 +5,84 @@
 //! counts until the copy replaces it in one step, and holds all that the primary was chosen with.
 
 use proto::assignment::Follow;
-use proto::report::{RejoinBy, Server};
+use proto::report::{DataDirectory, RejoinBy, Server};
 use proto::spec::Permission;
-use proto::{ClusterState, Epoch, MemberName, MemberReport, Phase, WalPosition};
+use proto::{ClusterState, Epoch, MemberName, MemberReport, Phase};
 
 use super::standby::{is_out_of_recovery, is_prefix, may_take_up, primary_is_open, stream_name};
-use crate::action::{Action, Hold};
+use super::way::{self, Case, Refusal, Way};
+use crate::action::{Action, ActionKind, Dropping, Hold};
 use crate::facts::{ClusterView, Facts};
-use crate::member_files::Role;
 
 /// How often a rewind is tried against one source timeline before the data is copied instead.
 const REWIND_ATTEMPTS: u32 = 2;
 
-/// How a stopped member may come back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rejoin {
-    /// Its WAL is a prefix of the primary's.
-    Follow,
-    Rewind {
-        reason: String,
-    },
-    FreshCopy {
-        reason: String,
-    },
-}
+/// How often an incomplete member's scan fails before its data counts for nothing: once may be a disk's mood.
+const SCANS: u32 = 3;
 
 /// Returns what a stopped member with data does to follow.
 pub fn start(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Follow) -> Action {
-    if let Some(unfinished) = &facts.files.rejoin
-        && !unfinished.may_start()
-    {
-        return resume(view, state, facts, follow);
-    }
-    if !facts.files.complete && facts.files.rejoin.is_none() {
-        // Its data directory was missing when a keeper started, and is back: nobody knows what it lacks.
-        let reason = "its data was missing once".to_owned();
-        return copy(view, follow, reason);
-    }
-    if !facts.files.complete {
+    match (&facts.files.rejoin, facts.files.complete) {
+        (Some(unfinished), _) if !unfinished.may_start() => resume(view, state, facts, follow),
         // Copied or rewound before, and stopped on its way: it goes on from where it was, under no voter's name.
-        return start_standby(view, facts, follow);
-    }
-    let Some(end) = facts.local.end_of_wal else { return Action::Scan };
-    match decide(state, facts.files.role, end) {
-        Rejoin::Follow => start_standby(view, facts, follow),
-        Rejoin::Rewind { reason } => rewind(view, state, facts, follow, reason),
-        Rejoin::FreshCopy { reason } => copy(view, follow, reason),
+        (Some(begun), false) if begun.source_timeline == follow.timeline => {
+            start_standby(view, facts, follow)
+        }
+        // Its data directory was missing when a keeper started, and is back: nobody knows what it lacks.
+        (None, false) => copy(view, facts, follow, "its data was missing once".to_owned()),
+        (Some(_), false) | (Some(_) | None, true) => by_its_wal(view, state, facts, follow),
     }
 }
 
-/// Returns how a complete, stopped member whose WAL ends at `end` may come back.
-pub fn decide(state: &ClusterState, role: Role, end: WalPosition) -> Rejoin {
-    if is_prefix(state, end) {
-        return Rejoin::Follow;
-    }
-    let fork = match state.shared_until(end.timeline) {
-        Some(until) => format!(
-            "its WAL ends at {} of timeline {}, past the fork at {until}",
-            end.lsn, end.timeline
-        ),
-        None => format!(
-            "its timeline {} is not in the history of timeline {}",
-            end.timeline, state.timeline
-        ),
+/// Decides by where its WAL ends, what else its disk shows and, where they can be had, by the primary's own words.
+fn by_its_wal(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Follow) -> Action {
+    let Some(end) = facts.local.end_of_wal else {
+        return match unreadable(facts) {
+            Some(reason) => copy(view, facts, follow, reason),
+            None => Action::Scan,
+        };
     };
-    match role {
-        Role::Primary => Rejoin::Rewind { reason: fork },
-        // pg_rewind judges a standby by what it has replayed, not by what it has received, and would call a standby
-        // clean that then replays its way past the fork.
-        Role::Standby | Role::None => {
-            Rejoin::FreshCopy { reason: format!("{fork}, and it was a standby") }
+    let compared = facts.local.compared.as_ref().filter(|c| c.epoch == follow.epoch);
+    let disk = facts.local.stopped.as_ref();
+    let case = Case {
+        state,
+        role: facts.files.role,
+        end,
+        disk,
+        source: compared.and_then(|c| c.says.as_ref()),
+        copy: view.spec.as_ref().map_or(Permission::Allowed, |s| s.rejoin.copy),
+    };
+    let asked = compared.is_some() || disk.is_none();
+    match way::choose(&case) {
+        Way::Follow if !may_take_up(view, facts, &follow) => Action::Hold(Hold::WaitingForPrimary),
+        // One that says nothing is followed by what was agreed: it may be about to be replaced.
+        Way::Follow if asked || !is_out_of_recovery(view, &follow) => {
+            start_standby(view, facts, follow)
         }
+        Way::Follow => Action::Compare { follow },
+        Way::Refuse(refusal) => Action::Hold(Hold::Refused(refusal.to_string())),
+        Way::DropUnreplayed { .. } | Way::Rewind { .. } | Way::FreshCopy { .. }
+            if disk.is_some() && case.source.is_none() =>
+        {
+            match is_out_of_recovery(view, &follow) {
+                true => Action::Compare { follow },
+                false => Action::Hold(Hold::WaitingForPrimary),
+            }
+        }
+        Way::DropUnreplayed { fork, reason } => {
+            drop_unreplayed(view, state, facts, Dropping { follow, fork, reason })
+        }
+        Way::Rewind { reason } => rewind(view, state, facts, follow, reason),
+        Way::FreshCopy { reason } => copy(view, facts, follow, reason),
     }
+}
+
+/// Returns why an incomplete member's WAL has no end that could be found: what it was rewound or copied from has ended
+/// before it had all that it needs.
+fn unreadable(facts: &Facts) -> Option<String> {
+    let failed = facts.local.failures.get(&ActionKind::Scan)?;
+    let is_lost = !facts.files.complete && failed.times >= SCANS;
+    is_lost.then(|| format!("it was not yet whole, and {}", failed.problem))
 }
 
 fn start_standby(view: &ClusterView, facts: &Facts, follow: Follow) -> Action {
@@ -95,10 +101,26 @@ fn resume(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Follo
         RejoinBy::Rewind if same_source && marker.attempt < REWIND_ATTEMPTS => {
             rewind(view, state, facts, follow, "an earlier rewind was cut short".into())
         }
+        RejoinBy::Follow if same_source && let Some(fork) = marker.fork => {
+            let reason = "setting its WAL aside was cut short".to_owned();
+            drop_unreplayed(view, state, facts, Dropping { follow, fork, reason })
+        }
         RejoinBy::Rewind | RejoinBy::Copy | RejoinBy::Follow => {
-            copy(view, follow, format!("an earlier {:?} did not finish", marker.by))
+            copy(view, facts, follow, format!("an earlier {:?} did not finish", marker.by))
         }
     }
+}
+
+fn drop_unreplayed(
+    view: &ClusterView,
+    state: &ClusterState,
+    facts: &Facts,
+    dropping: Dropping,
+) -> Action {
+    let Dropping { follow, fork, reason } = dropping;
+    discarding(view, state, facts, (follow, reason), |follow, reason| {
+        Action::DropUnreplayed(Dropping { follow, fork, reason })
+    })
 }
 
 fn rewind(
@@ -108,21 +130,51 @@ fn rewind(
     follow: Follow,
     reason: String,
 ) -> Action {
-    if !may_discard(state, &facts.member) {
+    discarding(view, state, facts, (follow, reason), |follow, reason| Action::Rewind {
+        follow,
+        reason,
+    })
+}
+
+/// Returns the action that discards WAL, once that is needed no more and the primary can be had.
+fn discarding(
+    view: &ClusterView,
+    state: &ClusterState,
+    facts: &Facts,
+    (follow, reason): (Follow, String),
+    action: impl FnOnce(Follow, String) -> Action,
+) -> Action {
+    match not_yet(view, state, facts, &follow) {
+        None => action(follow, reason),
         // Its own WAL stays needed for as long as no Cfg of this epoch is proven, and that may wait for this member.
-        return match is_the_last_hope(view, state, facts, &follow) {
-            true => copy(view, follow, format!("{reason}, and no other voter can follow")),
-            false => Action::Hold(Hold::WaitingForReplacement),
-        };
+        Some(Hold::WaitingForReplacement) if is_the_last_hope(view, state, facts, &follow) => {
+            copy(view, facts, follow, format!("{reason}, and no other voter can follow"))
+        }
+        Some(hold) => Action::Hold(hold),
     }
-    match is_a_source(view, &follow) {
-        true => Action::Rewind { follow, reason },
-        false => Action::Hold(Hold::WaitingForPrimary),
+}
+
+/// Returns what WAL waits for before it may be discarded.
+fn not_yet(
+    view: &ClusterView,
+    state: &ClusterState,
+    facts: &Facts,
+    follow: &Follow,
+) -> Option<Hold> {
+    match (may_discard(state, &facts.member), is_a_source(view, follow)) {
+        (false, _) => Some(Hold::WaitingForReplacement),
+        (true, false) => Some(Hold::WaitingForPrimary),
+        (true, true) => None,
     }
 }
 
 /// Returns the action that copies the primary, once that can be.
-pub fn copy(view: &ClusterView, follow: Follow, reason: String) -> Action {
+pub fn copy(view: &ClusterView, facts: &Facts, follow: Follow, reason: String) -> Action {
+    let may_copy = view.spec.as_ref().is_none_or(|s| s.rejoin.copy == Permission::Allowed);
+    if facts.data == DataDirectory::Present && !may_copy {
+        let refusal = Refusal::of_a_copy(reason);
+        return Action::Hold(Hold::Refused(refusal.to_string()));
+    }
     match is_a_source(view, &follow) {
         true => Action::Copy { follow, reason },
         false => Action::Hold(Hold::WaitingForPrimary),

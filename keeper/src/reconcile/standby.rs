@@ -21,7 +21,7 @@ pub fn next(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Fol
     if facts.data != DataDirectory::Present {
         return match facts.data {
             DataDirectory::Empty => {
-                rejoin::copy(view, follow, "this member has no data yet".into())
+                rejoin::copy(view, facts, follow, "this member has no data yet".into())
             }
             DataDirectory::Building | DataDirectory::Present => {
                 Action::Hold(Hold::WaitingForPrimary)
@@ -71,6 +71,9 @@ fn running(
         true => Action::Repoint { follow: follow.clone(), name },
         false => Action::Hold(Hold::WaitingForPrimary),
     };
+    if !facts.files.complete && is_past_the_fork(state, facts, &follow, sql) {
+        return Action::Fence(FenceReason::PastTheFork);
+    }
     if !facts.files.complete || upstream.is_some_and(|u| u.epoch == follow.epoch) {
         // Its WAL is not counted yet, or was judged for this epoch before: only the name or address changes.
         return repoint;
@@ -85,6 +88,13 @@ fn running(
         },
         Some(_) => Action::Fence(FenceReason::PastTheFork),
     }
+}
+
+/// Returns whether an incomplete member has received more of an older timeline than the present one took from it: its
+/// server would wait for ever for WAL that continues its own.
+fn is_past_the_fork(state: &ClusterState, facts: &Facts, follow: &Follow, sql: &SqlFacts) -> bool {
+    let Some((timeline, lsn)) = facts.local.streamed.zip(sql.flush_lsn) else { return false };
+    timeline != follow.timeline && state.shared_until(timeline).is_some_and(|until| lsn > until)
 }
 
 /// Returns a timeline that this member was on its way to and that the present one does not descend from.

@@ -1,5 +1,6 @@
 //! Claims about the keeper's decisions, one fact at a time.
 
+mod rejoin;
 mod switchover;
 
 use std::time::Duration;

@@ -151,6 +151,8 @@ impl Worker {
             local.process = Process::Running { pid: 0 };
             local.ended = None;
             local.end_of_wal = None;
+            local.stopped = None;
+            local.compared = None;
             local.promoted = None;
             local.last_answer = None;
             local.started_sealed = None;

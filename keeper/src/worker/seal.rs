@@ -16,6 +16,7 @@ use crate::facts::Local;
 use crate::postgres::control::ControlFile;
 use crate::postgres::session::Session;
 use crate::postgres::settings::Settings;
+use crate::postgres::stopped::Stopped;
 use crate::postgres::{wal_files, wal_scan};
 
 /// A server that has accepted sessions for a while answers within milliseconds. One that does not is starting, or
@@ -109,7 +110,16 @@ pub fn set_unreached_aside(worker: &Worker, position: WalPosition) -> anyhow::Re
 /// Finds the end of the WAL of a stopped member.
 pub async fn scan(worker: &Worker) -> anyhow::Result<()> {
     let position = scan_position(worker).await?;
-    worker.update(|local| local.end_of_wal = Some(position));
+    note_end(worker, position)
+}
+
+/// Notes where a stopped member's WAL ends, and what else its disk shows.
+fn note_end(worker: &Worker, position: WalPosition) -> anyhow::Result<()> {
+    let stopped = Stopped::read(&worker.place.data_dir, position.timeline)?;
+    worker.update(|local| {
+        local.end_of_wal = Some(position);
+        local.stopped = Some(stopped);
+    });
     Ok(())
 }
 
@@ -181,7 +191,7 @@ fn streamed_position(
 async fn stopped_seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<Seal> {
     let position = scan_position(worker).await?;
     let control = ControlFile::read(&worker.place.data_dir)?;
-    worker.update(|local| local.end_of_wal = Some(position));
+    note_end(worker, position)?;
     Ok(Seal { sealing, position, replayed: position.lsn, clean: control.is_clean() })
 }
 

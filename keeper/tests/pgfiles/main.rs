@@ -7,6 +7,7 @@ mod cluster;
 mod control;
 mod delta;
 mod made_wal;
+mod prefix;
 mod scan_made;
 mod scan_real;
 mod tools;

@@ -1,4 +1,5 @@
-//! The gateway's own session with the source: it logs in by itself, so that pg_rewind needs no password.
+//! Our own sessions with a source, as the protocol has them: the gateway logs in by itself, so that pg_rewind needs no
+//! password, and a member asks its primary for WAL as its receiver would.
 //!
 //! Rule: a password is proved and never told. A server that asks for it in the clear is refused.
 
@@ -25,19 +26,34 @@ pub struct Upstream {
     pub greeting: Vec<u8>,
 }
 
-/// Opens a session as the user of `source`, in `dbname`.
-pub async fn connect(source: &Source, password: &str, dbname: &str) -> anyhow::Result<Upstream> {
+/// What for a session is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum As {
+    /// For queries, in the database in which files may be read.
+    Client,
+    /// For the commands of physical replication.
+    Receiver,
+}
+
+/// Opens a session as the user of `source`.
+pub async fn connect(source: &Source, password: &str, what_for: As) -> anyhow::Result<Upstream> {
     let mut stream = open(source).await.context("connect to the source")?;
-    let startup = wire::startup(&[
-        ("user", &source.user),
-        ("database", dbname),
+    let mut parameters = vec![
+        ("user", source.user.as_str()),
         ("application_name", &source.application_name),
-        // A temporary table of some versions must not wait for a synchronous standby, which may be this very member.
-        // Compiling the query that lists the files takes longer than running it.
-        ("options", "-c synchronous_commit=local -c jit=off"),
         // pg_rewind's own settings follow in its session; these are what libpq would have sent.
         ("client_encoding", "UTF8"),
-    ]);
+    ];
+    match what_for {
+        // A temporary table of some versions must not wait for a synchronous standby, which may be this very member.
+        // Compiling the query that lists the files takes longer than running it.
+        As::Client => parameters.extend([
+            ("database", super::DATABASE),
+            ("options", "-c synchronous_commit=local -c jit=off"),
+        ]),
+        As::Receiver => parameters.push(("replication", "true")),
+    }
+    let startup = wire::startup(&parameters);
     stream.write_all(&startup).await.context("begin a session with the source")?;
     let mut login = Login { scram: None, verified: false };
     let mut greeting = Frame::new(b'R', &0_u32.to_be_bytes()).bytes().to_vec();

@@ -45,6 +45,29 @@ impl Frame {
         std::str::from_utf8(text).ok()
     }
 
+    /// Returns the columns of a row; `None` for another message or a damaged one.
+    pub fn columns(&self) -> Option<Vec<Option<&[u8]>>> {
+        let mut rest = self.body();
+        let mut number = |bytes: usize| {
+            let (number, after) = rest.split_at_checked(bytes)?;
+            rest = after;
+            Some(number)
+        };
+        if self.bytes.first() != Some(&b'D') {
+            return None;
+        }
+        let count = u16::from_be_bytes(number(2)?.try_into().ok()?);
+        let mut columns = Vec::new();
+        for _ in 0..count {
+            let length = i32::from_be_bytes(number(4)?.try_into().ok()?);
+            columns.push(match usize::try_from(length) {
+                Ok(length) => Some(number(length)?),
+                Err(_) => None,
+            });
+        }
+        Some(columns)
+    }
+
     /// Returns the first column of a row of three, and how long the last one is: a part of a file as pg_rewind
     /// fetches it.
     pub fn fetched(&self) -> Option<(&str, u64)> {
@@ -177,7 +200,7 @@ mod tests {
                 let mut frame = Frame::default();
                 let mut from = &bytes[..];
                 while let Ok(true) = read(&mut from, &mut frame).await {
-                    let _ = (frame.query(), frame.fetched(), error_text(&frame));
+                    let _ = (frame.query(), frame.fetched(), frame.columns(), error_text(&frame));
                 }
                 let _ = read_startup(&mut std::io::Cursor::new(bytes.clone())).await;
             });

@@ -320,6 +320,9 @@ async fn perform(worker: &Worker, action: &Action) -> anyhow::Result<()> {
             worker.update(|local| local.slots_for = Some((members.clone(), *primary)));
             Ok(())
         }
+        Action::Compare { .. } | Action::DropUnreplayed(_) => {
+            anyhow::bail!("the model's disks show only where their WAL ends")
+        }
         Action::Rewind { follow, reason } => rejoin::rewind(worker, follow, reason).await,
         Action::Copy { follow, reason } => rejoin::copy(worker, follow, reason).await,
     }

@@ -1,0 +1,105 @@
+//! Claims about ways back that depend on more than where the WAL ends.
+
+use proto::spec::Permission;
+
+use super::*;
+use crate::facts::Compared;
+use crate::member_files::Fork;
+use crate::postgres::compare::{Proof as WalProof, SourceSays};
+use crate::postgres::stopped::{Pages, Stopped};
+
+/// What a member's disk shows that ended as a standby of timeline 1, having replayed up to `replayed`.
+fn stopped(replayed: u64) -> Stopped {
+    Stopped {
+        system_identifier: SystemIdentifier(1),
+        history: TimelineHistory::first(Timeline(1)),
+        pages: Pages::Replayed { lsn: Lsn(replayed), timeline: Timeline(1) },
+        cannot_rewind: None,
+    }
+}
+
+fn says(proof: WalProof) -> Option<Compared> {
+    let history = TimelineHistory::parse(Timeline(2), "1\t0/64\tx\n").unwrap();
+    let says = SourceSays { system_identifier: SystemIdentifier(1), history, proof };
+    Some(Compared { epoch: Epoch(2), says: Some(says) })
+}
+
+#[test]
+fn wal_that_was_never_replayed_is_set_aside_once_the_primary_was_asked_and_a_cut_goes_on() {
+    let mut facts = facts("c", 1, Role::Standby);
+    facts.local.end_of_wal = Some(at(1, 101));
+    facts.local.stopped = Some(stopped(90));
+    assert!(matches!(decide(&view(), &facts), Action::Compare { .. }));
+    facts.local.compared = Some(Compared { epoch: Epoch(2), says: None });
+    assert!(matches!(decide(&view(), &facts), Action::Compare { .. }), "it needs an answer");
+    facts.local.compared = says(WalProof::Same { from: Lsn(50), to: Lsn(100) });
+    let Action::DropUnreplayed(dropping) = decide(&view(), &facts) else { panic!() };
+    assert_eq!(dropping.fork, Fork { timeline: Timeline(1), lsn: Lsn(100) });
+    facts.files.complete = false;
+    facts.files.rejoin =
+        Some(RejoinMarker { by: report::RejoinBy::Follow, fork: Some(dropping.fork), ..marker() });
+    assert!(matches!(decide(&view(), &facts), Action::DropUnreplayed(_)), "cut");
+    let other = RejoinMarker { source_timeline: Timeline(1), ..facts.files.rejoin.unwrap() };
+    facts.files.rejoin = Some(other);
+    assert!(matches!(decide(&view(), &facts), Action::Copy { .. }), "another source");
+}
+
+#[test]
+fn a_member_follows_without_an_answer_but_never_against_one() {
+    let mut facts = facts("c", 1, Role::Standby);
+    facts.local.end_of_wal = Some(at(1, 90));
+    facts.local.stopped = Some(stopped(80));
+    assert!(matches!(decide(&view(), &facts), Action::Compare { .. }));
+    facts.local.compared = Some(Compared { epoch: Epoch(2), says: None });
+    assert!(matches!(decide(&view(), &facts), Action::StartStandby { .. }));
+    facts.local.compared = says(WalProof::Differs { at: Lsn(89), timeline: Timeline(1) });
+    let Action::Hold(Hold::Refused(why)) = decide(&view(), &facts) else { panic!() };
+    assert!(why.contains("differ at 0/59 of timeline 1"), "{why}");
+    // Nobody is asked who is not there.
+    facts.local.compared = None;
+    let upstream = Upstream {
+        epoch: Epoch(2),
+        host: "127.0.0.1".into(),
+        port: 5432,
+        name: StreamName::Voter { round: 0 },
+    };
+    facts.local.settings = Some(Settings { upstream: Some(upstream), ..Settings::cut_off() });
+    let away = ClusterView { reports: Default::default(), ..view() };
+    assert!(matches!(decide(&away, &facts), Action::StartStandby { .. }));
+}
+
+#[test]
+fn an_incomplete_member_past_the_fork_of_the_next_primary_is_stopped_and_judged_by_its_wal() {
+    let mut facts = running(facts("c", 1, Role::Standby), sql(true, 1));
+    facts.files.complete = false;
+    let catching_up =
+        RejoinMarker { source_timeline: Timeline(1), phase: RejoinPhase::CatchingUp, ..marker() };
+    facts.files.rejoin = Some(catching_up);
+    facts.local.streamed = Some(Timeline(1));
+    facts.sql.as_mut().unwrap().flush_lsn = Some(Lsn(100));
+    assert!(matches!(decide(&view(), &facts), Action::Repoint { .. }));
+    facts.sql.as_mut().unwrap().flush_lsn = Some(Lsn(101));
+    assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::PastTheFork));
+
+    facts.sql = None;
+    facts.local.process = Process::Exited { noticed: WallTime(0), gone: true };
+    assert_eq!(decide(&view(), &facts), Action::Scan);
+    facts.local.end_of_wal = Some(at(1, 101));
+    assert!(matches!(decide(&view(), &facts), Action::Copy { .. }));
+    facts.local.end_of_wal = None;
+    let failure = Failure { problem: "no checkpoint".into(), times: 3, at: Moment::default() };
+    facts.local.failures.insert(ActionKind::Scan, failure);
+    assert!(matches!(decide(&view(), &facts), Action::Copy { .. }), "its WAL cannot be read");
+}
+
+#[test]
+fn data_is_not_replaced_where_the_spec_says_never() {
+    let mut view = view();
+    view.spec.as_mut().unwrap().rejoin.copy = Permission::Never;
+    let mut facts = facts("c", 1, Role::Standby);
+    facts.local.end_of_wal = Some(at(1, 101));
+    let Action::Hold(Hold::Refused(why)) = decide(&view, &facts) else { panic!() };
+    assert!(why.contains("rejoin.copy is never"), "{why}");
+    facts.data = DataDirectory::Empty;
+    assert!(matches!(decide(&view, &facts), Action::Copy { .. }), "there is nothing to lose");
+}

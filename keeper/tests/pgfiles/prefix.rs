@@ -1,0 +1,107 @@
+//! Whether two servers have the same log, asked as a receiver asks, and WAL that was received and never replayed.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use keeper::postgres::compare::{Proof, SourceSays, compare};
+use keeper::postgres::copy::base_backup;
+use keeper::postgres::stopped::{Pages, Stopped};
+use keeper::postgres::wal_files::{self, Segment};
+use keeper::postgres::wal_scan::scan;
+use proto::{Lsn, Timeline};
+
+use crate::cluster::{Cluster, PASSWORD, binaries};
+use crate::delta::{diverged, fork, part};
+
+async fn asked(old: &Cluster, new: &Cluster) -> SourceSays {
+    let end = scan(&old.data).unwrap();
+    let at = (end.lsn, end.timeline);
+    compare(&new.source(), PASSWORD, &old.data, at).await.unwrap()
+}
+
+#[tokio::test]
+async fn equal_bytes_before_the_fork_are_proof_and_one_other_byte_is_a_difference() {
+    let (old, new) = diverged(2).await;
+    let (timeline, fork) = fork(&old, &new);
+    let says = asked(&old, &new).await;
+    let Proof::Same { from, to } = says.proof else { panic!("{says:?}") };
+    assert_eq!(to, fork);
+    assert!(from < fork && fork.0 - from.0 <= 64 << 10);
+    assert_eq!(says.history.left_at(timeline), Some(fork));
+    let disk = Stopped::read(&old.data, Timeline(1)).unwrap();
+    assert_eq!(disk.system_identifier, says.system_identifier);
+    assert_eq!(disk.pages, Pages::Primary { timeline: Timeline(1), clean: false });
+    assert_eq!(disk.cannot_rewind, None);
+
+    let name = Segment::at(timeline, fork, 1 << 20).file_name(1 << 20);
+    let file = File::options().read(true).write(true).open(old.pg_wal().join(name)).unwrap();
+    let (place, mut byte) = (fork.0 % (1 << 20) - 5, [0]);
+    file.read_exact_at(&mut byte, place).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], place).unwrap();
+    // By the end that it had: a scan would now find another one.
+    let end = (Lsn(fork.0 + 100), timeline);
+    let says = compare(&new.source(), PASSWORD, &old.data, end).await.unwrap();
+    assert_eq!(says.proof, Proof::Differs { at: Lsn(fork.0 - 5), timeline });
+
+    let mut stranger = Cluster::new(1).await;
+    stranger.start().await;
+    let says = asked(&old, &stranger).await;
+    assert_ne!(says.system_identifier, disk.system_identifier);
+    assert!(matches!(says.proof, Proof::Unknown(_)));
+}
+
+/// Started as it is it would replay its way past the fork, and then wait for ever for WAL that continues its own.
+#[tokio::test]
+async fn a_standby_that_received_past_the_fork_and_never_replayed_it_follows_once_that_wal_is_aside()
+ {
+    for crashes in [false, true] {
+        let mut primary = Cluster::new(1).await;
+        primary.start().await;
+        primary.sql("CREATE TABLE t (i int, text text)");
+        let (mut next, mut standby) = (Cluster::empty(), Cluster::empty());
+        for member in [&mut next, &mut standby] {
+            base_backup(&binaries(), &primary.source(), &member.data, |_| {}).await.unwrap();
+            member.follow(&primary);
+            member.start().await;
+        }
+        primary.sql("INSERT INTO t SELECT i, 'common' FROM generate_series(1, 1000) i");
+        next.caught_up(&primary).await;
+        standby.caught_up(&primary).await;
+        standby.sql("SELECT pg_wal_replay_pause()");
+        next.sql("ALTER SYSTEM SET primary_conninfo = ''");
+        next.sql("SELECT pg_reload_conf()");
+        let receives = "SELECT 1 FROM pg_stat_wal_receiver";
+        next.eventually("it receives nothing", |c| c.sql(receives).is_empty()).await;
+        primary.sql("INSERT INTO t SELECT i, 'lost' FROM generate_series(1, 20000) i");
+        standby.caught_up(&primary).await;
+        part(&mut primary, &next).await;
+        match crashes {
+            true => standby.crash(),
+            false => standby.stop().await,
+        }
+
+        let (timeline, fork) = fork(&standby, &next);
+        let end = scan(&standby.data).unwrap();
+        let disk = Stopped::read(&standby.data, end.timeline).unwrap();
+        let Pages::Replayed { lsn, .. } = disk.pages else { panic!("{disk:?}") };
+        assert!(lsn <= fork && fork < end.lsn, "{lsn} {fork} {end:?}");
+        assert!(matches!(asked(&standby, &next).await.proof, Proof::Same { .. }));
+
+        let mut taken = Vec::new();
+        let take = |path: &std::path::Path, name: &str| {
+            assert!(path.exists());
+            taken.push(name.to_owned());
+            Ok(())
+        };
+        let pg_wal = standby.pg_wal();
+        let removed = wal_files::remove_from(&pg_wal, timeline, fork, 1 << 20, take).unwrap();
+        assert!(removed.len() > 1 && removed == taken, "{removed:?}");
+        standby.follow(&next);
+        standby.start().await;
+        let sum = "SELECT md5(string_agg(t::text, ',' ORDER BY i, text)) FROM t";
+        let theirs = next.sql(sum);
+        standby.eventually("it has the same rows", |c| c.sql(sum) == theirs).await;
+        standby.eventually("it streams", |c| !c.sql(receives).is_empty()).await;
+        assert_eq!(standby.sql("SELECT count(*) FROM t WHERE text = 'lost'"), "0");
+    }
+}
