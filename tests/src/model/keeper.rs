@@ -313,6 +313,7 @@ fn marker(documents: &Documents, me: &Member) -> Option<RejoinMarker> {
         phase,
         until,
         fork: None,
+        boot: None,
         started: WallTime(0),
     })
 }

@@ -124,7 +124,10 @@ impl Model {
             | Action::TakeSettings(_)
             | Action::KeepSlots { .. }
             | Action::PrepareHandOver { .. }
-            | Action::HandOver(_) => return false,
+            | Action::HandOver(_)
+            // The model's disks show only where their WAL ends.
+            | Action::Compare { .. }
+            | Action::DropUnreplayed(_) => return false,
         }
         true
     }

@@ -288,6 +288,8 @@ fn kind(of: ActionKind) -> &'static str {
         ActionKind::KeepSlots => "do: keep slots",
         ActionKind::PrepareHandOver => "do: prepare hand over",
         ActionKind::HandOver => "do: hand over",
+        ActionKind::Compare => "do: compare",
+        ActionKind::DropUnreplayed => "do: drop unreplayed",
         ActionKind::Rewind => "do: rewind",
         ActionKind::Copy => "do: copy",
     }
