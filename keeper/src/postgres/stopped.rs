@@ -29,17 +29,15 @@ pub enum Pages {
     Unknown,
 }
 
-impl Stopped {
-    /// Reads it, for a log that ends on `timeline`.
-    pub fn read(data_dir: &Path, timeline: Timeline) -> anyhow::Result<Self> {
-        let control = ControlFile::read(data_dir)?;
-        Ok(Self {
-            system_identifier: control.system_identifier,
-            history: wal_files::history(&wal_files::pg_wal_of(data_dir)?, timeline)?,
-            pages: pages(&control),
-            cannot_rewind: cannot_rewind(data_dir, &control),
-        })
-    }
+/// Reads it, for a log that ends on `timeline`.
+pub fn read(data_dir: &Path, timeline: Timeline) -> anyhow::Result<Stopped> {
+    let control = ControlFile::read(data_dir)?;
+    Ok(Stopped {
+        system_identifier: control.system_identifier,
+        history: wal_files::history(&wal_files::pg_wal_of(data_dir)?, timeline)?,
+        pages: pages(&control),
+        cannot_rewind: cannot_rewind(data_dir, &control),
+    })
 }
 
 fn pages(control: &ControlFile) -> Pages {

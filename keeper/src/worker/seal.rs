@@ -16,8 +16,7 @@ use crate::facts::Local;
 use crate::postgres::control::ControlFile;
 use crate::postgres::session::Session;
 use crate::postgres::settings::Settings;
-use crate::postgres::stopped::Stopped;
-use crate::postgres::{wal_files, wal_scan};
+use crate::postgres::{stopped, wal_files, wal_scan};
 
 /// A server that has accepted sessions for a while answers within milliseconds. One that does not is starting, or
 /// hangs: it is stopped and its files are read, because a seal must not wait for replay.
@@ -115,7 +114,7 @@ pub async fn scan(worker: &Worker) -> anyhow::Result<()> {
 
 /// Notes where a stopped member's WAL ends, and what else its disk shows.
 fn note_end(worker: &Worker, position: WalPosition) -> anyhow::Result<()> {
-    let stopped = Stopped::read(&worker.place.data_dir, position.timeline)?;
+    let stopped = stopped::read(&worker.place.data_dir, position.timeline)?;
     worker.update(|local| {
         local.end_of_wal = Some(position);
         local.stopped = Some(stopped);

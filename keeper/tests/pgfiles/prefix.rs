@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use keeper::postgres::compare::{Proof, SourceSays, compare};
 use keeper::postgres::copy::base_backup;
-use keeper::postgres::stopped::{Pages, Stopped};
+use keeper::postgres::stopped::{self, Pages};
 use keeper::postgres::wal_files::{self, Segment};
 use keeper::postgres::wal_scan::scan;
 use proto::{Lsn, Timeline};
@@ -29,7 +29,7 @@ async fn equal_bytes_before_the_fork_are_proof_and_one_other_byte_is_a_differenc
     assert!(to <= fork && fork.0 - to.0 < 8, "{to} {fork}");
     assert!(from < fork && fork.0 - from.0 <= 64 << 10);
     assert_eq!(says.history.left_at(timeline), Some(fork));
-    let disk = Stopped::read(&old.data, Timeline(1)).unwrap();
+    let disk = stopped::read(&old.data, Timeline(1)).unwrap();
     assert_eq!(disk.system_identifier, says.system_identifier);
     assert_eq!(disk.pages, Pages::Primary { timeline: Timeline(1), clean: false });
     assert_eq!(disk.cannot_rewind, None);
@@ -83,7 +83,7 @@ async fn a_standby_that_received_past_the_fork_and_never_replayed_it_follows_onc
 
         let (timeline, fork) = fork(&standby, &next);
         let end = scan(&standby.data).unwrap();
-        let disk = Stopped::read(&standby.data, end.timeline).unwrap();
+        let disk = stopped::read(&standby.data, end.timeline).unwrap();
         let Pages::Replayed { lsn, .. } = disk.pages else { panic!("{disk:?}") };
         assert!(lsn <= fork && fork < end.lsn, "{lsn} {fork} {end:?}");
         assert!(matches!(asked(&standby, &next).await.proof, Proof::Same { .. }));

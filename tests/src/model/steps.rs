@@ -94,15 +94,7 @@ impl Model {
                 me.marker = Marker::None;
             }
             Action::Promote(_) => return self.prepare_promotion(state, member),
-            Action::StartPrimary { restart, .. } => {
-                me.restarted = me.restarted.max(restart as u8);
-                me.upstream = None;
-                self.check_start(state, member);
-                postgres::start(state, member, Server::Primary);
-                if self.is("restart-opens-at-once") {
-                    self.let_clients_in(state, member);
-                }
-            }
+            Action::StartPrimary { restart, .. } => self.start_closed(state, member, restart as u8),
             Action::Open(_) => return self.open(state, member),
             Action::TakeRight { .. } => return self.take_right(state, member),
             Action::Confirm { cfg, proof } => {
@@ -130,6 +122,17 @@ impl Model {
             | Action::DropUnreplayed(_) => return false,
         }
         true
+    }
+
+    fn start_closed(&self, state: &mut State, member: usize, restart: u8) {
+        let me = &mut state.members[member];
+        me.restarted = me.restarted.max(restart);
+        me.upstream = None;
+        self.check_start(state, member);
+        postgres::start(state, member, Server::Primary);
+        if self.is("restart-opens-at-once") {
+            self.let_clients_in(state, member);
+        }
     }
 
     /// Goes on with what was begun.

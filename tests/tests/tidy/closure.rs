@@ -9,10 +9,12 @@ use super::repository;
 use super::rust_code::{code_only, tokens, without_tests};
 
 /// Types that pure files take from files that act. They are values: nothing that acts can be called on them.
-const VALUES: [(&str, &[&str]); 6] = [
-    ("keeper/src/member_files.rs", &["MemberFiles", "Role"]),
+const VALUES: [(&str, &[&str]); 8] = [
+    ("keeper/src/member_files.rs", &["Fork", "MemberFiles", "Role"]),
+    ("keeper/src/postgres/compare.rs", &["Proof", "SourceSays"]),
     ("keeper/src/postgres/probe.rs", &["SqlFacts"]),
     ("keeper/src/postgres/settings.rs", &["Settings", "StreamName"]),
+    ("keeper/src/postgres/stopped.rs", &["Pages", "Stopped"]),
     ("proxy-config/src/lib.rs", &["HaproxyConfig"]),
     ("store/src/keys.rs", &["Keys"]),
     ("store/src/lib.rs", &["LeaseId", "Snapshot"]),
