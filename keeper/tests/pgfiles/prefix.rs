@@ -27,7 +27,7 @@ async fn equal_bytes_before_the_fork_are_proof_and_one_other_byte_is_a_differenc
     let Proof::Same { from, to } = says.proof else { panic!("{says:?}") };
     // A record ends up to 7 bytes before the next one may begin.
     assert!(to <= fork && fork.0 - to.0 < 8, "{to} {fork}");
-    assert!(from < fork && fork.0 - from.0 <= 64 << 10);
+    assert!(from < to && to.0 - from.0 <= 64 << 10, "{from} {to}");
     assert_eq!(says.history.left_at(timeline), Some(fork));
     let disk = stopped::read(&old.data, Timeline(1)).unwrap();
     assert_eq!(disk.system_identifier, says.system_identifier);
