@@ -14,7 +14,7 @@ use proto::spec::PostgresSpec;
 use store::LeaseId;
 
 use crate::action::ActionKind;
-use crate::fencer::FenceWay;
+use crate::fencer::protocol::FenceWay;
 use crate::health::{Disks, Pulse};
 use crate::member_files::MemberFiles;
 use crate::postgres::compare::SourceSays;

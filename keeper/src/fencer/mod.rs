@@ -18,7 +18,7 @@ mod launch;
 pub mod limit;
 mod log;
 mod processes;
-mod protocol;
+pub(crate) mod protocol;
 mod revival;
 mod server;
 mod shelter;

@@ -9,7 +9,8 @@ use super::repository;
 use super::rust_code::{code_only, tokens, without_tests};
 
 /// Types that pure files take from files that act. They are values: nothing that acts can be called on them.
-const VALUES: [(&str, &[&str]); 8] = [
+const VALUES: [(&str, &[&str]); 9] = [
+    ("keeper/src/fencer/protocol.rs", &["FenceWay"]),
     ("keeper/src/member_files.rs", &["Fork", "MemberFiles", "Role"]),
     ("keeper/src/postgres/compare.rs", &["Proof", "SourceSays"]),
     ("keeper/src/postgres/probe.rs", &["SqlFacts"]),
