@@ -86,11 +86,21 @@ pub fn fork(old: &Cluster, new: &Cluster) -> (Timeline, Lsn) {
 }
 
 /// What a keeper notes besides.
-#[derive(Default)]
 pub struct Notes {
     pub fork: Mutex<Option<ForkSegment>>,
     pub crash_recovery: CrashRecovery,
     pub saved: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Default for Notes {
+    /// Of the two ways that which is our own: the other one is PostgreSQL's, and `tools.rs` takes it.
+    fn default() -> Self {
+        Self {
+            fork: Mutex::default(),
+            crash_recovery: CrashRecovery::Skip,
+            saved: Mutex::default(),
+        }
+    }
 }
 
 pub async fn rejoin(

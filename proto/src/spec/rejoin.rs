@@ -17,11 +17,10 @@ pub struct RejoinSpec {
 }
 
 /// What is done with a primary that crashed before it is rewound.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CrashRecovery {
     /// The end of its WAL, found by a scan, is recorded in its control file: a second for each gigabyte.
-    #[default]
     Skip,
     /// PostgreSQL replays its WAL in single-user mode: several times as long.
     Run,
@@ -30,7 +29,8 @@ pub enum CrashRecovery {
 impl Default for RejoinSpec {
     fn default() -> Self {
         Self {
-            crash_recovery: CrashRecovery::default(),
+            // PostgreSQL's own way, until the other one has been shown to be right over all versions and interruptions.
+            crash_recovery: CrashRecovery::Run,
             copy: Permission::Allowed,
             // A synchronous cluster's unacknowledged tail is a few segments; more is an asynchronous standby's lag.
             keep_diverged_mb: 256,
