@@ -85,7 +85,7 @@ struct Measured {
 
 async fn measure_all(config: &Config, cases: &[Case], pgdeputy: PathBuf) -> anyhow::Result<u8> {
     let (apart, together): (Vec<Case>, Vec<Case>) =
-        cases.iter().copied().partition(|case| case.fault.needs_network());
+        cases.iter().copied().partition(|case| case.fault.is_some_and(Fault::needs_network));
     let mut all = Measured::default();
     for (cases, needs_network) in [(together, false), (apart, true)] {
         if cases.is_empty() {
@@ -145,8 +145,10 @@ async fn measure_on(
             let run = run.with_context(|| format!("{}, run {number}", case.name))?;
             let [haproxy, pgbouncer] = run.gaps.map(|gap| gap.as_secs_f64() * 1e3);
             eprintln!(
-                "{}: run {number} of {runs}: {haproxy:.0} ms by HAProxy, {pgbouncer:.0} ms by PgBouncer",
-                case.name
+                "{}: run {number} of {runs}: {haproxy:.0} ms by HAProxy, {pgbouncer:.0} ms by PgBouncer, ended {:.0} ms \
+                 after the fault",
+                case.name,
+                run.ended.as_secs_f64() * 1e3
             );
             row.add(run);
         }
@@ -172,6 +174,8 @@ async fn measure_on(
 struct Run {
     /// The longest times without an acknowledgement from the fault until redundancy was back.
     gaps: [Duration; 2],
+    /// From the fault until the one through HAProxy ended.
+    ended: Duration,
     /// From the state that names a primary that serves to the first acknowledgement after it, where there was one.
     routed: Option<[Duration; 2]>,
 }
@@ -184,14 +188,19 @@ async fn one_run(
     tokio::time::sleep(SETTLE).await;
     let cluster = lab.cluster().await?;
     let (before, primary) = cluster.service().context("no primary takes writes")?;
-    let victim = match case.fault.hits() {
+    let Some(fault) = case.fault else {
+        let at = clock::now();
+        tokio::time::sleep(case.stays).await;
+        return Ok(gaps_since(at, [haproxy.told(), pgbouncer.told()]));
+    };
+    let victim = match fault.hits() {
         Hits::Standby => cluster.reports.keys().find(|name| **name != primary).cloned(),
         Hits::Primary | Hits::PrimaryUnseen | Hits::Store => Some(primary.clone()),
     };
     let victim = victim.context("there is no standby")?;
-    let struck = case.fault.strike(lab, &victim).await?;
+    let struck = fault.strike(lab, &victim).await?;
     let mut served = None;
-    if case.fault.hits().changes_the_service() {
+    if fault.hits().changes_the_service() {
         let (after, by) = lab.wait_served_after(before, BOUND).await?;
         served = Some(clock::now());
         for load in [haproxy, pgbouncer] {
@@ -200,8 +209,8 @@ async fn one_run(
         check_kind(case, (before, &primary), (after, &by))?;
     }
     tokio::time::sleep(case.stays).await;
-    case.fault.mend(lab, &victim).await?;
-    if case.fault == Fault::Keeper {
+    fault.mend(lab, &victim).await?;
+    if fault == Fault::Keeper {
         // Had nobody renewed its right, the fencer would stop PostgreSQL within lease_ttl.
         tokio::time::sleep(demo_spec().lease_ttl).await;
     }
@@ -213,11 +222,16 @@ async fn one_run(
     for load in [haproxy, pgbouncer] {
         load.acknowledged_after(clock::now(), BOUND).await?;
     }
-    let [haproxy, pgbouncer] = [haproxy.told(), pgbouncer.told()];
-    let gaps = [&haproxy, &pgbouncer].map(|told| told.longest_gap(struck.at, clock::now()));
+    let told = [haproxy.told(), pgbouncer.told()];
     let first = |told: &Told, at: Moment| told.first_after(at).map(|ack| ack.since(at));
-    let routed = served.and_then(|at| Some([first(&haproxy, at)?, first(&pgbouncer, at)?]));
-    Ok(Run { gaps, routed })
+    let routed = served.and_then(|at| Some([first(&told[0], at)?, first(&told[1], at)?]));
+    Ok(Run { routed, ..gaps_since(struck.at, told) })
+}
+
+fn gaps_since(at: Moment, told: [Told; 2]) -> Run {
+    let now = clock::now();
+    let ended = told[0].longest_silence(at, now).map_or(now, |(_, next)| next).since(at);
+    Run { gaps: told.map(|told| told.longest_gap(at, now)), ended, routed: None }
 }
 
 /// Refuses a run that the cluster answered in another way than the row is about.
