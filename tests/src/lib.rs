@@ -17,7 +17,8 @@ use chaos::lab::{Lab, LabConfig};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Clusters at a time in one test program: more of them would measure the machine and not pgdeputy.
-static CLUSTERS: Semaphore = Semaphore::const_new(2);
+const AT_ONCE: u32 = 2;
+static CLUSTERS: Semaphore = Semaphore::const_new(AT_ONCE as usize);
 
 /// A running cluster of a test's own. Everything of it ends with this value, also when the test fails.
 pub struct Scene {
@@ -27,7 +28,16 @@ pub struct Scene {
 
 /// Starts a cluster, changed from the usual three members as `change` says.
 pub async fn scene(change: impl FnOnce(&mut LabConfig)) -> Scene {
-    let turn = CLUSTERS.acquire().await.expect("nobody closes the semaphore");
+    start(turn().await, change).await
+}
+
+/// The same beside which no other runs: for a test that uses up the machine.
+pub async fn scene_alone(change: impl FnOnce(&mut LabConfig)) -> Scene {
+    let turns = CLUSTERS.acquire_many(AT_ONCE).await.expect("nobody closes the semaphore");
+    start(turns, change).await
+}
+
+async fn start(turn: SemaphorePermit<'static>, change: impl FnOnce(&mut LabConfig)) -> Scene {
     let mut config = LabConfig::new(pgdeputy());
     config.narrate = std::sync::Arc::new(|line| eprintln!("{line}"));
     change(&mut config);

@@ -12,7 +12,7 @@ use chaos::lab::{Cluster, Lab, Service};
 use chaos::verdict::judge;
 use proto::MemberName;
 use store::clock;
-use system_tests::{minutes, number_of, scene};
+use system_tests::{minutes, number_of, scene_alone};
 
 const BOUND: Duration = Duration::from_secs(120);
 
@@ -96,7 +96,7 @@ fn processor_time() -> (u64, u64) {
 }
 
 async fn stays_calm(hogs: usize, time: Duration) {
-    let mut scene = scene(|_| {}).await;
+    let mut scene = scene_alone(|_| {}).await;
     let lab = &mut scene.lab;
     lab.wait_redundant(BOUND).await.unwrap();
     let first = lab.cluster().await.unwrap();

@@ -223,5 +223,4 @@ async fn analysts_have_a_member_of_their_own_and_nobody_else_is_sent_there() {
     patroni::their_configuration_works(lab, &primary, &all).await;
 }
 
-#[path = "reads/patroni.rs"]
 mod patroni;
