@@ -21,6 +21,7 @@ pub mod postgres;
 pub mod present;
 pub mod privileges;
 mod pulse;
+mod receiver;
 pub mod reconcile;
 pub mod renew;
 pub mod report;

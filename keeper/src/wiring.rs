@@ -23,6 +23,7 @@ use crate::http::Agents;
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::{self, Access, Place, Settings};
 use crate::pulse::pulse;
+use crate::receiver::wake_for_receivers;
 use crate::renew::{Renewing, renew};
 use crate::report::Identity;
 use crate::sign::{Signing, sign};
@@ -142,6 +143,7 @@ fn question(
     let (facts, sql) = watch::channel(None);
     tasks.spawn(gather(worker.clone(), pace, facts, ended.clone()));
     tasks.spawn(pulse(worker.clone(), sql.clone(), ended.clone()));
+    tasks.spawn(wake_for_receivers(worker.clone(), sql.clone(), ended.clone()));
     tasks.spawn(commit_level::follow(worker.clone(), ended.clone()));
     sql
 }
