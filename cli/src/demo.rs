@@ -69,13 +69,13 @@ pub struct BenchSwitchoverArgs {
 }
 
 #[derive(Debug, Args)]
-struct PostgresArgs {
+pub struct PostgresArgs {
     /// Where PostgreSQL's programs are [default: the usual places, then PATH]
     #[arg(long, value_name = "DIR")]
-    postgres_bin: Option<PathBuf>,
+    pub postgres_bin: Option<PathBuf>,
     /// Whom the keepers become when started as root
     #[arg(long, value_name = "USER", default_value = "postgres")]
-    postgres_user: String,
+    pub postgres_user: String,
 }
 
 /// Runs the command.
@@ -133,14 +133,12 @@ pub fn bench_switchover(args: BenchSwitchoverArgs) -> Result<u8, Failure> {
 fn fault_help() -> String {
     let victim = "x".parse().expect("a letter is a name");
     let mut help = "What is broken, where x is the member that it hits:".to_owned();
-    for fault in fault::ALL {
+    for fault in fault::ALL.map(|entry| entry.fault) {
         help.push_str(&format!("\n  {:<20} {}", fault.name(), fault.describe(&victim)));
     }
     help
 }
 
 fn fault(given: &str) -> Result<Fault, String> {
-    let names: Vec<&str> = fault::ALL.iter().map(|f| f.name()).collect();
-    let found = fault::ALL.into_iter().find(|f| f.name() == given);
-    found.ok_or_else(|| format!("use one of {}", names.join(", ")))
+    given.parse()
 }

@@ -17,9 +17,9 @@ use proto::{MemberName, Moment};
 use store::clock;
 use tokio_util::sync::CancellationToken;
 
-use crate::demo::placement;
 use crate::evidence::Watchers;
-use crate::fault::{Fault, Hits};
+use crate::fault::Fault;
+use crate::lab::network::Placement;
 use crate::lab::{Lab, LabConfig, Service, demo_spec};
 use crate::load::{Load, Told};
 use crate::verdict::{Verdict, judge};
@@ -98,7 +98,7 @@ async fn measure_all(config: &Config, cases: &[Case], pgdeputy: PathBuf) -> anyh
         let mut lab = Lab::start(LabConfig {
             postgres_bin: config.postgres_bin.clone(),
             postgres_user: config.postgres_user.clone(),
-            placement: placement(needs_network),
+            placement: if needs_network { Placement::Namespaces } else { Placement::Loopback },
             keepers_restart: true,
             pgbouncers: 1,
             narrate: Arc::new(|line| eprintln!("{line}")),
@@ -193,12 +193,9 @@ async fn one_run(
         tokio::time::sleep(case.stays).await;
         return Ok(gaps_since(at, [haproxy.told(), pgbouncer.told()]));
     };
-    let victim = match fault.hits() {
-        Hits::Standby => cluster.reports.keys().find(|name| **name != primary).cloned(),
-        Hits::Primary | Hits::PrimaryUnseen | Hits::Store => Some(primary.clone()),
-    };
-    let victim = victim.context("there is no standby")?;
-    let struck = fault.strike(lab, &victim).await?;
+    let victim = fault.victim(&cluster, &primary)?;
+    let injury = fault.strike(lab, &victim).await?;
+    let struck = injury.struck;
     let mut served = None;
     if fault.hits().changes_the_service() {
         let (after, by) = lab.wait_served_after(before, BOUND).await?;
@@ -209,7 +206,7 @@ async fn one_run(
         check_kind(case, (before, &primary), (after, &by))?;
     }
     tokio::time::sleep(case.stays).await;
-    fault.mend(lab, &victim).await?;
+    fault.mend(lab, &victim, injury).await?;
     if fault == Fault::Keeper {
         // Had nobody renewed its right, the fencer would stop PostgreSQL within lease_ttl.
         tokio::time::sleep(demo_spec().lease_ttl).await;

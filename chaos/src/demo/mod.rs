@@ -14,11 +14,11 @@ use anyhow::{Context, ensure};
 use tokio_util::sync::CancellationToken;
 
 pub use report::{RecoveredBy, Report};
-pub use run::{placement, play};
+pub use run::play;
 pub use timeline::Timeline;
 
 use crate::fault::Fault;
-use crate::lab::cleanup;
+use crate::lab::{cleanup, kept};
 
 /// The exit status of a run that was interrupted, as shells count it.
 const INTERRUPTED: u8 = 130;
@@ -63,12 +63,12 @@ impl Config {
     pub fn check(&self) -> anyhow::Result<()> {
         ensure!((2..=7).contains(&self.members), "--members is {}: use 2 to 7", self.members);
         ensure!(
-            self.fault != Fault::CrashTwice || self.members >= 3,
+            !self.fault.strikes_again() || self.members >= 3,
             "--fault crash-twice needs --members 3 or more: with two the second primary has nobody to hand over to"
         );
         ensure!(
-            !self.fault.needs_network() || nix::unistd::geteuid().is_root(),
-            "--fault {} needs network namespaces, which only root can make: run it as root",
+            !self.fault.needs_root() || nix::unistd::geteuid().is_root(),
+            "--fault {} needs networks or disks of the members' own, which only root can make: run it as root",
             self.fault
         );
         ensure!(
@@ -100,9 +100,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<u8> 
 
 /// Ends a cluster that `--keep` left running (`pgdeputy demo --stop DIR`).
 pub fn stop(directory: &Path) -> anyhow::Result<u8> {
-    let ended = cleanup::end_lab(directory)?;
-    println!("ended {} processes and removed {}", ended.len(), directory.display());
-    Ok(0)
+    kept::down(directory)
 }
 
 /// Ends a lab whose process is gone (hidden `pgdeputy demo --guard`): reads the lab's directory from stdin.

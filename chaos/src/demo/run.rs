@@ -14,8 +14,7 @@ use super::follow;
 use super::report::{RecoveredBy, Recovery, Report, violations};
 use super::timeline::Timeline;
 use crate::evidence::Watchers;
-use crate::fault::{Fault, Hits};
-use crate::lab::network::Placement;
+use crate::fault::Injury;
 use crate::lab::{Cluster, Lab, LabConfig, Lifetime, Service, Struck, await_cluster, demo_spec};
 use crate::load::Told;
 use crate::verdict::{Evidence, LEAST_ACKNOWLEDGED, judge};
@@ -64,25 +63,18 @@ async fn start(config: &Config, pgdeputy: PathBuf, timeline: &Timeline) -> anyho
     let mut spec = demo_spec();
     spec.lease_ttl = config.lease_ttl;
     let narrator = timeline.clone();
-    let lab = LabConfig {
+    let mut lab = LabConfig {
         members: config.members,
         etcd_members: config.etcd_members,
         spec,
-        placement: placement(config.fault.needs_network()),
-        // As in production; for the other faults it would come back while it is to be away.
-        keepers_restart: config.fault == Fault::Keeper,
         postgres_bin: config.postgres_bin.clone(),
         postgres_user: config.postgres_user.clone(),
         lifetime: if config.keep { Lifetime::MayBeKept } else { Lifetime::Tied },
         narrate: Arc::new(move |line| narrator.say(line)),
         ..LabConfig::new(pgdeputy)
     };
+    config.fault.equip(&mut lab);
     Lab::start(lab).await
-}
-
-/// Returns where the lab's hosts are.
-pub fn placement(needs_network: bool) -> Placement {
-    if needs_network { Placement::Namespaces } else { Placement::Loopback }
 }
 
 /// Waits until the cluster is redundant, breaks it under load as `config` says, and judges what came of it.
@@ -98,13 +90,15 @@ pub async fn play(config: &Config, lab: &mut Lab, timeline: &Timeline) -> anyhow
     tokio::time::sleep(STEADY).await;
     let before = lab.cluster().await?;
     let served = before.service().context("no primary takes writes before the fault")?;
-    let victim = victim(config.fault, &before, &served.1)?;
+    let victim = config.fault.victim(&before, &served.1)?;
     let rate = watchers.load.told().per_second(steady_from, clock::now());
     let fault = config.fault.describe(&victim);
     timeline.say(&format!("fault: {fault} ({rate:.0} commits a second)"));
-    let Struck { at, wall } = config.fault.strike(lab, &victim).await?;
+    let injury = config.fault.strike(lab, &victim).await?;
+    let Struck { at, wall } = injury.struck;
     timeline.fault_at(at);
-    let served_again = recover(config, lab, (&watchers, timeline), (at, &served, &victim)).await?;
+    let served_again =
+        recover(config, lab, (&watchers, timeline), (injury, &served, &victim)).await?;
     let redundant = lab.wait_redundant(REDUNDANT_BOUND).await?;
     let redundant_at = clock::now();
     timeline.say("redundant again: every member streams and votes");
@@ -123,13 +117,14 @@ async fn recover(
     config: &Config,
     lab: &mut Lab,
     (watchers, timeline): (&Watchers, &Timeline),
-    (struck, before, victim): (Moment, &(Service, MemberName), &MemberName),
+    (injury, before, victim): (Injury, &(Service, MemberName), &MemberName),
 ) -> anyhow::Result<Service> {
+    let struck = injury.struck.at;
     let mut served = before.0;
     if config.fault.hits().changes_the_service() {
         served = writes_back(lab, (watchers, timeline), (struck, served)).await?;
     }
-    if config.fault == Fault::CrashTwice {
+    if config.fault.strikes_again() {
         let again = lab.cluster().await?.service();
         let (service, primary) = again.context("no primary to crash again")?;
         timeline.say(&format!("fault again: {}", config.fault.describe(&primary)));
@@ -140,7 +135,7 @@ async fn recover(
     if let Some(remedy) = config.fault.remedy(victim) {
         tokio::time::sleep(config.down_for).await;
         timeline.say(&remedy);
-        config.fault.mend(lab, victim).await?;
+        config.fault.mend(lab, victim, injury).await?;
     }
     Ok(served)
 }
@@ -178,14 +173,6 @@ fn watch(lab: &Lab, timeline: &Timeline) -> JoinSet<()> {
     task
 }
 
-fn victim(fault: Fault, cluster: &Cluster, primary: &MemberName) -> anyhow::Result<MemberName> {
-    if fault.hits() != Hits::Standby {
-        return Ok(primary.clone());
-    }
-    let standby = cluster.reports.keys().find(|name| *name != primary);
-    standby.cloned().context("there is no standby to break")
-}
-
 fn report(
     recovery: &Recovery,
     cluster: &Cluster,
@@ -196,10 +183,10 @@ fn report(
     let rejoined = recovery.rejoined(cluster);
     let recovered_by = recovery.recovered_by();
     let mut inconclusive = verdict.inconclusive.clone();
-    if recovery.fault == Fault::CrashTwice && recovered_by != RecoveredBy::Failover {
+    if recovery.fault.strikes_again() && recovered_by != RecoveredBy::Failover {
         inconclusive.push("a second crash must end in a failover and did not".into());
     }
-    if !recovery.fault.hits().changes_the_service() && recovered_by != RecoveredBy::None {
+    if recovery.fault.hits().keeps_the_service() && recovered_by != RecoveredBy::None {
         inconclusive.push("the primary was to serve on, and did not".into());
     }
     Report {
@@ -233,22 +220,11 @@ fn tenths(duration: Duration) -> f64 {
 }
 
 fn keep(lab: Lab, timeline: &Timeline) -> anyhow::Result<()> {
-    let etcd = lab.etcd_urls().join(",");
-    timeline.print("\nthe cluster is left running");
-    for (what, dsn) in lab.connection_strings() {
-        timeline.print(&format!("  {what:<20} psql '{dsn}'"));
-    }
     let program = std::env::current_exe().context("find the pgdeputy program")?;
-    let program = program.display();
-    timeline.print("try");
-    for command in ["status", "explain", "history"] {
-        timeline.print(&format!(
-            "  {program} {command} --cluster {} --etcd {etcd}",
-            crate::lab::CLUSTER
-        ));
-    }
+    let usage = lab.usage(&program);
     let directory = lab.keep()?;
-    timeline.print(&format!("  logs: {}/log", directory.display()));
-    timeline.print(&format!("stop it with\n  {program} demo --stop {}", directory.display()));
+    timeline.print(&format!("{usage}  logs: {}/log", directory.display()));
+    let (program, directory) = (program.display(), directory.display());
+    timeline.print(&format!("stop it with\n  {program} demo --stop {directory}"));
     Ok(())
 }

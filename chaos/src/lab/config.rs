@@ -40,6 +40,9 @@ pub struct LabConfig {
     pub postgres_user: String,
     pub lifetime: Lifetime,
     pub placement: Placement,
+    /// The size of a disk of its own for each member, which can be filled and hung; needs root. Without, members lie in the
+    /// lab's directory.
+    pub disk_mb: Option<u32>,
     /// Whether a fencer starts its keeper again when that is killed; otherwise only `start_member` does.
     pub keepers_restart: bool,
     pub narrate: Narrate,
@@ -56,6 +59,9 @@ pub enum Lifetime {
 }
 
 impl LabConfig {
+    /// Room for the data, some copies of it and their WAL. It takes of the machine's disk only what is written.
+    pub const USUAL_DISK_MB: u32 = 4096;
+
     /// Three members, three sentinels and one etcd.
     pub fn new(pgdeputy: PathBuf) -> Self {
         Self {
@@ -71,6 +77,7 @@ impl LabConfig {
             postgres_user: "postgres".into(),
             lifetime: Lifetime::Tied,
             placement: Placement::Loopback,
+            disk_mb: None,
             keepers_restart: false,
             narrate: Arc::new(|line| tracing::info!("{line}")),
         }
@@ -118,6 +125,11 @@ impl Layout {
     /// Where PostgreSQL's Unix socket is.
     pub fn socket(&self, member: &MemberName) -> PathBuf {
         self.state(member).join("socket")
+    }
+
+    /// The file that holds a member's disk, where it has one of its own.
+    pub fn disk(&self, member: &MemberName) -> PathBuf {
+        self.root.join(format!("disk-{member}.img"))
     }
 
     /// The log of the process with this name.

@@ -81,6 +81,13 @@ impl Lab {
         application.client().batch_execute(TABLES).await.context("create the application's tables")
     }
 
+    /// Has the application run these statements at the primary itself, to make more tables.
+    pub async fn prepare_more(&self, statements: &str) -> anyhow::Result<()> {
+        let primary = self.primary().await?;
+        let session = Session::open(&self.application_at(&primary)?, DEADLINE).await?;
+        session.client().batch_execute(statements).await.context("make more tables")
+    }
+
     /// Returns what each member holds, read from each directly. Before a standby is read it has replayed all
     /// that the primary had flushed when this was called.
     pub async fn holdings(&self, bound: Duration) -> anyhow::Result<Vec<(MemberName, Holding)>> {

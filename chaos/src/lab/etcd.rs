@@ -164,7 +164,7 @@ impl Lab {
     }
 
     /// As etcd's administrator, where it asks for users.
-    fn etcdctl(&self, log: &str) -> anyhow::Result<Command> {
+    pub(super) fn etcdctl(&self, log: &str) -> anyhow::Result<Command> {
         let layout = &self.home.layout;
         let mut command = commands::etcdctl(layout, &self.addresses, log)?;
         if self.addresses.access.login.is_some() {

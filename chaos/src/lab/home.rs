@@ -19,6 +19,9 @@ use super::spawner::Spawner;
 /// How much of each log a failed run shows.
 const TAIL_LINES: usize = 40;
 
+/// What clients were told fills thousands of lines and says nothing about a failure.
+const NOT_SHOWN: [&str; 3] = ["acknowledged.log", "acknowledged-pooled.log", "operations.log"];
+
 /// Everything that has to go when a lab ends. Dropping it makes it go.
 pub struct Home {
     pub layout: Layout,
@@ -72,6 +75,11 @@ impl Home {
     /// Makes a directory that belongs to the keepers' user.
     pub fn make_private(&self, directory: &Path) -> anyhow::Result<()> {
         std::fs::create_dir(directory).with_context(|| format!("make {}", directory.display()))?;
+        self.close(directory)
+    }
+
+    /// Gives a directory to the keepers' user, and closes it to everybody else.
+    pub fn close(&self, directory: &Path) -> anyhow::Result<()> {
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))?;
         self.hand_over(directory)
     }
@@ -110,27 +118,39 @@ impl Home {
         if is_there { cleanup::end_lab(&self.layout.root).map(drop) } else { Ok(()) }
     }
 
-    /// The last lines of every log, for a failed run.
-    pub fn log_tails(&self) -> String {
+    /// Returns every log with a name that no other has: those of the lab's processes, and each member's own.
+    pub fn log_files(&self) -> Vec<(String, PathBuf)> {
         let listed =
             |directory: PathBuf| std::fs::read_dir(directory).into_iter().flatten().flatten();
-        let mut paths: Vec<PathBuf> =
-            listed(self.layout.logs()).map(|entry| entry.path()).collect();
-        let members = listed(self.layout.root.clone()).map(|entry| entry.path());
-        paths.extend(
-            members.map(|m| m.join("data.pgdeputy/postgresql.log")).filter(|log| log.is_file()),
-        );
-        paths.retain(|path| !path.ends_with("acknowledged.log"));
-        paths.retain(|path| !path.ends_with("acknowledged-pooled.log"));
-        paths.sort();
-        let tail = |path: PathBuf| {
+        let name = |path: &Path| {
+            path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+        };
+        let mut files: Vec<(String, PathBuf)> =
+            listed(self.layout.logs()).map(|e| (name(&e.path()), e.path())).collect();
+        for member in listed(self.layout.root.clone()).map(|entry| entry.path()) {
+            for log in ["postgresql.log", "fencer.log"] {
+                let file = member.join("data.pgdeputy").join(log);
+                if file.is_file() {
+                    files.push((format!("{}-{log}", name(&member)), file));
+                }
+            }
+        }
+        files.sort();
+        files
+    }
+
+    /// The last lines of every log, for a failed run.
+    pub fn log_tails(&self) -> String {
+        let mut files = self.log_files();
+        files.retain(|(name, _)| !NOT_SHOWN.contains(&name.as_str()));
+        let tail = |(_, path): (String, PathBuf)| {
             let text =
                 String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
             let lines: Vec<&str> = text.lines().collect();
             let last = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
             format!("--- {}\n{last}\n", path.display())
         };
-        paths.into_iter().map(tail).collect()
+        files.into_iter().map(tail).collect()
     }
 }
 

@@ -10,6 +10,7 @@ use store::clock;
 
 use super::cleanup::{self, Found};
 use super::commands::{self, MemberAddress};
+use super::disk;
 use super::freeze::is_dead;
 use super::network::{Site, host};
 use super::{Lab, Member};
@@ -29,7 +30,7 @@ pub struct Struck {
 }
 
 impl Struck {
-    pub(super) fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self { at: clock::now(), wall: clock::wall() }
     }
 }
@@ -41,9 +42,18 @@ impl Lab {
         let host = host(self.network.as_mut(), &Site::Member(name.clone()))?;
         let (postgres, http) = (self.ports.next()?, self.ports.next()?);
         let address = MemberAddress { host, postgres, http };
-        self.home.make_private(&self.home.layout.member(&name))?;
+        self.make_home_of(&name)?;
         self.members.insert(name.clone(), Member { address, keeper: None });
         self.start_member(&name)
+    }
+
+    fn make_home_of(&self, name: &MemberName) -> anyhow::Result<()> {
+        let directory = self.home.layout.member(name);
+        self.home.make_private(&directory)?;
+        let Some(megabytes) = self.config.disk_mb else { return Ok(()) };
+        disk::make(&self.home.layout.disk(name), &directory, megabytes)?;
+        // What was made private lies under the disk now.
+        self.home.close(&directory)
     }
 
     /// Starts a member's keeper, which starts the rest.

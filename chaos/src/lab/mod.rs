@@ -9,10 +9,13 @@ pub mod cleanup;
 pub mod commands;
 pub mod config;
 mod database;
+mod disk;
 mod etcd;
+mod etcd_space;
 pub mod freeze;
 mod home;
 pub mod http;
+pub mod kept;
 mod members;
 pub mod network;
 pub mod pgbouncer;
@@ -20,6 +23,7 @@ mod ports;
 mod proxies;
 mod secured;
 mod sentinels;
+mod server;
 mod spawner;
 mod start;
 mod switchover;
@@ -51,11 +55,12 @@ use ports::Ports;
 pub use proxies::Port;
 pub use secured::EtcdSecurity;
 pub use sentinels::Sentinel;
+pub use server::ServerProcess;
 pub use view::{Cluster, Service};
 pub use wait::{LabStatus, await_cluster};
 
 /// Above all ids that the load through HAProxy comes to.
-const FIRST_POOLED_ID: i64 = 1 << 40;
+pub const FIRST_POOLED_ID: i64 = 1 << 40;
 
 /// A running cluster. Dropping it ends all its processes and removes its directory.
 pub struct Lab {
@@ -226,6 +231,11 @@ impl Lab {
     /// Returns what the process with this name has logged.
     pub fn log_of(&self, name: &str) -> String {
         std::fs::read_to_string(self.home.layout.log(name)).unwrap_or_default()
+    }
+
+    /// Returns every log with a name that no other has.
+    pub fn log_files(&self) -> Vec<(String, PathBuf)> {
+        self.home.log_files()
     }
 
     /// The last lines of every log, for a failed run.

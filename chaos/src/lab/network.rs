@@ -199,7 +199,7 @@ fn ip(arguments: &[&str]) -> anyhow::Result<()> {
 }
 
 /// Runs a program of the system with this input; its own words are the error.
-fn run(command: &mut Command, input: &str) -> anyhow::Result<()> {
+pub(super) fn run(command: &mut Command, input: &str) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command

@@ -10,9 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_postgres::Config;
 
-use super::Lab;
 use super::commands::{self, HaproxyFiles};
 use super::start::START_BOUND;
+use super::{Lab, Struck};
 
 /// A port of the lab's HAProxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,15 +45,17 @@ impl Lab {
         kill(Pid::from_raw(pid), signal).with_context(|| format!("{signal} to proxy-config"))
     }
 
-    /// Stops HAProxy with all its sessions, and starts it again with the files that are there.
-    pub async fn restart_haproxy(&mut self) -> anyhow::Result<()> {
+    /// Stops HAProxy with all its sessions, and starts it again with the files that are there. Returns when it was stopped.
+    pub async fn restart_haproxy(&mut self) -> anyhow::Result<Struck> {
         let master = self.other("haproxy")?;
+        let struck = Struck::now();
         kill(Pid::from_raw(master), Signal::SIGTERM).context("stop HAProxy")?;
         self.until("HAProxy ends", START_BOUND, || self.home.spawner.ended(master)).await?;
         self.others.retain(|(_, pid)| *pid != master);
         let master = self.start_other("haproxy", commands::haproxy(&self.home.layout)?)?;
         let files = HaproxyFiles::of(&self.home.layout);
-        std::fs::write(&files.pid, master.to_string()).context("note HAProxy's process id")
+        std::fs::write(&files.pid, master.to_string()).context("note HAProxy's process id")?;
+        Ok(struck)
     }
 
     /// Asks HAProxy's runtime socket one question.

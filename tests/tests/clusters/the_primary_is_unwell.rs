@@ -84,7 +84,7 @@ async fn overload_and_a_stuck_process_replace_nobody() {
     let slow = lab.superuser(&primary).await.unwrap();
     let slow =
         tokio::spawn(async move { slow.client().batch_execute("SELECT pg_sleep(12)").await });
-    let crowd = exhaust(lab, &primary).await;
+    let (_, crowd) = lab.exhaust(&primary).await.unwrap();
     tokio::time::sleep(3 * UNRESPONSIVE_AFTER).await;
     assert_eq!(lab.cluster().await.unwrap().service().unwrap(), before);
     watchers.load.acknowledged_after(clock::now(), BOUND).await.unwrap();
@@ -100,21 +100,6 @@ async fn commits_go_on_without(lab: &Lab, watchers: &Watchers, pid: i32) -> bool
     let struck = lab.freeze_process(pid).await.unwrap();
     let later = struck.at + Duration::from_millis(100);
     watchers.load.acknowledged_after(later, Duration::from_secs(1)).await.is_ok()
-}
-
-/// Opens sessions as superuser until PostgreSQL has no more, and proves that it has none.
-async fn exhaust(lab: &Lab, member: &MemberName) -> Vec<Session> {
-    let mut crowd = Vec::new();
-    let target = lab.superuser_at(member).unwrap();
-    loop {
-        match Session::open(&target, Duration::from_secs(10)).await {
-            Ok(session) => crowd.push(session),
-            Err(error) => {
-                assert!(format!("{error:#}").contains("too many clients"), "{error:#}");
-                return crowd;
-            }
-        }
-    }
 }
 
 /// A small file system of its own for one member's WAL.

@@ -1,0 +1,362 @@
+//! The list itself: a line for each fault.
+
+use std::time::Duration;
+
+use super::Fault::{self, *};
+use super::{Class, Hits};
+
+/// What is known of a fault beforehand.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    pub fault: Fault,
+    /// On the command line.
+    pub name: &'static str,
+    pub class: Class,
+    pub hits: Hits,
+    /// The longest that writes may be away, on a small machine with other things to do.
+    pub bound: Duration,
+    /// How long a drill leaves it broken once writes are back.
+    pub stays: Duration,
+    /// What is done, where `{x}` is the member that it hits.
+    pub does: &'static str,
+    /// What is done about it later; empty where nothing has to be.
+    pub undo: &'static str,
+}
+
+/// Both times in milliseconds.
+const fn line(
+    fault: Fault,
+    name: &'static str,
+    (class, hits): (Class, Hits),
+    (bound, stays): (u64, u64),
+    (does, undo): (&'static str, &'static str),
+) -> Entry {
+    let (bound, stays) = (Duration::from_millis(bound), Duration::from_millis(stays));
+    Entry { fault, name, class, hits, bound, stays, does, undo }
+}
+
+// A stream or an echo that is silent is noticed after 1 s, and the rest takes half of one: far below these.
+const CRASH: u64 = 1_500;
+const SILENCE: u64 = 4_000;
+/// A lapsed right, with what etcd takes to announce it, and `isolation_grace` of 5 s where a voter still hears the primary.
+const LEASE: u64 = 8_000;
+/// No time-out of pgdeputy's is as short.
+const UNSEEN: u64 = 750;
+/// A new leader of etcd, or a session that has to be opened again.
+const HARDLY_SEEN: u64 = 1_000;
+const PLANNED: u64 = 2_000;
+/// Two of three members fail at once: commits wait until one of them has been rewound and streams.
+const REJOIN: u64 = 6_000;
+
+const AGAIN: &str = "{x} is started again";
+const THAWED: &str = "{x} is thawed";
+const MENDED: &str = "the network of {x} is mended";
+const ETCD_AGAIN: &str = "etcd is started again";
+
+/// All faults, in the order of the help text, which is that of `Fault`.
+pub const ALL: [Entry; 43] = [
+    line(
+        Member,
+        "member",
+        (Class::Member, Hits::Primary),
+        (SILENCE, 2_000),
+        ("kill -9 keeper, fencer and PostgreSQL of the primary {x}", AGAIN),
+    ),
+    line(
+        Freeze,
+        "freeze",
+        (Class::Freeze, Hits::Primary),
+        (SILENCE, 2_500),
+        ("kill -STOP keeper, fencer and PostgreSQL of the primary {x}", THAWED),
+    ),
+    line(
+        Partition,
+        "partition",
+        (Class::Network, Hits::Primary),
+        (SILENCE, 3_000),
+        ("cut the primary {x} off from members, etcd and sentinels", MENDED),
+    ),
+    line(
+        Crash,
+        "crash",
+        (Class::Postgres, Hits::Primary),
+        (CRASH, 0),
+        ("kill -9 the postmaster of the primary {x}", ""),
+    ),
+    line(
+        CrashTwice,
+        "crash-twice",
+        (Class::Twice, Hits::Primary),
+        (REJOIN, 0),
+        ("kill -9 the postmaster of the primary {x}, and that of the next one", ""),
+    ),
+    line(
+        Keeper,
+        "keeper",
+        (Class::Deputies, Hits::PrimaryUnseen),
+        (UNSEEN, 0),
+        ("kill -9 the keeper of the primary {x}", "the keeper of {x} is to run again"),
+    ),
+    line(
+        SentinelAndMember,
+        "sentinel-and-member",
+        (Class::Sentinels, Hits::Primary),
+        (3_000, 1_000),
+        (
+            "kill -9 the leading sentinel, and keeper, fencer and PostgreSQL of the primary {x}",
+            "the sentinel and {x} are started again",
+        ),
+    ),
+    line(
+        Standby,
+        "standby",
+        (Class::Member, Hits::Standby),
+        (UNSEEN, 2_000),
+        ("kill -9 keeper, fencer and PostgreSQL of the standby {x}", AGAIN),
+    ),
+    line(
+        StandbyFreeze,
+        "standby-freeze",
+        (Class::Freeze, Hits::Standby),
+        (UNSEEN, 3_000),
+        ("kill -STOP keeper, fencer and PostgreSQL of the standby {x}", THAWED),
+    ),
+    line(
+        Etcd,
+        "etcd",
+        (Class::Etcd, Hits::Others),
+        (UNSEEN, 6_000),
+        ("kill -9 every etcd member", ETCD_AGAIN),
+    ),
+    line(
+        Switchover,
+        "switchover",
+        (Class::Switchover, Hits::Primary),
+        (PLANNED, 0),
+        ("a switchover from the primary {x} is asked for", ""),
+    ),
+    line(
+        Stop,
+        "stop",
+        (Class::Reboot, Hits::Primary),
+        (PLANNED, 500),
+        ("the keeper of the primary {x} is asked to stop", AGAIN),
+    ),
+    line(
+        Backend,
+        "backend",
+        (Class::Postgres, Hits::Primary),
+        (CRASH, 0),
+        ("kill -9 one session's process of the primary {x}", ""),
+    ),
+    line(
+        Walsender,
+        "walsender",
+        (Class::Postgres, Hits::Primary),
+        (CRASH, 0),
+        ("kill -9 one walsender of the primary {x}", ""),
+    ),
+    line(
+        Walreceiver,
+        "walreceiver",
+        (Class::Postgres, Hits::Standby),
+        (UNSEEN, 0),
+        ("kill -9 the walreceiver of the standby {x}", ""),
+    ),
+    line(
+        Fencer,
+        "fencer",
+        (Class::Deputies, Hits::Primary),
+        (SILENCE, 0),
+        ("kill -9 the fencer of the primary {x}", "the keeper of {x} is started again"),
+    ),
+    line(
+        KeeperFreeze,
+        "keeper-freeze",
+        (Class::Deputies, Hits::Primary),
+        (LEASE, 500),
+        ("kill -STOP the keeper of the primary {x}", "the keeper of {x} is thawed"),
+    ),
+    line(
+        PostmasterFreeze,
+        "postmaster-freeze",
+        (Class::Freeze, Hits::Primary),
+        (SILENCE, 0),
+        ("kill -STOP the postmaster of the primary {x}", THAWED),
+    ),
+    line(
+        CutOff,
+        "cut-off",
+        (Class::Network, Hits::Primary),
+        (SILENCE, 3_000),
+        ("cut the primary {x} off from everybody, clients too", MENDED),
+    ),
+    line(
+        CutPeers,
+        "cut-peers",
+        (Class::Network, Hits::Primary),
+        (SILENCE, 500),
+        ("cut the primary {x} off from the other members", MENDED),
+    ),
+    line(
+        CutEtcd,
+        "cut-etcd",
+        (Class::Network, Hits::Primary),
+        (PLANNED, 500),
+        ("cut the primary {x} off from etcd", MENDED),
+    ),
+    line(
+        Mute,
+        "mute",
+        (Class::Network, Hits::Primary),
+        (LEASE, 500),
+        ("what the primary {x} sends to members, etcd and sentinels is lost", MENDED),
+    ),
+    line(
+        Deaf,
+        "deaf",
+        (Class::Network, Hits::Primary),
+        (LEASE, 500),
+        ("what members, etcd and sentinels send to the primary {x} is lost", MENDED),
+    ),
+    line(
+        Resets,
+        "resets",
+        (Class::Network, Hits::Primary),
+        (LEASE, 500),
+        ("TCP between the primary {x} and members, etcd and sentinels is reset", MENDED),
+    ),
+    line(
+        Flapping,
+        "flapping",
+        (Class::Network, Hits::PrimaryLink),
+        (LEASE, 0),
+        ("cut the primary {x} off from members, etcd and sentinels, and mend it, four times", ""),
+    ),
+    line(
+        StandbyCut,
+        "standby-cut",
+        (Class::Network, Hits::Standby),
+        (PLANNED, 5_000),
+        ("cut the standby {x} off from members, etcd and sentinels", MENDED),
+    ),
+    line(
+        DiskFull,
+        "disk-full",
+        (Class::Disk, Hits::Primary),
+        (LEASE, 500),
+        ("fill the disk of the primary {x}", "there is room again on the disk of {x}"),
+    ),
+    line(
+        DiskHung,
+        "disk-hung",
+        (Class::Disk, Hits::Primary),
+        (LEASE, 1_000),
+        ("nothing can be written to the disk of the primary {x}", "the disk of {x} goes on"),
+    ),
+    line(
+        EtcdMember,
+        "etcd-member",
+        (Class::Etcd, Hits::Others),
+        (HARDLY_SEEN, 2_000),
+        ("kill -9 one etcd member that does not lead", ETCD_AGAIN),
+    ),
+    line(
+        EtcdLeader,
+        "etcd-leader",
+        (Class::Etcd, Hits::Others),
+        (HARDLY_SEEN, 2_000),
+        ("kill -9 the leading etcd member", ETCD_AGAIN),
+    ),
+    line(
+        EtcdLeaderFreeze,
+        "etcd-leader-freeze",
+        (Class::Etcd, Hits::Others),
+        (HARDLY_SEEN, 6_000),
+        ("kill -STOP the leading etcd member", "etcd is thawed"),
+    ),
+    line(
+        EtcdQuorum,
+        "etcd-quorum",
+        (Class::Etcd, Hits::Others),
+        (UNSEEN, 6_000),
+        ("kill -9 two of three etcd members", ETCD_AGAIN),
+    ),
+    line(
+        EtcdFreeze,
+        "etcd-freeze",
+        (Class::Etcd, Hits::Others),
+        (UNSEEN, 8_000),
+        ("kill -STOP every etcd member", "etcd is thawed"),
+    ),
+    line(
+        EtcdFull,
+        "etcd-full",
+        (Class::Etcd, Hits::Others),
+        (UNSEEN, 6_000),
+        ("etcd has no space and takes no put", "there is space again in etcd"),
+    ),
+    line(
+        EtcdCompaction,
+        "etcd-compaction",
+        (Class::Etcd, Hits::Others),
+        (UNSEEN, 1_000),
+        ("etcd forgets all that is not current", ""),
+    ),
+    line(
+        Sentinel,
+        "sentinel",
+        (Class::Sentinels, Hits::Others),
+        (UNSEEN, 1_000),
+        ("kill -9 the leading sentinel", "the sentinel is started again"),
+    ),
+    line(
+        SentinelFreeze,
+        "sentinel-freeze",
+        (Class::Sentinels, Hits::Others),
+        (UNSEEN, 1_000),
+        ("kill -STOP the leading sentinel", "the sentinel is thawed"),
+    ),
+    line(
+        Sentinels,
+        "sentinels",
+        (Class::Sentinels, Hits::Others),
+        (UNSEEN, 5_000),
+        ("kill -9 every sentinel", "the sentinels are started again"),
+    ),
+    line(
+        Haproxy,
+        "haproxy",
+        (Class::Proxies, Hits::Others),
+        (PLANNED, 0),
+        ("stop HAProxy with all its sessions, and start it again", ""),
+    ),
+    line(
+        Pgbouncer,
+        "pgbouncer",
+        (Class::Proxies, Hits::Others),
+        (UNSEEN, 500),
+        ("kill -9 PgBouncer", "PgBouncer is started again"),
+    ),
+    line(
+        ProxyConfig,
+        "proxy-config",
+        (Class::Proxies, Hits::Others),
+        (UNSEEN, 1_000),
+        ("kill -9 proxy-config", "proxy-config is started again"),
+    ),
+    line(
+        Connections,
+        "connections",
+        (Class::Sessions, Hits::PrimaryUnseen),
+        (HARDLY_SEEN, 4_000),
+        ("take every session that the primary {x} has", "the sessions are given back"),
+    ),
+    line(
+        Stranger,
+        "stranger",
+        (Class::Stranger, Hits::PrimaryUnseen),
+        (UNSEEN, 1_000),
+        ("a stranger streams from the primary {x} under a voter's name", "the stranger is gone"),
+    ),
+];

@@ -1,0 +1,127 @@
+//! How each fault is undone, and how that is seen.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use proto::MemberName;
+use store::clock;
+
+use super::strike::go_on;
+use super::{Fault, Injury};
+use crate::lab::Lab;
+use crate::lab::freeze::is_stopped;
+use crate::session::Session;
+
+/// A signal, an exit and a login take milliseconds; this is for a machine under load.
+const UNDONE: Duration = Duration::from_secs(10);
+
+impl Fault {
+    /// Does what `remedy` says, and proves that it is undone.
+    pub async fn mend(
+        self,
+        lab: &mut Lab,
+        victim: &MemberName,
+        injury: Injury,
+    ) -> anyhow::Result<()> {
+        match self {
+            Fault::Crash
+            | Fault::CrashTwice
+            | Fault::Backend
+            | Fault::Walsender
+            | Fault::Walreceiver
+            | Fault::Switchover
+            | Fault::Flapping
+            | Fault::EtcdCompaction
+            | Fault::Haproxy => Ok(()),
+            Fault::Member | Fault::Standby | Fault::Stop => start_again(lab, victim).await,
+            Fault::Freeze
+            | Fault::StandbyFreeze
+            | Fault::KeeperFreeze
+            | Fault::PostmasterFreeze => thaw(lab, victim).await,
+            Fault::Partition
+            | Fault::CutOff
+            | Fault::CutPeers
+            | Fault::CutEtcd
+            | Fault::Mute
+            | Fault::Deaf
+            | Fault::Resets
+            | Fault::StandbyCut => lab.heal().await.map(drop),
+            Fault::Keeper => lab.keeper_back(victim).await,
+            Fault::Fencer => {
+                // It cannot go on without, and ends; a service manager starts it again.
+                keeper_ends(lab, victim).await?;
+                lab.start_member(victim)
+            }
+            Fault::DiskFull => lab.make_room(victim),
+            Fault::DiskHung => lab.unhang_disk(victim),
+            Fault::Etcd | Fault::EtcdMember | Fault::EtcdLeader | Fault::EtcdQuorum => {
+                lab.start_etcd().await?;
+                lab.etcd_is_whole(UNDONE).await
+            }
+            Fault::EtcdLeaderFreeze | Fault::EtcdFreeze => {
+                lab.thaw_etcd()?;
+                lab.etcd_is_whole(UNDONE).await
+            }
+            Fault::EtcdFull => lab.empty_etcd().await,
+            Fault::SentinelAndMember => {
+                lab.start_sentinels()?;
+                start_again(lab, victim).await
+            }
+            Fault::Sentinel | Fault::Sentinels => lab.start_sentinels().map(drop),
+            Fault::SentinelFreeze => {
+                let frozen = lab.sentinels().into_iter().filter(|s| is_stopped(s.pid));
+                frozen.map(|s| s.pid).try_for_each(go_on)
+            }
+            Fault::Pgbouncer => lab.start_pgbouncer(0),
+            Fault::ProxyConfig => lab.start_proxy_config(),
+            Fault::Stranger => lab.kill_other("stranger").await.map(drop),
+            Fault::Connections => {
+                drop(injury.crowd);
+                sessions_again(lab, victim).await
+            }
+        }
+    }
+}
+
+async fn start_again(lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {
+    lab.member_gone(victim).await?;
+    lab.start_member(victim)
+}
+
+/// Whoever has started it.
+async fn keeper_ends(lab: &Lab, victim: &MemberName) -> anyhow::Result<()> {
+    let deadline = clock::now() + UNDONE;
+    while lab.keeper_process(victim).is_some() {
+        ensure!(clock::now() < deadline, "the keeper of {victim} runs on without its fencer");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// What was frozen alone may have been ended by its fencer meanwhile.
+async fn thaw(lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {
+    let frozen = |lab: &Lab| lab.processes_of(victim).iter().any(|p| is_stopped(p.pid));
+    let deadline = clock::now() + UNDONE;
+    while frozen(lab) {
+        ensure!(clock::now() < deadline, "processes of {victim} stay frozen");
+        // It may end between the two looks.
+        let _ = lab.thaw(victim);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+async fn sessions_again(lab: &Lab, victim: &MemberName) -> anyhow::Result<()> {
+    let deadline = clock::now() + UNDONE;
+    loop {
+        let opened = Session::open(&lab.application_at(victim)?, UNDONE).await;
+        match opened {
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                let late = clock::now() >= deadline;
+                ensure!(!late, "{victim} takes no session: {error:#}");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

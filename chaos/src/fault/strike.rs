@@ -1,0 +1,147 @@
+//! How each fault is struck, and how it is seen to have bitten.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
+use proto::MemberName;
+
+use super::{Fault, Injury};
+use crate::lab::network::cut::{Cut, Others, Way};
+use crate::lab::{Lab, Part, ServerProcess, Struck};
+
+/// etcd elects within two seconds, and sentinels within one; this is for a machine under load.
+const ELECTED: Duration = Duration::from_secs(30);
+
+/// A link that comes and goes: cut for less than silence takes, and whole for long enough to be heard again.
+const FLAPS: [(Duration, Duration); 4] =
+    [(Duration::from_millis(600), Duration::from_millis(700)); 4];
+
+impl Fault {
+    /// Breaks `victim`, and proves that it is broken; returns when it was, and what the undoing needs.
+    pub async fn strike(self, lab: &mut Lab, victim: &MemberName) -> anyhow::Result<Injury> {
+        let isolated = Cut::isolated(victim);
+        let struck = match self {
+            Fault::Member | Fault::Standby => lab.kill_member(victim)?,
+            Fault::Freeze | Fault::StandbyFreeze => lab.freeze(victim, Part::Member).await?,
+            Fault::PostmasterFreeze => lab.freeze(victim, Part::Postmaster).await?,
+            Fault::KeeperFreeze => {
+                let keeper = lab.keeper_process(victim).context("its keeper does not run")?;
+                lab.freeze_process(keeper).await?
+            }
+            Fault::Crash | Fault::CrashTwice => lab.kill_postgres(victim)?,
+            Fault::Backend => lab.kill_server_process(victim, ServerProcess::Session).await?,
+            Fault::Walsender => lab.kill_server_process(victim, ServerProcess::Walsender).await?,
+            Fault::Walreceiver => {
+                lab.kill_server_process(victim, ServerProcess::Walreceiver).await?
+            }
+            Fault::Keeper => lab.kill_keeper(victim).await?,
+            Fault::Fencer => lab.kill_fencer(victim).await?,
+            Fault::Partition | Fault::StandbyCut => lab.partition(&isolated).await?,
+            Fault::CutOff => lab.partition(&Cut::between(victim, Others::Everybody)).await?,
+            Fault::CutPeers => lab.partition(&Cut::between(victim, Others::Members)).await?,
+            Fault::CutEtcd => lab.partition(&Cut::between(victim, Others::Etcd)).await?,
+            Fault::Mute => lab.partition(&isolated.way(Way::Out)).await?,
+            Fault::Deaf => lab.partition(&isolated.way(Way::In)).await?,
+            Fault::Resets => lab.partition(&isolated.reset()).await?,
+            Fault::Flapping => flap(lab, &isolated).await?,
+            Fault::DiskFull => lab.fill_disk(victim).await?,
+            Fault::DiskHung => lab.hang_disk(victim).await?,
+            Fault::Etcd => lab.kill_etcd()?,
+            Fault::EtcdMember => kill_etcd_follower(lab).await?,
+            Fault::EtcdLeader => kill_etcd_leader(lab).await?,
+            Fault::EtcdLeaderFreeze => freeze_etcd_leader(lab).await?,
+            Fault::EtcdQuorum => kill_etcd_quorum(lab).await?,
+            Fault::EtcdFreeze => {
+                let struck = lab.freeze_etcd().await?;
+                etcd_is_silent(lab).await.map(|()| struck)?
+            }
+            Fault::EtcdFull => lab.fill_etcd().await?,
+            Fault::EtcdCompaction => lab.compact_etcd().await?,
+            Fault::SentinelAndMember => lab.kill_leader_with(victim).await?,
+            Fault::Sentinel => kill_leading_sentinel(lab).await?,
+            Fault::SentinelFreeze => freeze_leading_sentinel(lab).await?,
+            Fault::Sentinels => kill_sentinels(lab).await?,
+            Fault::Haproxy => lab.restart_haproxy().await?,
+            Fault::Pgbouncer => lab.kill_other("pgbouncer1").await?,
+            Fault::ProxyConfig => lab.kill_other("proxy-config").await?,
+            Fault::Switchover => lab.ask_for_switchover(None).await?.0,
+            Fault::Stop => lab.stop_member(victim)?,
+            Fault::Stranger => lab.start_stranger(victim).await?,
+            Fault::Connections => {
+                let (struck, crowd) = lab.exhaust(victim).await?;
+                return Ok(Injury { struck, crowd });
+            }
+        };
+        Ok(struck.into())
+    }
+}
+
+async fn kill_etcd_follower(lab: &mut Lab) -> anyhow::Result<Struck> {
+    let leads = lab.etcd_leader(&[], ELECTED).await?;
+    lab.kill_etcd_member(usize::from(leads == 0))
+}
+
+async fn kill_etcd_leader(lab: &mut Lab) -> anyhow::Result<Struck> {
+    let leads = lab.etcd_leader(&[], ELECTED).await?;
+    let struck = lab.kill_etcd_member(leads)?;
+    lab.etcd_leader(&[leads], ELECTED).await.map(|_| struck)
+}
+
+async fn freeze_etcd_leader(lab: &mut Lab) -> anyhow::Result<Struck> {
+    let leads = lab.etcd_leader(&[], ELECTED).await?;
+    let struck = lab.freeze_etcd_member(leads).await?;
+    lab.etcd_leader(&[leads], ELECTED).await.map(|_| struck)
+}
+
+async fn kill_etcd_quorum(lab: &mut Lab) -> anyhow::Result<Struck> {
+    let leads = lab.etcd_leader(&[], ELECTED).await?;
+    let struck = lab.kill_etcd_member(leads)?;
+    lab.kill_etcd_member(usize::from(leads == 0))?;
+    etcd_is_silent(lab).await.map(|()| struck)
+}
+
+async fn etcd_is_silent(lab: &Lab) -> anyhow::Result<()> {
+    ensure!(lab.store().read(lab.keys().prefix()).await.is_err(), "etcd answers as before");
+    Ok(())
+}
+
+async fn kill_leading_sentinel(lab: &mut Lab) -> anyhow::Result<Struck> {
+    let leader = lab.leading_sentinel().await?.context("no sentinel leads")?;
+    let struck = lab.kill_sentinel(&leader).await?;
+    lab.led_by_another(&[leader], ELECTED).await.map(|_| struck)
+}
+
+async fn freeze_leading_sentinel(lab: &mut Lab) -> anyhow::Result<Struck> {
+    let leader = lab.leading_sentinel().await?.context("no sentinel leads")?;
+    let struck = lab.freeze_process(leader.pid).await?;
+    lab.led_by_another(&[leader], ELECTED).await.map(|_| struck)
+}
+
+async fn kill_sentinels(lab: &mut Lab) -> anyhow::Result<Struck> {
+    let mut struck = None;
+    for sentinel in lab.sentinels() {
+        let at = lab.kill_sentinel(&sentinel).await?;
+        struck.get_or_insert(at);
+    }
+    ensure!(lab.sentinels().is_empty(), "a sentinel still runs");
+    struck.context("no sentinel runs")
+}
+
+async fn flap(lab: &mut Lab, cut: &Cut) -> anyhow::Result<Struck> {
+    let mut struck = None;
+    for (away, back) in FLAPS {
+        let at = lab.partition(cut).await?;
+        struck.get_or_insert(at);
+        tokio::time::sleep(away).await;
+        lab.heal().await?;
+        tokio::time::sleep(back).await;
+    }
+    struck.context("the link was cut at least once")
+}
+
+/// Thaws a process that was frozen by its id.
+pub(super) fn go_on(pid: i32) -> anyhow::Result<()> {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT)
+        .with_context(|| format!("let process {pid} go on"))
+}
