@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -74,7 +75,7 @@ struct Shared {
     next_id: AtomicI64,
     unknown: AtomicU64,
     overdue: AtomicU64,
-    refused: AtomicU64,
+    refused: Mutex<Vec<i64>>,
     log: Mutex<(File, Vec<Ack>)>,
     /// When the last acknowledged commit was sent: what waiters wait for.
     latest: watch::Sender<Moment>,
@@ -90,6 +91,10 @@ pub struct Told {
     pub overdue: u64,
     /// Commits that PostgreSQL refused for certain, such as on a standby.
     pub refused: u64,
+    /// Their ids.
+    pub refused_ids: Vec<i64>,
+    /// All ids that were sent, whatever became of them.
+    pub tried: Vec<Range<i64>>,
 }
 
 impl Load {
@@ -103,7 +108,7 @@ impl Load {
             next_id: AtomicI64::new(first_id),
             unknown: AtomicU64::new(0),
             overdue: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            refused: Mutex::default(),
             log: Mutex::new((file, Vec::new())),
             latest: watch::Sender::new(Moment::default()),
         });
@@ -148,11 +153,16 @@ impl Load {
         let mut acknowledged =
             self.shared.log.lock().expect("no holder of this lock panics").1.clone();
         acknowledged.sort_by_key(|ack| ack.acked);
+        let refused_ids =
+            self.shared.refused.lock().expect("no holder of this lock panics").clone();
+        let next = self.shared.next_id.load(Ordering::SeqCst);
         Told {
             acknowledged,
             unknown: self.shared.unknown.load(Ordering::SeqCst),
             overdue: self.shared.overdue.load(Ordering::SeqCst),
-            refused: self.shared.refused.load(Ordering::SeqCst),
+            refused: refused_ids.len() as u64,
+            refused_ids,
+            tried: vec![self.shared.config.first_id..next],
         }
     }
 
@@ -176,6 +186,17 @@ impl Told {
         let around = &self.acknowledged[first..(last + 1).min(self.acknowledged.len())];
         let pairs = around.windows(2).map(|pair| (pair[0].acked, pair[1].acked));
         pairs.max_by_key(|(last, next)| next.since(*last))
+    }
+
+    /// Takes in what other writers, with ids of their own, were told.
+    pub fn join(&mut self, other: Told) {
+        self.acknowledged.extend(other.acknowledged);
+        self.acknowledged.sort_by_key(|ack| ack.acked);
+        self.unknown += other.unknown;
+        self.overdue += other.overdue;
+        self.refused += other.refused;
+        self.refused_ids.extend(other.refused_ids);
+        self.tried.extend(other.tried);
     }
 
     /// Returns when the first commit was acknowledged after `from`.
@@ -243,7 +264,7 @@ async fn write_once(shared: &Shared, session: &Session, insert: Option<&Statemen
             true
         }
         Ok(Err(error)) if is_refusal(&error) => {
-            shared.refused.fetch_add(1, Ordering::SeqCst);
+            shared.refused.lock().expect("no holder of this lock panics").push(id);
             false
         }
         Ok(_) => {
