@@ -55,8 +55,22 @@ units:
 	cargo test --workspace --lib --bins $(FAST_TESTS)
 
 .PHONY: test
-test: deps tools debug ## suites against real etcd and PostgreSQL, and whole clusters (units: make check)
+test: deps tools debug ## suites against real etcd and PostgreSQL, whole clusters, and the drills (units: make check)
 	PGDEPUTY_BIN=$(DEBUG) cargo test --workspace --test '*' -- --test-threads=$(CLUSTERS_AT_ONCE)
+	$(DEBUG) drills $(DRILLS)
+
+# Where a run of drills leaves its report, and all logs if something was wrong.
+DRILLS = --report $(CARGO_TARGET_DIR)/drills.html --evidence $(CARGO_TARGET_DIR)/drills-evidence
+
+.PHONY: drills
+drills: deps debug ## break a cluster in networks of its own in every class of fault, and judge it (root, ARGS=)
+	$(DEBUG) drills $(DRILLS) $(ARGS)
+
+# How many faults a long run strikes.
+FAULTS ?= 300
+.PHONY: drills-long
+drills-long: deps build ## the same with every fault that is known, in an order made from SEED= (FAULTS=, root)
+	$(RELEASE) drills --seed $(SEED) --faults $(FAULTS) $(DRILLS) $(ARGS)
 
 .PHONY: test-long
 test-long: deps tools debug test-install ## what takes long: ignored tests, install-deps in fresh Debian systems

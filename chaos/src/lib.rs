@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod checker;
 pub mod demo;
+pub mod drills;
 pub mod evidence;
 pub mod fault;
 pub mod lab;

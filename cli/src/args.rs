@@ -84,6 +84,10 @@ pub enum Command {
     ProxyConfig(crate::proxy_role::ProxyConfigArgs),
     /// Start a cluster in a temporary directory, break it under load, and judge the outcome
     Demo(crate::demo::DemoArgs),
+    /// Start a whole cluster to try things on, and end it
+    Lab(crate::lab::LabArgs),
+    /// Break a whole cluster in every way that is known, one after the other, and judge what became of it (root)
+    Drills(crate::lab::DrillsArgs),
     /// Measure how long writes are away after each fault
     #[command(hide = true)]
     Bench(crate::demo::BenchArgs),

@@ -114,9 +114,11 @@ fn check_keys(file: &Table) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns whether `key` may stand in a file for `command`. A file names no other file.
+/// Returns whether `key` may stand in a file for `command` or a part of it. A file names no other file.
 fn has(command: &clap::Command, key: &str) -> bool {
-    command.get_arguments().any(|a| is_layered(a) && a.get_long() == Some(key) && key != "config")
+    let is_it = |a: &Arg| is_layered(a) && a.get_long() == Some(key) && key != "config";
+    let parts = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    command.get_arguments().chain(parts).any(is_it)
 }
 
 fn is_layered(arg: &Arg) -> bool {
@@ -157,7 +159,14 @@ fn layered(cli: clap::Command, file: &Table) -> Result<clap::Command, Failure> {
     let mut cli = cli.mut_args(|arg| layer(arg, &[file]));
     for name in names {
         let own = file.get(&name).and_then(Value::as_table).unwrap_or(&none);
-        cli = cli.mut_subcommand(&name, |c| c.mut_args(|arg| layer(arg, &[own, file])));
+        cli = cli.mut_subcommand(&name, |command| {
+            let parts: Vec<String> =
+                command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+            let command = command.mut_args(|arg| layer(arg, &[own, file]));
+            parts.into_iter().fold(command, |command, part| {
+                command.mut_subcommand(part, |c| c.mut_args(|arg| layer(arg, &[own, file])))
+            })
+        });
     }
     match problem {
         Some(problem) => Err(Failure::Usage(problem)),

@@ -13,6 +13,7 @@ mod failure;
 mod history;
 mod init;
 mod keeper_role;
+mod lab;
 mod layers;
 mod logging;
 mod members;
@@ -70,6 +71,8 @@ fn run() -> Result<u8, Failure> {
         Command::Sentinel(args) => sentinel_role::run(args),
         Command::ProxyConfig(args) => proxy_role::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Lab(args) => lab::run(args),
+        Command::Drills(args) => lab::drills(args),
         Command::Bench(args) => demo::bench(args),
         Command::BenchSwitchover(args) => demo::bench_switchover(args),
         Command::Version(args) => version::run(args),

@@ -1,0 +1,236 @@
+//! The run as a picture: faults, phases and roles over time, and below them what clients had of it.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use proto::Moment;
+
+use super::super::Ran;
+use super::super::drill::Drill;
+use super::super::roles::{Role, Seen};
+use super::escape;
+use super::series::{STEP, latencies, rates};
+use crate::checker::{Outcome, What};
+
+/// Room for the names of the rows, and for the names of faults above them.
+const LEFT: f64 = 110.0;
+const TOP: f64 = 120.0;
+
+/// So wide at least, and a second at most, in pixels. A long run gets less, so that its picture can still be drawn.
+const LEAST_WIDTH: f64 = 1_000.0;
+const SECOND: f64 = 12.0;
+const GREATEST_WIDTH: f64 = 14_000.0;
+
+const ROW: f64 = 18.0;
+const GRAPH: f64 = 110.0;
+const GAP: f64 = 26.0;
+
+const BROKEN: &str = "#e8a0a0";
+const RETURNING: &str = "#f3dfb0";
+const WRITES: &str = "#2a6fbb";
+const READS: &str = "#3d9970";
+const LATENCY: &str = "#8e5ea2";
+
+/// Above this a latency is drawn at the upper edge: in milliseconds.
+const LATENCY_EDGE: f64 = 1_000.0;
+
+fn color_of_role(role: Role) -> &'static str {
+    match role {
+        Role::Primary => "#2a6fbb",
+        Role::Standby => "#b9cfe6",
+        Role::Down => "#d9534f",
+        Role::Silent => "#55606c",
+    }
+}
+
+fn color_of_phase(phase: &str) -> &'static str {
+    match phase {
+        "open" => "#d6ead9",
+        "joint" => "#a9d18e",
+        "sealing" => "#d9534f",
+        "promoting" => "#f0ad4e",
+        "switchover" => "#8e5ea2",
+        _ => "#55606c",
+    }
+}
+
+/// Says what the colors mean.
+pub fn legend() -> String {
+    let entries = [
+        ("broken", BROKEN),
+        ("given back, not yet redundant", RETURNING),
+        ("primary", color_of_role(Role::Primary)),
+        ("standby", color_of_role(Role::Standby)),
+        ("PostgreSQL down", color_of_role(Role::Down)),
+        ("no report", color_of_role(Role::Silent)),
+        ("open", color_of_phase("open")),
+        ("joint", color_of_phase("joint")),
+        ("sealing", color_of_phase("sealing")),
+        ("promoting", color_of_phase("promoting")),
+        ("switchover", color_of_phase("switchover")),
+    ];
+    let entry = |(name, color): (&str, &str)| {
+        format!("<span style=\"background:{color}\"></span>{}", escape(name))
+    };
+    format!("<p class=\"legend\">{}</p>\n", entries.map(entry).concat())
+}
+
+/// Draws it.
+pub fn draw(ran: &Ran) -> String {
+    let seconds = ran.until.since(ran.from).as_secs_f64().max(1.0);
+    let scale = (seconds * SECOND).clamp(LEAST_WIDTH, GREATEST_WIDTH) / seconds;
+    let mut picture = Picture { from: ran.from, scale, seconds, y: TOP, svg: String::new() };
+    let rows = ran.seen.last().map_or(0, |seen| seen.roles.len()) + 1;
+    let height = TOP + rows as f64 * (ROW + 4.0) + 3.0 * (GRAPH + GAP) + 40.0;
+    picture.faults(&ran.drills, height);
+    picture.row("phase", &ran.seen, ran.until, |seen| Some(color_of_phase(seen.phase)));
+    let members = ran.seen.last().map(|seen| seen.roles.keys().cloned().collect::<Vec<_>>());
+    for member in members.unwrap_or_default() {
+        let color = |seen: &Seen| seen.roles.get(&member).map(|role| color_of_role(*role));
+        picture.row(&format!("member {member}"), &ran.seen, ran.until, color);
+    }
+    let acks = || ran.told.acknowledged.iter();
+    let writes = rates(ran.from, ran.until, acks().map(|ack| ack.acked));
+    picture.graph("commits/s", WRITES, &writes.into_iter().map(Some).collect::<Vec<_>>(), None);
+    let is_read = |what: &What| matches!(what, What::Newest(_) | What::Total(_));
+    let done = ran.operations.iter().filter(|o| o.outcome == Outcome::Done && is_read(&o.what));
+    let reads = rates(ran.from, ran.until, done.map(|o| o.ended));
+    picture.graph("reads/s", READS, &reads.into_iter().map(Some).collect::<Vec<_>>(), None);
+    let took = acks().map(|ack| (ack.acked, ack.acked.since(ack.invoked)));
+    let p99 = latencies(ran.from, ran.until, took);
+    picture.graph("commit p99, ms", LATENCY, &p99, Some(LATENCY_EDGE));
+    picture.axis();
+    let width = LEFT + seconds * scale + 20.0;
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
+         font-family=\"system-ui, sans-serif\" font-size=\"11\">\n{}</svg>",
+        picture.svg
+    )
+}
+
+struct Picture {
+    from: Moment,
+    /// Pixels for a second.
+    scale: f64,
+    seconds: f64,
+    /// Where the next row begins.
+    y: f64,
+    svg: String,
+}
+
+impl Picture {
+    fn x(&self, at: Moment) -> f64 {
+        LEFT + at.since(self.from).as_secs_f64() * self.scale
+    }
+
+    /// Bands behind everything else, with their names above them.
+    fn faults(&mut self, drills: &[Drill], height: f64) {
+        for drill in drills {
+            let (struck, mended) = (self.x(drill.struck), self.x(drill.mended));
+            let redundant = self.x(drill.redundant);
+            for (from, to, color) in [(struck, mended, BROKEN), (mended, redundant, RETURNING)] {
+                let (width, tall) = ((to - from).max(1.0), height - TOP - 30.0);
+                let _ = writeln!(
+                    self.svg,
+                    "<rect x=\"{from:.1}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{tall:.1}\" fill=\"{color}\" \
+                     opacity=\"0.45\"/>"
+                );
+            }
+            let name = escape(drill.fault.name());
+            let _ = writeln!(
+                self.svg,
+                "<text transform=\"translate({:.1},{:.1}) rotate(-60)\" fill=\"#7a1f1f\">{name} {}<title>{}: writes away for \
+                 {:.0} ms</title></text>",
+                struck + 4.0,
+                TOP - 4.0,
+                drill.victim,
+                escape(&drill.fault.describe(&drill.victim)),
+                drill.gap.as_secs_f64() * 1e3
+            );
+        }
+    }
+
+    /// A row of colors, each from one change to the next.
+    fn row(
+        &mut self,
+        name: &str,
+        seen: &[Seen],
+        until: Moment,
+        color: impl Fn(&Seen) -> Option<&'static str>,
+    ) {
+        self.name(name, ROW / 2.0 + 4.0);
+        for (at, one) in seen.iter().enumerate() {
+            let end = seen.get(at + 1).map_or(until, |next| next.at);
+            let Some(color) = color(one) else { continue };
+            let (from, to) = (self.x(one.at), self.x(end));
+            let _ = writeln!(
+                self.svg,
+                "<rect x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.2}\" height=\"{ROW}\" fill=\"{color}\"/>",
+                self.y,
+                (to - from).max(0.0)
+            );
+        }
+        self.y += ROW + 4.0;
+    }
+
+    /// A line over time, broken where there is no number.
+    fn graph(&mut self, name: &str, color: &str, values: &[Option<f64>], edge: Option<f64>) {
+        self.y += GAP / 2.0;
+        let greatest = values.iter().flatten().copied().fold(1.0, f64::max);
+        let top = edge.map_or(greatest, |edge| edge.min(greatest));
+        self.name(name, GRAPH / 2.0);
+        self.name(&format!("{top:.0}"), 8.0);
+        self.name("0", GRAPH);
+        let base = self.y + GRAPH;
+        for y in [self.y, base] {
+            let right = LEFT + self.seconds * self.scale;
+            let _ = writeln!(
+                self.svg,
+                "<line x1=\"{LEFT}\" x2=\"{right:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#dfe5ec\"/>"
+            );
+        }
+        let mut path = String::new();
+        let mut is_open = false;
+        for (step, value) in (0_u32..).zip(values) {
+            let Some(value) = value else {
+                is_open = false;
+                continue;
+            };
+            let x = self.x(self.from + STEP * step + STEP / 2);
+            let y = base - (value / top).min(1.0) * GRAPH;
+            let _ = write!(path, "{}{x:.1} {y:.1}", if is_open { 'L' } else { 'M' });
+            is_open = true;
+        }
+        let _ = writeln!(
+            self.svg,
+            "<path d=\"{path}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"1.3\"/>"
+        );
+        self.y += GRAPH + GAP / 2.0;
+    }
+
+    fn name(&mut self, text: &str, below: f64) {
+        let _ = writeln!(
+            self.svg,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#55606c\">{}</text>",
+            LEFT - 8.0,
+            self.y + below,
+            escape(text)
+        );
+    }
+
+    fn axis(&mut self) {
+        let step = [5.0, 10.0, 30.0, 60.0].into_iter().find(|step| step * self.scale > 50.0);
+        let step = Duration::from_secs_f64(step.unwrap_or(300.0));
+        let y = self.y + 14.0;
+        let mut at = self.from;
+        while at.since(self.from).as_secs_f64() <= self.seconds {
+            let text = format!("{:.0} s", at.since(self.from).as_secs_f64());
+            let _ = writeln!(
+                self.svg,
+                "<text x=\"{:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" fill=\"#8593a3\">{text}</text>",
+                self.x(at)
+            );
+            at = at + step;
+        }
+    }
+}
