@@ -14,6 +14,7 @@ const THAWED_AFTER: [Duration; 3] =
     [Duration::ZERO, Duration::from_millis(2_500), Duration::from_secs(7)];
 
 #[tokio::test]
+#[ignore = "takes a minute: make test-long; the drills thaw at one time"]
 async fn a_frozen_primary_is_replaced_and_acknowledges_nothing_after_its_thaw() {
     let mut scene = scene(|_| {}).await;
     for down_for in THAWED_AFTER {
@@ -31,6 +32,7 @@ async fn a_frozen_primary_is_replaced_and_acknowledges_nothing_after_its_thaw() 
 }
 
 #[tokio::test]
+#[ignore = "takes a minute: make test-long; the drills thaw at one time"]
 async fn a_frozen_standby_holds_up_no_commit_and_is_a_voter_again_after_its_thaw() {
     let mut scene = scene(|_| {}).await;
     for down_for in [Duration::from_secs(2), Duration::from_secs(8)] {

@@ -2,12 +2,10 @@
 //!
 //! One suite alone: `cargo test -p pgdeputy-tests --test clusters isolation::`.
 
-mod a_standby_is_lost;
 mod all_is_stopped;
 mod bad_input;
 mod calm;
 mod etcd_has_three_members;
-mod etcd_in_trouble;
 mod etcd_is_away;
 mod etcd_is_secured;
 mod etcd_restored;

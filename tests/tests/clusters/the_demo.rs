@@ -16,8 +16,14 @@ use tokio::process::{Child, ChildStdout, Command};
 const BOUND: Duration = Duration::from_secs(240);
 
 fn demo(directory: &tempfile::TempDir, arguments: &[&str]) -> Command {
+    let mut command = program(directory);
+    command.arg("demo").args(arguments);
+    command
+}
+
+fn program(directory: &tempfile::TempDir) -> Command {
     let mut command = Command::new(pgdeputy());
-    command.arg("demo").args(arguments).env("TMPDIR", directory.path()).env_remove("PGDEPUTY_BIN");
+    command.env("TMPDIR", directory.path()).env_remove("PGDEPUTY_BIN");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
 }
@@ -103,6 +109,33 @@ async fn a_kept_cluster_serves_until_the_printed_command_stops_it() {
     let stopped = Command::new(words[0]).args(&words[1..]).output().await.unwrap();
     assert!(stopped.status.success(), "{stopped:?}");
     assert!(chaos::lab::cleanup::processes(&lab).is_empty());
+    assert_nothing_left(&directory);
+}
+
+#[tokio::test]
+async fn a_lab_in_networks_of_its_own_is_left_running_and_leaves_nothing_when_it_is_ended() {
+    let _turn = turn().await;
+    let directory = temporary();
+    let mut up = program(&directory);
+    up.args(["lab", "up", "--members", "2", "--etcd-members", "1", "--netns"]);
+    let output = tokio::time::timeout(BOUND, up.output()).await.unwrap().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+    let [lab] = left(&directory).try_into().expect("one lab is left");
+    let lab: PathBuf = lab;
+    let number = std::fs::read_to_string(lab.join("network")).unwrap();
+    let namespaces = || {
+        let all = std::fs::read_dir("/run/netns").unwrap().flatten();
+        let prefix = format!("pgdeputy-lab-{}-", number.trim());
+        all.filter(|e| e.file_name().to_string_lossy().starts_with(&prefix)).count()
+    };
+    // Two members, three sentinels, etcd, and the switch.
+    assert_eq!(namespaces(), 7);
+    let stop = printed.lines().last().expect("the last line stops it").trim().to_owned();
+    let words: Vec<&str> = stop.split_whitespace().collect();
+    let stopped = Command::new(words[0]).args(&words[1..]).output().await.unwrap();
+    assert!(stopped.status.success(), "{stopped:?}");
+    assert_eq!(namespaces(), 0);
     assert_nothing_left(&directory);
 }
 

@@ -1,5 +1,5 @@
-//! The primary of a cluster under load is broken in every way that this release knows. Nothing that a client was
-//! told is lost, never do two primaries acknowledge, and redundancy comes back without a person.
+//! The primary of a cluster under load is lost in ways that the drills do not have: nothing that a client was told is lost,
+//! never do two primaries acknowledge, and redundancy comes back without a person.
 
 use std::time::Duration;
 
@@ -7,39 +7,6 @@ use chaos::demo::RecoveredBy;
 use chaos::fault::Fault;
 use proto::spec::Permission;
 use system_tests::scene;
-
-#[tokio::test]
-async fn a_killed_postgres_is_failed_over_within_a_second() {
-    let mut scene = scene(|_| {}).await;
-    let report = scene.survives(Fault::Crash).await;
-    assert_eq!(report.recovered_by, RecoveredBy::Failover);
-    assert_eq!(report.epoch_after, report.epoch_before + 1);
-    assert_ne!(report.primary_after, report.primary_before);
-    // The aim is 0.25 s and the bench measures it; this only shows that no time-out was waited for.
-    assert!(report.write_gap_ms < 1_500.0, "{} ms", report.write_gap_ms);
-    assert_ne!(report.old_primary_rejoined_by, None);
-}
-
-#[tokio::test]
-async fn a_postgres_that_is_killed_again_as_soon_as_writes_are_back_ends_in_a_failover() {
-    let mut scene = scene(|_| {}).await;
-    let report = scene.survives(Fault::CrashTwice).await;
-    assert_eq!(report.recovered_by, RecoveredBy::Failover);
-    assert!(report.epoch_after > report.epoch_before, "{report:?}");
-}
-
-#[tokio::test]
-async fn a_killed_member_is_replaced_when_its_lease_lapses_and_comes_back_without_a_copy() {
-    let mut scene = scene(|_| {}).await;
-    let report = scene.survives(Fault::Member).await;
-    assert_eq!(report.recovered_by, RecoveredBy::Failover);
-    assert!(
-        ["follow", "rewind"].contains(&report.old_primary_rejoined_by.unwrap_or("nothing")),
-        "{report:?}"
-    );
-    // lease_ttl of 4 s, what etcd takes to announce its end, the failover; with room for a busy machine.
-    assert!(report.write_gap_ms < 7_000.0, "{} ms", report.write_gap_ms);
-}
 
 #[tokio::test]
 async fn a_member_that_is_lost_after_a_failover_is_replaced_as_fast_as_one_of_the_first_epoch() {
@@ -72,11 +39,4 @@ async fn a_killed_postgres_is_started_again_where_nobody_else_may_be_promoted() 
         (report.epoch_after, report.primary_after),
         (report.epoch_before, report.primary_before)
     );
-}
-
-#[tokio::test]
-async fn three_etcd_members_serve_as_one_does() {
-    let mut scene = scene(|config| config.etcd_members = 3).await;
-    let report = scene.survives(Fault::Crash).await;
-    assert_eq!(report.recovered_by, RecoveredBy::Failover);
 }
