@@ -162,7 +162,7 @@ impl Load {
             overdue: self.shared.overdue.load(Ordering::SeqCst),
             refused: refused_ids.len() as u64,
             refused_ids,
-            tried: vec![self.shared.config.first_id..next],
+            tried: std::iter::once(self.shared.config.first_id..next).collect(),
         }
     }
 

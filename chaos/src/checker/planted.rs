@@ -30,7 +30,7 @@ fn good() -> Record {
     let inserts = Told {
         acknowledged: (1..=1000).filter(|id| id % 100 != 0).map(ack).collect(),
         refused_ids: vec![100],
-        tried: vec![1..1010],
+        tried: std::iter::once(1..1010).collect(),
         ..Told::default()
     };
     let mut operations = vec![

@@ -38,8 +38,8 @@ const fn line(
 // A stream or an echo that is silent is noticed after 1 s, and the rest takes half of one: far below these.
 const CRASH: u64 = 1_500;
 const SILENCE: u64 = 4_000;
-/// A lapsed right, with what etcd takes to announce it, and `isolation_grace` of 5 s where a voter still hears the primary.
-const LEASE: u64 = 8_000;
+/// `unresponsive_after` is 3 s in drills, the shortest that a spec allows.
+const UNRESPONSIVE: u64 = 6_000;
 /// No time-out of pgdeputy's is as short.
 const UNSEEN: u64 = 750;
 /// A new leader of etcd, or a session that has to be opened again.
@@ -174,7 +174,7 @@ pub const ALL: [Entry; 43] = [
         KeeperFreeze,
         "keeper-freeze",
         (Class::Deputies, Hits::Primary),
-        (LEASE, 500),
+        (SILENCE, 500),
         ("kill -STOP the keeper of the primary {x}", "the keeper of {x} is thawed"),
     ),
     line(
@@ -209,28 +209,28 @@ pub const ALL: [Entry; 43] = [
         Mute,
         "mute",
         (Class::Network, Hits::Primary),
-        (LEASE, 500),
+        (SILENCE, 500),
         ("what the primary {x} sends to members, etcd and sentinels is lost", MENDED),
     ),
     line(
         Deaf,
         "deaf",
         (Class::Network, Hits::Primary),
-        (LEASE, 500),
+        (SILENCE, 500),
         ("what members, etcd and sentinels send to the primary {x} is lost", MENDED),
     ),
     line(
         Resets,
         "resets",
         (Class::Network, Hits::Primary),
-        (LEASE, 500),
+        (SILENCE, 500),
         ("TCP between the primary {x} and members, etcd and sentinels is reset", MENDED),
     ),
     line(
         Flapping,
         "flapping",
         (Class::Network, Hits::PrimaryLink),
-        (LEASE, 0),
+        (SILENCE, 0),
         ("cut the primary {x} off from members, etcd and sentinels, and mend it, four times", ""),
     ),
     line(
@@ -244,14 +244,14 @@ pub const ALL: [Entry; 43] = [
         DiskFull,
         "disk-full",
         (Class::Disk, Hits::Primary),
-        (LEASE, 500),
+        (SILENCE, 500),
         ("fill the disk of the primary {x}", "there is room again on the disk of {x}"),
     ),
     line(
         DiskHung,
         "disk-hung",
         (Class::Disk, Hits::Primary),
-        (LEASE, 1_000),
+        (UNRESPONSIVE, 1_000),
         ("nothing can be written to the disk of the primary {x}", "the disk of {x} goes on"),
     ),
     line(
