@@ -125,10 +125,11 @@ bench-rejoin: deps tools ## measure a rejoin by rewind against stock pg_rewind: 
 		--ignored --nocapture --exact bench_rejoin::ours_against_stock
 
 .PHONY: test-versions
-test-versions: deps tools ## the keeper's suites against PostgreSQL 16, 17 and 18, fetched into target/postgres
-	deploy/other-versions.sh $(CARGO_TARGET_DIR)/postgres | while read -r version programs; do \
+test-versions: deps tools ## the keeper's suites against PostgreSQL 15 to 18, those not installed fetched into target/postgres (INTERRUPTIONS=, SEED=)
+	{ echo "installed"; deploy/other-versions.sh $(CARGO_TARGET_DIR)/postgres; } | while read -r version programs; do \
 		echo "== PostgreSQL $$version"; \
-		PGDEPUTY_TEST_POSTGRES=$$programs cargo test -p pgdeputy-keeper --test pgfiles -- --test-threads=2 </dev/null; \
+		if [ -n "$$programs" ]; then export PGDEPUTY_TEST_POSTGRES=$$programs; fi; \
+		PGDEPUTY_INTERRUPTIONS=$(or $(INTERRUPTIONS),100) $(if $(SEED),PGDEPUTY_SEED=$(SEED)) cargo test -p pgdeputy-keeper --test pgfiles -- --test-threads=2 </dev/null; \
 	done
 
 .PHONY: debug

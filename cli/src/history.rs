@@ -1,5 +1,6 @@
 //! `history`: past changes of primary and restarts, one line each; `history N`: one of them, phase by phase.
 
+mod rejoined;
 mod text;
 
 use std::fmt;

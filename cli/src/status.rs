@@ -15,7 +15,7 @@ use proto::proxy::ProxyReport;
 use proto::report::Rejoin;
 use proto::schedule::Scheduled;
 use proto::spec::Durability;
-use proto::status::MemberStatus;
+use proto::status::{MemberStatus, RejoinProgress};
 use proto::{Cfg, ClusterName, Epoch, Lsn, MemberName, StateNumber, Timeline};
 use serde::Serialize;
 use store::Store;
@@ -97,6 +97,8 @@ pub struct Member {
     /// How its fencer ends PostgreSQL's processes where they do not end by themselves.
     pub fenced_by: Option<String>,
     pub rejoin: Option<Rejoin>,
+    /// How far its copying is, by its keeper's own word just now.
+    pub rejoin_progress: Option<RejoinProgress>,
     pub problems: Vec<String>,
 }
 

@@ -217,6 +217,7 @@ fn view(report: MemberReport, flush_lsn: Lsn) -> View {
         fresh: false,
         remote_apply: None,
         fenced_by: None,
+        rejoin_progress: None,
         asked,
     };
     View {

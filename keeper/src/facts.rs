@@ -11,6 +11,7 @@ use proto::{
 };
 
 use proto::spec::PostgresSpec;
+use proto::status::RejoinProgress;
 use store::LeaseId;
 
 use crate::action::ActionKind;
@@ -131,18 +132,47 @@ pub struct Local {
     /// When the seal's replay position was last brought up to date.
     pub replay_told: Moment,
     pub rejoin: Option<Rejoin>,
+    /// How far the copying of a rejoin is, while it lasts.
+    pub copying: Option<Copying>,
     /// Replication slots are as they should be for this set of members and role.
     pub slots_for: Option<(Vec<MemberName>, bool)>,
     pub failures: BTreeMap<ActionKind, Failure>,
     /// For how long an open primary's probes have had no good answer.
     pub pulse: Pulse,
     pub disks: Disks,
+    /// What a rewind or copy of this member would lack: see `prerequisites`.
+    pub prerequisites: BTreeSet<String>,
     /// Commits wait until they are replayed, see `commit_level`.
     pub remote_apply: Option<bool>,
     /// Why the last PostgreSQL process ended, until the next one starts.
     pub ended: Option<Ended>,
     /// The right to run as primary was taken for this epoch, under this lease.
     pub right: Option<(Epoch, LeaseId)>,
+}
+
+/// How far a copy or rewind has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copying {
+    /// When its first bytes came, and when the count below was taken.
+    pub since: Moment,
+    pub last: Moment,
+    pub copied_bytes: u64,
+    pub total_bytes: u64,
+}
+
+impl Copying {
+    /// Returns what is told of it over HTTP.
+    pub fn progress(&self) -> RejoinProgress {
+        let ms = u64::try_from(self.last.since(self.since).as_millis()).unwrap_or(u64::MAX);
+        let per_second = self.copied_bytes.saturating_mul(1000).checked_div(ms).filter(|r| *r > 0);
+        let left = self.total_bytes.saturating_sub(self.copied_bytes);
+        RejoinProgress {
+            copied_bytes: self.copied_bytes,
+            total_bytes: self.total_bytes,
+            bytes_per_second: per_second,
+            left_ms: per_second.map(|rate| left.saturating_mul(1000) / rate),
+        }
+    }
 }
 
 /// A primary's answer to a stopped member.

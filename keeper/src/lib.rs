@@ -18,6 +18,7 @@ pub mod lag;
 pub mod late_store;
 pub mod member_files;
 pub mod postgres;
+pub mod prerequisites;
 pub mod present;
 pub mod privileges;
 mod pulse;

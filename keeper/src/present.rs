@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::report::{DataDirectory, MemberReport, RejoinOutcome};
@@ -17,7 +18,8 @@ use crate::postgres::initdb::is_absent_or_empty;
 use crate::postgres::probe::{SqlFacts, Walsender};
 use crate::report::{Identity, report};
 use crate::view::{Serving, View};
-use crate::worker::Worker;
+use crate::worker::progress::end_step;
+use crate::worker::{self, Worker};
 
 /// Enough for the last start's lines.
 const LOG_TAIL: u64 = 32 << 10;
@@ -64,6 +66,7 @@ pub fn view(view: &ClusterView, facts: &Facts, report: MemberReport, moving: Mov
             fresh: false,
             remote_apply: facts.local.remote_apply,
             fenced_by: facts.local.fence_way.map(|way| way.to_string()),
+            rejoin_progress: facts.local.copying.map(|copying| copying.progress()),
             asked: store::clock::wall(),
             report,
         },
@@ -151,6 +154,7 @@ pub fn problems(facts: &Facts) -> BTreeSet<String> {
         );
     }
     problems.extend(facts.local.disks.problems().iter().cloned());
+    problems.extend(facts.local.prerequisites.iter().cloned());
     problems
 }
 
@@ -176,7 +180,7 @@ pub fn note_replay(worker: &Worker, facts: &Facts, now: Moment) {
 }
 
 /// Notes the end of a rejoin: the member streams under the name that it should have.
-pub fn note_rejoin(worker: &Worker, view: &ClusterView, facts: &Facts) {
+pub fn note_rejoin(worker: &Arc<Worker>, view: &ClusterView, facts: &Facts) {
     let Some(rejoin) = &facts.local.rejoin else { return };
     if !matches!(rejoin.outcome, RejoinOutcome::Running { .. }) || !facts.files.complete {
         return;
@@ -188,9 +192,12 @@ pub fn note_rejoin(worker: &Worker, view: &ClusterView, facts: &Facts) {
     if streams {
         worker.update(|local| {
             if let Some(rejoin) = &mut local.rejoin {
-                rejoin.outcome = RejoinOutcome::Done { ended: store::clock::wall() };
+                let ended = store::clock::wall();
+                end_step(&mut rejoin.details, ended);
+                rejoin.outcome = RejoinOutcome::Done { ended };
                 tracing::info!(by = ?rejoin.by, "rejoined");
             }
         });
+        worker::leftovers::remove_replaced_soon(worker);
     }
 }

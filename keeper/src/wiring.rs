@@ -31,7 +31,7 @@ use crate::startup::Prepared;
 use crate::topology::Source;
 use crate::view::View;
 use crate::worker::{LeaseView, Parts, Worker};
-use crate::{commit_level, http, kept, present, take_over, topology};
+use crate::{commit_level, http, kept, prerequisites, present, take_over, topology};
 
 /// A keeper's tasks, running, and the loop's ends of the channels to them.
 pub struct Wires {
@@ -145,6 +145,7 @@ fn question(
     tasks.spawn(pulse(worker.clone(), sql.clone(), ended.clone()));
     tasks.spawn(wake_for_receivers(worker.clone(), sql.clone(), ended.clone()));
     tasks.spawn(commit_level::follow(worker.clone(), ended.clone()));
+    tasks.spawn(prerequisites::follow(worker.clone(), ended.clone()));
     sql
 }
 

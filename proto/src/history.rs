@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::explanation::Rejection;
+use crate::rejoin::RejoinDetails;
 use crate::report::RejoinBy;
 use crate::{Document, Epoch, MemberName, WalPosition, WallTime};
 
@@ -68,6 +69,11 @@ pub struct RejoinRecord {
     pub reason: String,
     pub start: WallTime,
     pub end: WallTime,
+    #[serde(default, skip_serializing_if = "RejoinDetails::is_empty")]
+    pub details: RejoinDetails,
+    /// Of what was given up for it: whether any can have been acknowledged, by the positions on record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged: Option<String>,
 }
 
 impl Document for HistoryRecord {

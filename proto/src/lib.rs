@@ -14,6 +14,7 @@ pub mod names;
 pub mod numbers;
 pub mod orders;
 pub mod proxy;
+pub mod rejoin;
 pub mod report;
 pub mod request;
 pub mod right;

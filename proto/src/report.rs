@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::rejoin::RejoinDetails;
 use crate::request::RequestId;
 use crate::{
     CfgId, ClusterState, Document, Epoch, Incarnation, Lsn, MemberName, SystemIdentifier, Timeline,
@@ -219,6 +220,8 @@ pub struct Rejoin {
     pub outcome: RejoinOutcome,
     /// The directory in which the data from before a copy is kept.
     pub kept: Option<String>,
+    #[serde(default, skip_serializing_if = "RejoinDetails::is_empty")]
+    pub details: RejoinDetails,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

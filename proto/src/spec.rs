@@ -13,7 +13,7 @@ use crate::time::duration;
 use crate::{Document, MemberName, PoolName};
 
 pub use reads::{ReadFallback, Reads};
-pub use rejoin::{CrashRecovery, RejoinSpec};
+pub use rejoin::{CrashRecovery, RejoinSpec, Replaced};
 
 /// The operator's wishes for one cluster, stored under `spec`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,6 +234,7 @@ impl ClusterSpec {
         self.check_timings()?;
         self.check_postgres()?;
         self.reads.check()?;
+        self.rejoin.check()?;
         let refuse = |text: String| Err(SpecError(text));
         if self.synchronous.count == 0 {
             return refuse(

@@ -171,6 +171,9 @@ pub struct EpochRecord {
     pub parent: Option<Timeline>,
     /// The switch point from the timeline before; known once the primary has opened.
     pub start_lsn: Option<Lsn>,
+    /// Its primary was chosen without a base: an operator had accepted the loss of what others may have acknowledged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub with_loss: bool,
 }
 
 /// A member that belongs to the cluster.

@@ -26,7 +26,21 @@ pub struct MemberStatus {
     /// How its fencer ends PostgreSQL's processes where they do not end by themselves.
     #[serde(default)]
     pub fenced_by: Option<String>,
+    /// How far the copying of a rejoin is, while it lasts.
+    #[serde(default)]
+    pub rejoin_progress: Option<RejoinProgress>,
     pub asked: WallTime,
+}
+
+/// How far a copy or rewind is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejoinProgress {
+    pub copied_bytes: u64,
+    pub total_bytes: u64,
+    /// Since copying began; absent until that can be told.
+    pub bytes_per_second: Option<u64>,
+    /// The time left at this rate, in milliseconds.
+    pub left_ms: Option<u64>,
 }
 
 /// How far a standby is behind.

@@ -12,6 +12,7 @@ use proto::explanation::{Explanation, Rejection};
 use proto::history::{HistoryKind, HistoryRecord, Note, PhaseRecord, RejoinRecord};
 use proto::orders::{AcceptedLoss, Leaving, Orders, Pause, Removed};
 use proto::proxy::{Clients, ProxyReport};
+use proto::rejoin::RejoinDetails;
 use proto::report::{
     Confirmed, DataDirectory, Ended, Handover, MemberReport, Opened, Readiness, Rejoin, RejoinBy,
     RejoinOutcome, Seal, Server, Stream, Unresponsive,
@@ -87,6 +88,7 @@ fn state() -> ClusterState {
             primary: name("b"),
             parent: Some(Timeline(1)),
             start_lsn: Some(Lsn(0x300_0148)),
+            with_loss: false,
         }],
         members: BTreeMap::from([(name("a"), admitted)]),
         restart: Some(RestartOrder { member: name("b"), epoch: Epoch(2), number: 3 }),
@@ -194,6 +196,7 @@ fn report() -> MemberReport {
             started: WallTime(1_795_000_000_500),
             outcome: RejoinOutcome::Done { ended: WallTime(1_795_000_001_000) },
             kept: None,
+            details: Default::default(),
         }),
         frozen: None,
         problems: BTreeSet::from(["the disk is nearly full".to_owned()]),
@@ -219,6 +222,8 @@ fn history() -> HistoryRecord {
             reason: "its WAL ends before the fork".into(),
             start,
             end,
+            details: RejoinDetails::default(),
+            acknowledged: None,
         }],
         notes: vec![Note { at: end, text: "paused by ann@north".into() }],
         redundant: Some(end),

@@ -161,7 +161,7 @@ pub(crate) fn follow(inputs: &Inputs) -> Option<Step> {
     let mut record = before.clone();
     let mut news = Vec::new();
     for name in inputs.state.members.keys() {
-        let Some(rejoin) = inputs.report(name).and_then(|r| rejoined(r, inputs.state.epoch)) else {
+        let Some(rejoin) = inputs.report(name).and_then(|r| rejoined(r, inputs.state)) else {
             continue;
         };
         if !record.rejoined.iter().any(|r| r.member == rejoin.member && r.start == rejoin.start) {
@@ -181,8 +181,8 @@ pub(crate) fn follow(inputs: &Inputs) -> Option<Step> {
     Some(Step { verdict, wake_at: None })
 }
 
-fn rejoined(report: &MemberReport, epoch: Epoch) -> Option<RejoinRecord> {
-    let rejoin = report.rejoin.as_ref().filter(|r| r.epoch == epoch)?;
+fn rejoined(report: &MemberReport, state: &ClusterState) -> Option<RejoinRecord> {
+    let rejoin = report.rejoin.as_ref().filter(|r| r.epoch == state.epoch)?;
     match rejoin.outcome {
         RejoinOutcome::Done { ended } => Some(RejoinRecord {
             member: report.member.clone(),
@@ -190,6 +190,8 @@ fn rejoined(report: &MemberReport, epoch: Epoch) -> Option<RejoinRecord> {
             reason: rejoin.reason.clone(),
             start: rejoin.started,
             end: ended,
+            acknowledged: rejoin.details.discarded.as_ref().map(|d| d.verdict(state)),
+            details: rejoin.details.clone(),
         }),
         RejoinOutcome::Running { .. } | RejoinOutcome::Failed { .. } => None,
     }

@@ -1,7 +1,8 @@
 //! What is said of past changes.
 
-use proto::history::PhaseRecord;
+use proto::rejoin::{Discarded, RejoinDetails, RelationChanges};
 use proto::report::RejoinBy;
+use proto::{Lsn, Timeline};
 
 use super::*;
 
@@ -35,9 +36,39 @@ fn record(phases: &[(&str, i64, Option<i64>)]) -> HistoryRecord {
             reason: "it wrote past the fork".into(),
             start: at(3000),
             end: at(4250),
+            details: details(),
+            acknowledged: Some("none of it was acknowledged: so says the test".into()),
         }],
         notes: Vec::new(),
         redundant: None,
+    }
+}
+
+fn details() -> RejoinDetails {
+    let at = |ms| WallTime(START + ms);
+    let step = |name: &str, start, end| PhaseRecord {
+        name: name.into(),
+        start: at(start),
+        end: Some(at(end)),
+    };
+    let changes = RelationChanges { database: 5, tablespace: 1663, filenode: 16384, records: 12 };
+    RejoinDetails {
+        steps: vec![step("ask", 3000, 3040), step("copy", 3040, 4200)],
+        copied_bytes: Some(21_072_493),
+        without_gateway: None,
+        discarded: Some(Discarded {
+            timeline: Timeline(1),
+            from: Lsn(0x300_0060),
+            to: Lsn(0x300_3060),
+            read_to: Lsn(0x300_3060),
+            records: 40,
+            commits: 7,
+            rollbacks: 1,
+            first_commit: Some(Lsn(0x300_0100)),
+            relations: vec![changes],
+            more_relations: 3,
+            kept: Some("/state/diverged/e7".into()),
+        }),
     }
 }
 
@@ -96,6 +127,11 @@ cause: a's PostgreSQL died
 writes back: not yet
 redundant:   not yet
   a was rewound in 1.25 s: it wrote past the fork
+    ask 40 ms, copy 1.16 s; 20.1 MB came over
+    gave up 12.0 kB of WAL, from 0/3000060 of timeline 1 to 0/3003060: 7 committed and 1 rolled back;
+      none of it was acknowledged: so says the test
+    most changed, by tablespace, database and filenode: 1663/5/16384 (12 records), and 3 more
+    its WAL is kept in /state/diverged/e7
 
 ";
     assert_eq!(text, expected);

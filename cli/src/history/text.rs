@@ -3,8 +3,8 @@
 use std::fmt;
 
 use proto::history::HistoryKind;
-use proto::report::RejoinBy;
 
+use super::rejoined::rejoined;
 use super::{Change, Details, History, PhaseTimes};
 use crate::table::{Table, milliseconds};
 
@@ -91,14 +91,7 @@ impl fmt::Display for Details {
             writeln!(f, "  {}: {}", note.at, note.text)?;
         }
         for rejoin in &self.rejoined {
-            let took = milliseconds(rejoin.end.ms_since(rejoin.start));
-            writeln!(
-                f,
-                "  {} {} in {took}: {}",
-                rejoin.member,
-                came_back(rejoin.by),
-                rejoin.reason
-            )?;
+            rejoined(f, rejoin)?;
         }
         Ok(())
     }
@@ -115,13 +108,4 @@ fn phases(f: &mut fmt::Formatter<'_>, phases: &[PhaseTimes]) -> fmt::Result {
         ]);
     }
     write!(f, "{table}")
-}
-
-/// Returns how a member came back, as in "c was rewound".
-fn came_back(by: RejoinBy) -> &'static str {
-    match by {
-        RejoinBy::Follow => "followed",
-        RejoinBy::Rewind => "was rewound",
-        RejoinBy::Copy => "was copied anew",
-    }
 }

@@ -36,6 +36,7 @@ pub fn member(
         serve_for_ms: answer.and_then(|a| a.serve_for_ms),
         fenced_by: answer.and_then(|a| a.fenced_by.clone()),
         rejoin: report.and_then(|r| r.rejoin.clone()),
+        rejoin_progress: answer.and_then(|a| a.rejoin_progress),
         problems: report.iter().flat_map(|r| r.problems.iter().cloned()).collect(),
     }
 }

@@ -100,6 +100,7 @@ fn reports() -> BTreeMap<MemberName, MemberReport> {
         started: ASKED,
         outcome: RejoinOutcome::Running { progress: Some("12 of 40 MB".into()) },
         kept: None,
+        details: Default::default(),
     };
     let d = MemberReport {
         complete: false,
@@ -159,6 +160,7 @@ fn answers() -> Answers {
             fresh: false,
             remote_apply: None,
             fenced_by: Some("cgroup.kill".into()),
+            rejoin_progress: None,
             asked: ASKED,
         };
         (name(n), status)
@@ -250,6 +252,20 @@ fn who_could_take_over_is_the_leaders_word_on_this_very_state_or_nobody_with_the
     let status = build::status("demo".parse().unwrap(), leaderless, &Answers::new());
     assert!(status.promotable_reason.contains("no sentinel leads"));
     assert!(status.warnings[0].contains("no sentinel leads"));
+}
+
+#[test]
+fn a_copy_that_its_keeper_tells_of_is_shown_with_rate_and_time_left() {
+    let mut status = built();
+    let copied = status.members.iter_mut().find(|m| m.name == name("d")).unwrap();
+    copied.rejoin_progress = Some(RejoinProgress {
+        copied_bytes: 12 << 20,
+        total_bytes: 40 << 20,
+        bytes_per_second: Some(6 << 20),
+        left_ms: Some(4_667),
+    });
+    let line = "d is to be copied since 2025-11-20T18:03:01.123Z, 12.0 MB of 40.0 MB, 6.0 MB/s, 4.67 s left";
+    assert!(status.to_string().replace("\n  ", " ").contains(line), "{status}");
 }
 
 #[test]

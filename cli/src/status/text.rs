@@ -4,6 +4,7 @@ use std::fmt;
 
 use proto::report::{RejoinBy, RejoinOutcome};
 use proto::spec::Durability;
+use proto::status::RejoinProgress;
 use proto::{Cfg, MemberName};
 
 use super::{Member, Status};
@@ -162,13 +163,23 @@ fn rejoin_line(member: &Member) -> Option<String> {
         RejoinBy::Copy => "be copied",
     };
     let how = match &rejoin.outcome {
-        RejoinOutcome::Running { progress } => {
-            progress.clone().unwrap_or_else(|| "under way".into())
-        }
+        RejoinOutcome::Running { progress } => match &member.rejoin_progress {
+            Some(now) => how_far(now),
+            None => progress.clone().unwrap_or_else(|| "under way".into()),
+        },
         RejoinOutcome::Failed { problem, .. } => format!("failed: {problem}"),
         RejoinOutcome::Done { .. } => return None,
     };
     Some(format!("{} is to {by} since {}, {how} ({})", member.name, rejoin.started, rejoin.reason))
+}
+
+/// Returns how far a copy is, as in "12.0 MB of 40.0 MB, 6.0 MB/s, 4.67 s left".
+fn how_far(progress: &RejoinProgress) -> String {
+    let rate = progress.bytes_per_second.map_or(String::new(), |r| format!(", {}/s", bytes(r)));
+    let left = progress.left_ms.map_or(String::new(), |left| {
+        format!(", {} left", milliseconds(i64::try_from(left).unwrap_or(i64::MAX)))
+    });
+    format!("{} of {}{rate}{left}", bytes(progress.copied_bytes), bytes(progress.total_bytes))
 }
 
 /// The bound within which a primary that is cut off stops by itself; one that does not run has nothing to stop.

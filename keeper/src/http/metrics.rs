@@ -69,6 +69,7 @@ pub(super) fn render(view: &View, now: Moment) -> String {
     );
     let replay = positions.and_then(|p| p.replay_lsn);
     page.number("pgdeputy_replay_lsn_bytes", "WAL position replayed.", replay.map(|l| l.0));
+    rejoin(&mut page, view);
     let walsenders = (serving == Serving::Primary).then_some(view.status.standbys.len() as u64);
     page.number("pgdeputy_walsenders", "Standbys connected to this primary.", walsenders);
     let left = view.serve_until.map(|until| until.since(now));
@@ -86,6 +87,20 @@ pub(super) fn render(view: &View, now: Moment) -> String {
         cluster.map(|c| u64::from(c.sealing.is_some())),
     );
     page.text
+}
+
+fn rejoin(page: &mut Page, view: &View) {
+    let rejoin = view.status.rejoin_progress;
+    page.number(
+        "pgdeputy_rejoin_copied_bytes",
+        "Copied so far by the rejoin that is under way.",
+        rejoin.map(|r| r.copied_bytes),
+    );
+    page.number(
+        "pgdeputy_rejoin_total_bytes",
+        "What the rejoin that is under way has to copy.",
+        rejoin.map(|r| r.total_bytes),
+    );
 }
 
 #[derive(Default)]

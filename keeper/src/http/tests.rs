@@ -56,6 +56,7 @@ fn view(server: Server, serving: Serving) -> View {
         fresh: false,
         remote_apply: None,
         fenced_by: None,
+        rejoin_progress: None,
         asked,
     };
     View {

@@ -52,13 +52,15 @@ impl CopyPhase {
     }
 }
 
-/// Copies the server at `source` into `into`, which must be absent or empty.
+/// Copies the server at `source` into `into`, which must be absent or empty, with at most `rate_mb` megabytes a second;
+/// 0 is without a limit.
 ///
 /// Dropping the future kills the program; what it had made stays in `into` and is the caller's to remove.
 pub async fn base_backup(
     binaries: &PostgresBinaries,
     source: &Source,
     into: &Path,
+    rate_mb: u32,
     progress: impl Fn(CopyProgress) + Send,
 ) -> anyhow::Result<Copied> {
     ensure!(is_absent_or_empty(into)?, "{} is not empty: it is not copied into", into.display());
@@ -70,6 +72,9 @@ pub async fn base_backup(
         .arg(into)
         .args(["--wal-method=stream", "--checkpoint=fast", "--progress", "--verbose"])
         .arg("--no-password");
+    if rate_mb > 0 {
+        command.arg(format!("--max-rate={rate_mb}M"));
+    }
     let mut reading = Reading::new();
     let finished = program::run(command, |line| {
         reading.take(line);

@@ -42,6 +42,8 @@ pub struct Target<'a> {
     pub source: &'a Source,
     /// Whether a primary that crashed is recovered by PostgreSQL first.
     pub crash_recovery: CrashRecovery,
+    /// Where its WAL ends, and on which timeline, if that was looked for since it stopped.
+    pub end: Option<(Lsn, Timeline)>,
 }
 
 /// What became of a rewind.

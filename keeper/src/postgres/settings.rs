@@ -133,6 +133,7 @@ pub fn render_conf(place: &Place, spec: &ClusterSpec, settings: &Settings) -> St
     for (name, value) in DEFAULTS {
         set(name, value);
     }
+    set("wal_keep_size", &wal_keep_size(spec));
     for (name, value) in
         spec.postgres.parameters.iter().filter(|(n, _)| !OWNED_SETTINGS.contains(&n.as_str()))
     {
@@ -168,8 +169,6 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("max_connections", "100"),
     // Bounds what an absent member's slot may hold back; without it one dead standby fills the primary's disk.
     ("max_slot_wal_keep_size", "10GB"),
-    // Keeps the last common checkpoint within reach of pg_rewind after a crash.
-    ("wal_keep_size", "512MB"),
     ("wal_sender_timeout", "10s"),
     ("synchronous_commit", "on"),
     ("log_line_prefix", "%m [%p] %q%a "),
@@ -196,6 +195,17 @@ const FIXED: &[(&str, &str)] = &[
     ("archive_cleanup_command", ""),
     ("wal_receiver_status_interval", "1s"),
 ];
+
+/// PostgreSQL's own default.
+const MAX_WAL_SIZE: &str = "1GB";
+
+/// Returns how much WAL is kept by default: as much as may lie between two checkpoints, so that a primary that crashes
+/// right after one still has the last checkpoint that its standby has too. Both count back from the newest WAL, so that
+/// this takes no more room than `max_wal_size` grants already.
+fn wal_keep_size(spec: &ClusterSpec) -> String {
+    let known = spec.postgres.parameters.get("max_wal_size");
+    known.cloned().unwrap_or_else(|| MAX_WAL_SIZE.to_owned())
+}
 
 fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
@@ -378,6 +388,22 @@ mod tests {
             text.contains("synchronous_standby_names = 'ANY 1 (\"nobody_can_have_this_name\")'")
         );
         assert!(text.contains("primary_conninfo = ''\n"));
+    }
+
+    #[test]
+    fn as_much_wal_is_kept_as_may_lie_between_two_checkpoints_unless_the_spec_says_otherwise() {
+        let kept = |parameters: &[(&str, &str)]| {
+            let mut spec = ClusterSpec::default();
+            let owned = parameters.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned()));
+            spec.postgres.parameters = owned.collect();
+            let text = render_conf(&place(), &spec, &Settings::cut_off());
+            let last = text.lines().rfind(|line| line.starts_with("wal_keep_size")).unwrap();
+            last.to_owned()
+        };
+        assert_eq!(kept(&[]), "wal_keep_size = '1GB'");
+        assert_eq!(kept(&[("max_wal_size", "20GB")]), "wal_keep_size = '20GB'");
+        let chosen = [("max_wal_size", "20GB"), ("wal_keep_size", "0")];
+        assert_eq!(kept(&chosen), "wal_keep_size = '0'");
     }
 
     #[test]

@@ -69,7 +69,7 @@ fn scan_from(data_dir: &Path, control: &ControlFile) -> anyhow::Result<EndOfWal>
         .with_context(|| format!("find the end of the WAL in {}", wal.pg_wal.display()))
 }
 
-fn wal_dir(data_dir: &Path, control: &ControlFile) -> anyhow::Result<WalDir> {
+pub(super) fn wal_dir(data_dir: &Path, control: &ControlFile) -> anyhow::Result<WalDir> {
     Ok(WalDir {
         pg_wal: wal_files::pg_wal_of(data_dir)?,
         segment_size: control.wal_segment_size,
@@ -169,16 +169,16 @@ pub fn checkpoint(data_dir: &Path, timeline: Timeline, lsn: Lsn) -> anyhow::Resu
         .record(lsn)
         .context("read WAL")?
         .map_err(|why| anyhow!("the checkpoint record at {lsn} cannot be read ({why})"))?;
+    let is_checkpoint =
+        record.is_checkpoint && walk.body.len() >= BODY && walk.body[0] == SHORT_DATA;
+    ensure!(is_checkpoint, "the record at {lsn} is no checkpoint");
     let redo = Lsn(u64_at(&walk.body, 2));
-    ensure!(
-        record.is_checkpoint && walk.body[0] == SHORT_DATA && redo <= lsn,
-        "the record at {lsn} is no checkpoint"
-    );
+    ensure!(redo <= lsn, "the checkpoint at {lsn} begins later, at {redo}");
     Ok(Checkpoint { redo, segment_size: control.wal_segment_size })
 }
 
 /// Refuses a record that another timeline wrote where this history has long gone over to the next one.
-fn belongs(history: &TimelineHistory, record: Record) -> Result<Record, Absent> {
+pub(super) fn belongs(history: &TimelineHistory, record: Record) -> Result<Record, Absent> {
     let owner = history.writer_of(after(record.start));
     if record.file_timeline < owner || history.writer_of(record.end) != owner {
         return Err("the next record is beyond the switch point of its timeline");
@@ -195,7 +195,7 @@ fn after(lsn: Lsn) -> Lsn {
 const HEADER: usize = 24;
 const CRC_AT: usize = 20;
 
-/// How much of a record's data is kept: the id and length of a short main part, and a checkpoint's first field.
+/// How much of a record's data a scan keeps: the id and length of a short main part, and a checkpoint's first field.
 const BODY: usize = 10;
 
 /// The id of a main part of less than 256 bytes.
@@ -211,20 +211,27 @@ const LAST_BUILT_IN: u8 = 21;
 const FIRST_CUSTOM: u8 = 128;
 
 #[derive(Debug, Clone, Copy)]
-struct Record {
-    start: Lsn,
+pub(super) struct Record {
+    pub(super) start: Lsn,
     /// Where the next one begins, but for page headers.
-    end: Lsn,
+    pub(super) end: Lsn,
+    /// Which part of PostgreSQL wrote it, and what it says to that part.
+    pub(super) manager: u8,
+    pub(super) info: u8,
+    /// How much there is of it besides its header.
+    pub(super) data_bytes: usize,
     file_timeline: Timeline,
     is_checkpoint: bool,
 }
 
 /// Walks from record to record.
-struct Walk<'a> {
+pub(super) struct Walk<'a> {
     pages: PageReader<'a>,
     previous: Option<Lsn>,
     header: [u8; HEADER],
-    body: [u8; BODY],
+    /// The begin of the last record's data, `keep` bytes at most.
+    pub(super) body: Vec<u8>,
+    keep: usize,
 }
 
 type Read<T> = std::io::Result<Result<T, Absent>>;
@@ -241,12 +248,27 @@ macro_rules! found {
 
 impl<'a> Walk<'a> {
     fn new(wal: &'a WalDir, history: &'a TimelineHistory) -> std::io::Result<Self> {
+        Self::keeping(BODY, wal, history)
+    }
+
+    /// Returns a walk that keeps the first `keep` bytes of each record's data.
+    pub(super) fn keeping(
+        keep: usize,
+        wal: &'a WalDir,
+        history: &'a TimelineHistory,
+    ) -> std::io::Result<Self> {
         let pages = PageReader::new(wal, history)?;
-        Ok(Self { pages, previous: None, header: [0; HEADER], body: [0; BODY] })
+        Ok(Self {
+            pages,
+            previous: None,
+            header: [0; HEADER],
+            body: Vec::with_capacity(keep),
+            keep,
+        })
     }
 
     /// Reads the record at or, past a page header, after `at`.
-    fn record(&mut self, at: Lsn) -> Read<Record> {
+    pub(super) fn record(&mut self, at: Lsn) -> Read<Record> {
         let mut at = at;
         loop {
             match found!(self.attempt(at)?) {
@@ -279,8 +301,8 @@ impl<'a> Walk<'a> {
         if total < HEADER {
             return Ok(Err("the next record has an invalid length"));
         }
-        let mut sum = Sum { got: 0, crc: 0 };
-        self.body = [0; BODY];
+        let mut sum = Sum { got: 0, crc: 0, keep: self.keep };
+        self.body.clear();
         let (header, body) = (&mut self.header, &mut self.body);
         sum.feed(header, body, &bytes[offset..(offset + total).min(PAGE as usize)]);
         let mut end = start.0 + align(total as u64);
@@ -304,6 +326,9 @@ impl<'a> Walk<'a> {
         Ok(Ok(Attempt::Whole(Record {
             start,
             end: Lsn(end),
+            manager,
+            info,
+            data_bytes: total - HEADER,
             file_timeline: page.file_timeline,
             is_checkpoint: is_xlog && [CHECKPOINT_SHUTDOWN, CHECKPOINT_ONLINE].contains(&info),
         })))
@@ -366,21 +391,19 @@ enum Continued {
 struct Sum {
     got: usize,
     crc: u32,
+    keep: usize,
 }
 
 impl Sum {
-    fn feed(&mut self, header: &mut [u8; HEADER], body: &mut [u8; BODY], mut bytes: &[u8]) {
+    fn feed(&mut self, header: &mut [u8; HEADER], body: &mut Vec<u8>, mut bytes: &[u8]) {
         if self.got < HEADER {
             let part = bytes.len().min(HEADER - self.got);
             header[self.got..self.got + part].copy_from_slice(&bytes[..part]);
             self.got += part;
             bytes = &bytes[part..];
         }
-        if (HEADER..HEADER + BODY).contains(&self.got) {
-            let free = &mut body[self.got - HEADER..];
-            let part = bytes.len().min(free.len());
-            free[..part].copy_from_slice(&bytes[..part]);
-        }
+        let part = bytes.len().min(self.keep - body.len());
+        body.extend_from_slice(&bytes[..part]);
         self.crc = crc32c::crc32c_append(self.crc, bytes);
         self.got += bytes.len();
     }

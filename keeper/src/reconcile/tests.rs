@@ -79,6 +79,7 @@ fn view() -> ClusterView {
             primary: name(primary),
             parent: parent.map(Timeline),
             start_lsn: Some(Lsn(start)),
+            with_loss: false,
         },
     );
     let member = |m: &str| (name(m), Admitted { incarnation: Incarnation(m.into()), floor: None });

@@ -16,7 +16,8 @@ use proto::report::RejoinBy;
 
 use super::Worker;
 use super::found::put_in_place;
-use super::rejoin::{mark, note_progress, remove_unfinished_copies, source_of};
+use super::progress::{CATCH_UP, note_progress};
+use super::rejoin::{mark, remove_unfinished_copies, source_of};
 use crate::durable::{fsync_dir, parent};
 use crate::member_files::{RejoinPhase, Role};
 use crate::postgres::control::ControlFile;
@@ -38,17 +39,20 @@ pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Res
     remove_unfinished_copies(worker).await?;
     let fresh = beside(&worker.place.data_dir, &format!("copy-e{}", follow.epoch))?;
     let progress = |progress| note_progress(worker, progress);
-    let copied = copy::base_backup(&worker.binaries, &source, &fresh, progress).await?;
+    let rate = worker.spec().rejoin.copy_rate_mb;
+    let copied = copy::base_backup(&worker.binaries, &source, &fresh, rate, progress).await?;
     let system_identifier = check(worker, follow, &fresh, copied).await?;
     let promised = worker.files().promise;
     ensure!(promised <= follow.epoch, "epoch {promised} was promised meanwhile");
     worker.promise(follow.epoch)?;
     let kept = replace(worker, follow, &fresh)?;
+    worker.rejoin_step(CATCH_UP);
     worker.update(|local| {
         if let Some(rejoin) = &mut local.rejoin {
             rejoin.kept = kept.map(|k| k.display().to_string());
         }
         // All of it was true of the old data.
+        local.copying = None;
         local.settings = None;
         local.seal = None;
         local.end_of_wal = None;

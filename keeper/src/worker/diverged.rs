@@ -10,14 +10,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 use proto::Epoch;
+use proto::rejoin::Discarded;
 
 use super::Worker;
+use crate::durable::{read_optional, write_atomic};
+use crate::member_files::Fork;
+use crate::postgres::wal_contents::{Span, contents};
+use crate::postgres::wal_scan;
 
 /// Where the segments of one rewind go: `<state dir>/diverged/e<epoch>`.
 pub struct Diverged {
     dir: PathBuf,
+    at_most_bytes: u64,
     left: AtomicU64,
 }
+
+/// What the WAL held, beside it.
+const SUMMARY: &str = "summary.json";
 
 impl Diverged {
     /// Makes room for the rejoin that leads to `epoch`: what earlier ones kept goes.
@@ -40,7 +49,34 @@ impl Diverged {
                 fs::remove_dir(&older).context("remove diverged WAL of a rewind before")?;
             }
         }
-        Ok(Self { dir, left: AtomicU64::new(at_most_bytes) })
+        Ok(Self { dir, at_most_bytes, left: AtomicU64::new(at_most_bytes) })
+    }
+
+    /// Tells what the WAL from `fork` on holds, while it is still there; of a rejoin that was cut, what was found then.
+    pub async fn sum_up(&self, worker: &Worker, fork: Fork) {
+        let known = worker.local().end_of_wal.map(|end| (end.lsn, end.timeline));
+        let (data_dir, dir) = (worker.place.data_dir.clone(), self.dir.clone());
+        let at_most_bytes = self.at_most_bytes;
+        let reading = tokio::task::spawn_blocking(move || {
+            let end = match known {
+                Some(end) => end,
+                None => wal_scan::scan(&data_dir).map(|end| (end.lsn, end.timeline))?,
+            };
+            let span = Span { timeline: fork.timeline, from: fork.lsn, end, at_most_bytes };
+            summary(&data_dir, &dir, span)
+        });
+        match reading.await.map_err(anyhow::Error::from).and_then(|found| found) {
+            Ok(found) => {
+                tracing::info!(
+                    from = %found.from, to = %found.to, bytes = found.bytes(), commits = found.commits,
+                    rollbacks = found.rollbacks, "gives up WAL that the primary does not have"
+                );
+                worker.tell(|details| details.discarded = Some(found));
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "what diverged WAL held is not known");
+            }
+        }
     }
 
     /// Keeps the segment at `path` under `name`, while there is room.
@@ -61,6 +97,21 @@ impl Diverged {
         }
         Ok(())
     }
+}
+
+/// Returns what was found before, or finds it and puts it beside the segments.
+fn summary(data_dir: &Path, dir: &Path, span: Span) -> anyhow::Result<Discarded> {
+    let path = dir.join(SUMMARY);
+    let before = read_optional(&path).context("read what diverged WAL held")?;
+    let before = before.and_then(|text| serde_json::from_slice::<Discarded>(&text).ok());
+    if let Some(before) = before.filter(|b| (b.timeline, b.from) == (span.timeline, span.from)) {
+        return Ok(before);
+    }
+    let mut found = contents(data_dir, span)?;
+    found.kept = Some(dir.display().to_string());
+    let text = serde_json::to_vec_pretty(&found).context("write what diverged WAL held")?;
+    write_atomic(&path, &text, 0o600).context("write what diverged WAL held")?;
+    Ok(found)
 }
 
 #[cfg(test)]

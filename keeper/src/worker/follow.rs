@@ -196,7 +196,11 @@ impl Worker {
             started: store::clock::wall(),
             outcome: RejoinOutcome::Running { progress: None },
             kept: None,
+            details: Default::default(),
         };
-        self.update(|local| local.rejoin = Some(rejoin));
+        self.update(|local| {
+            local.rejoin = Some(rejoin);
+            local.copying = None;
+        });
     }
 }

@@ -13,6 +13,7 @@ use super::promote::{current_timeline, serve_until, switch_point};
 use super::{Worker, prove, right};
 use crate::durable::remove_if_there;
 use crate::facts::Names;
+use crate::postgres::rewindable::FUNCTIONS;
 use crate::postgres::session::Session;
 use crate::postgres::settings::{Access, REPLICATION_ROLE, REWIND_ROLE, Settings};
 use crate::postgres::wal_files;
@@ -163,15 +164,12 @@ async fn ensure_roles(worker: &Worker, session: &Session) -> anyhow::Result<()> 
     session.run(&grants()).await.context("grant what pg_rewind needs")
 }
 
-/// Returns the rights that pg_rewind needs on its source (PostgreSQL documentation, pg_rewind, Notes).
+/// Returns the rights that pg_rewind needs on its source.
 fn grants() -> String {
-    [
-        "pg_ls_dir(text, boolean, boolean)",
-        "pg_stat_file(text, boolean)",
-        "pg_read_binary_file(text)",
-        "pg_read_binary_file(text, bigint, bigint, boolean)",
-    ]
-    .iter()
-    .map(|function| format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REWIND_ROLE};\n"))
-    .collect()
+    FUNCTIONS
+        .iter()
+        .map(|function| {
+            format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REWIND_ROLE};\n")
+        })
+        .collect()
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use proto::assignment::Lead;
 use proto::report::Opened;
-use proto::{Cfg, ClusterSpec, Lsn, Moment, Timeline};
+use proto::{Cfg, ClusterSpec, Lsn, MemberName, Moment, Timeline};
 use tokio::time::timeout;
 
 use super::readers::PATIENCE_WITH_READERS;
@@ -175,12 +175,23 @@ impl Worker {
     /// checkpoint's fsyncs would stand in the way of the first commits.
     pub fn checkpoint_soon(&self) {
         let door = self.door.clone();
+        let state = self.state().ok();
+        let members: Vec<MemberName> = state
+            .iter()
+            .flat_map(|state| state.members.keys())
+            .filter(|member| **member != self.place.member)
+            .cloned()
+            .collect();
         let voters = self.voters_follow.clone();
         tokio::spawn(async move {
             // Without voters it begins all the same: the one to come may be waiting for it.
             let _ = timeout(CHECKPOINT_AT_THE_LATEST, voters.notified()).await;
             let checkpoint = async {
                 let session = door.open().await?;
+                // Whoever is down now may be for long; one that fails costs that member a copy at worst.
+                if let Err(error) = slots::reserve(&session, &members).await {
+                    tracing::warn!(%error, "make slots before the first checkpoint");
+                }
                 session.run_within(Duration::from_secs(3600), "CHECKPOINT").await
             };
             if let Err(error) = checkpoint.await {

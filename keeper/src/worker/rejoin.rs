@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use proto::assignment::Follow;
 use proto::cfg::joining_name;
-use proto::report::{RejoinBy, RejoinOutcome};
+use proto::report::RejoinBy;
 use proto::{Lsn, Timeline, TimelineHistory};
 use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls};
@@ -17,10 +17,10 @@ use super::Worker;
 use super::diverged::Diverged;
 use super::follow::passfile_line;
 use super::leftovers::remove_unfinished;
+use super::progress::{CATCH_UP, note_progress};
 use crate::durable::write_atomic;
 use crate::member_files::{Fork, RejoinMarker, RejoinPhase, Role};
 use crate::postgres::control::ControlFile;
-use crate::postgres::copy::{CopyPhase, CopyProgress};
 use crate::postgres::fork::fork_of;
 use crate::postgres::kept_wal::ForkSegment;
 use crate::postgres::rewind::{self, Delta, RewindOutcome, Route, Target};
@@ -38,6 +38,7 @@ const SOURCE_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// Rewinds the data directory of a former primary onto the timeline of `follow`.
 pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Result<()> {
     worker.begin_rejoin(follow.epoch, RejoinBy::Rewind, reason);
+    worker.rejoin_step("ask");
     // Asked before anything changes: a source that cannot be reached costs nothing but a retry.
     let source = source_of(worker, follow, REWIND_ROLE, &worker.secrets.rewind)?;
     source_is_ready(worker, follow, &source).await?;
@@ -55,6 +56,7 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
     // A lock file that names a dead postmaster's zombie would stop the recovery that a rewind begins with.
     crate::fencer::clear_stale_locks(data_dir);
     let diverged = Diverged::new(worker, follow.epoch)?;
+    diverged.sum_up(worker, fork).await;
     let delta = Delta {
         password: &worker.secrets.rewind,
         expected: (fork.timeline, fork.lsn),
@@ -91,6 +93,7 @@ async fn run_rewind(
         config_file: None,
         source,
         crash_recovery: worker.spec().rejoin.crash_recovery,
+        end: worker.local().end_of_wal.map(|end| (end.lsn, end.timeline)),
     };
     let note = |progress| note_progress(worker, progress);
     match rewind::rewind_delta(&worker.binaries, &target, delta, note).await {
@@ -99,6 +102,12 @@ async fn run_rewind(
                 Route::Gateway(traffic) => (traffic.bytes, None),
                 Route::Stock(why) => (0, Some(why.as_str())),
             };
+            worker.tell(|details| {
+                if without_gateway.is_none() {
+                    details.copied_bytes = Some(bytes);
+                }
+                details.without_gateway = without_gateway.map(str::to_owned);
+            });
             let (ready, rewind, sync) = (done.took.ready, done.took.rewind, done.took.sync);
             tracing::info!(
                 diverged_at = %done.diverged_at, from = %done.from_checkpoint,
@@ -115,18 +124,29 @@ async fn run_rewind(
 
 /// Returns where this member's log leaves the source's, by both histories. Fails if the two show no divergence.
 async fn find_fork(worker: &Worker, follow: &Follow, source: &Source) -> anyhow::Result<Fork> {
-    let theirs = source_history(worker, follow, source).await?;
-    let data_dir = worker.place.data_dir.clone();
-    let end = tokio::task::spawn_blocking(move || wal_scan::scan(&data_dir))
-        .await
-        .context("scan for the end of WAL")??;
-    let ours = wal_files::history(&worker.pg_wal(), end.timeline)?;
+    let local = worker.local();
+    let told = local.compared.filter(|compared| compared.epoch == follow.epoch);
+    let told = told.and_then(|compared| compared.says).map(|says| says.history);
+    let theirs = match told.filter(|history| history.timeline == follow.timeline) {
+        Some(told) => told,
+        None => source_history(worker, follow, source).await?,
+    };
+    let (end, timeline) = match local.end_of_wal {
+        Some(end) => (end.lsn, end.timeline),
+        None => {
+            let data_dir = worker.place.data_dir.clone();
+            let end = tokio::task::spawn_blocking(move || wal_scan::scan(&data_dir))
+                .await
+                .context("scan for the end of WAL")??;
+            (end.lsn, end.timeline)
+        }
+    };
+    let ours = wal_files::history(&worker.pg_wal(), timeline)?;
     let fork = fork_of(&ours, &theirs).context("no timeline is common with the source")?;
     let lsn = fork.until.context("the source is on this member's own timeline")?;
     ensure!(
-        end.lsn > lsn,
-        "this member's WAL ends at {} and does not pass the fork at {lsn} of timeline {}",
-        end.lsn,
+        end > lsn,
+        "this member's WAL ends at {end} and does not pass the fork at {lsn} of timeline {}",
         fork.timeline
     );
     Ok(Fork { timeline: fork.timeline, lsn })
@@ -167,6 +187,7 @@ pub(super) async fn remove_unfinished_copies(worker: &Worker) -> anyhow::Result<
 
 /// From here on PostgreSQL may be started, under a name that no list holds, until it has flushed past `until`.
 pub(super) fn catch_up(worker: &Worker, until: Lsn) -> anyhow::Result<()> {
+    worker.rejoin_step(CATCH_UP);
     worker.save(|files| {
         if let Some(marker) = &mut files.rejoin {
             marker.phase = RejoinPhase::CatchingUp;
@@ -210,24 +231,6 @@ pub(super) fn mark(
 fn boot_id() -> Option<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(text.trim().to_owned())
-}
-
-/// Puts the progress into the report, in steps of a tenth: a report is a write to etcd.
-pub(super) fn note_progress(worker: &Worker, progress: CopyProgress) {
-    let tenths = (progress.copied_bytes * 10).checked_div(progress.total_bytes).unwrap_or(0);
-    let text = match progress.phase {
-        CopyPhase::Preparing => "preparing".to_owned(),
-        CopyPhase::Copying => format!("{} % of {} MB", tenths * 10, progress.total_bytes >> 20),
-        CopyPhase::Syncing => "syncing".to_owned(),
-    };
-    let next = RejoinOutcome::Running { progress: Some(text) };
-    if worker.local().rejoin.is_some_and(|r| r.outcome != next) {
-        worker.update(|local| {
-            if let Some(rejoin) = &mut local.rejoin {
-                rejoin.outcome = next;
-            }
-        });
-    }
 }
 
 pub(super) fn source_of(

@@ -5,7 +5,7 @@ use anyhow::bail;
 use proto::MemberName;
 
 use super::Worker;
-use crate::postgres::session::Session;
+use crate::postgres::session::{Session, SqlError};
 use crate::postgres::settings::{Settings, slot_name};
 
 /// Brings the slots in line with `members`, and relaxes the retry interval: the member has settled.
@@ -35,7 +35,11 @@ pub async fn keep(worker: &Worker, members: &[MemberName], primary: bool) -> any
     }
     for name in wanted.iter().filter(|name| !good.contains(name)) {
         session
-            .row("SELECT pg_create_physical_replication_slot($1, $2)", &[name, &primary])
+            .rows(
+                "SELECT pg_create_physical_replication_slot($1, $2)
+                  WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1)",
+                &[name, &primary],
+            )
             .await?;
     }
     let settings = worker.settings();
@@ -58,6 +62,28 @@ pub async fn ensure(worker: &Worker, session: &Session) -> anyhow::Result<()> {
                 "SELECT pg_create_physical_replication_slot($1, true)
                   WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1)",
                 &[&slot_name(member)],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+/// Makes the idle slots of `members` hold WAL back from the last checkpoint on, before the next one moves on: a member
+/// that was away at a promotion then finds all that came after the fork. A slot in use holds it back already.
+pub async fn reserve(session: &Session, members: &[MemberName]) -> Result<(), SqlError> {
+    for name in members.iter().map(slot_name) {
+        session
+            .rows(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+                  WHERE slot_name = $1 AND NOT active AND restart_lsn IS NULL",
+                &[&name],
+            )
+            .await?;
+        session
+            .rows(
+                "SELECT pg_create_physical_replication_slot($1, true)
+                  WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1)",
+                &[&name],
             )
             .await?;
     }

@@ -18,10 +18,12 @@ use crate::postgres::wal_files;
 pub async fn drop_unreplayed(worker: &Worker, dropping: &Dropping) -> anyhow::Result<()> {
     let Dropping { follow, fork, reason } = dropping;
     worker.begin_rejoin(follow.epoch, RejoinBy::Follow, reason);
+    worker.rejoin_step("ask");
     let source = source_of(worker, follow, REWIND_ROLE, &worker.secrets.rewind)?;
     source_is_ready(worker, follow, &source).await?;
     mark(worker, follow, RejoinBy::Follow, RejoinPhase::Modifying, Some(*fork))?;
     let diverged = Diverged::new(worker, follow.epoch)?;
+    diverged.sum_up(worker, *fork).await;
     let size = ControlFile::read(&worker.place.data_dir)?.wal_segment_size;
     let pg_wal = wal_files::pg_wal_of(&worker.place.data_dir)?;
     let removed = wal_files::remove_from(&pg_wal, fork.timeline, fork.lsn, size, |path, name| {

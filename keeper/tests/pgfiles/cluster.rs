@@ -89,6 +89,26 @@ impl Cluster {
         }
     }
 
+    /// A directory of its own, for whatever belongs to it.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Keeps the data of a stopped cluster as it is now, to be put back by `put_back`.
+    pub fn keep_data(&self) {
+        copy_all(&self.data, &self.root.path().join("as-it-was"));
+    }
+
+    /// Puts the data back that `keep_data` has kept.
+    pub fn put_back(&self) {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the test's own data, of which it has a copy"
+        )]
+        fs::remove_dir_all(&self.data).unwrap();
+        copy_all(&self.root.path().join("as-it-was"), &self.data);
+    }
+
     pub fn pg_wal(&self) -> PathBuf {
         self.data.join("pg_wal")
     }
@@ -226,6 +246,11 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.crash();
     }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    let status = Command::new("cp").args(["-a", "--reflink=auto"]).arg(from).arg(to).status();
+    assert!(status.unwrap().success(), "copy {} to {}", from.display(), to.display());
 }
 
 /// Runs one of PostgreSQL's programs as a judge and returns its output, standard output first.

@@ -6,13 +6,12 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use keeper::postgres::control::{ControlFile, ControlState};
-use keeper::postgres::copy::{CopyPhase, CopyProgress, base_backup};
+use keeper::postgres::copy::{CopyProgress, base_backup};
 use keeper::postgres::fork::fork_of;
 use keeper::postgres::gateway::Traffic;
 use keeper::postgres::kept_wal::{ForkSegment, KEPT};
 use keeper::postgres::rewind::{
-    Damage, Delta, RewindOutcome, Rewound, Route, Target, finish, rewind, rewind_delta,
-    was_finished,
+    Damage, Delta, RewindOutcome, Rewound, Route, Target, rewind, rewind_delta,
 };
 use keeper::postgres::source::Source;
 use keeper::postgres::wal_files::{self, Segment};
@@ -31,14 +30,18 @@ pub async fn diverged(retained_mb: u32) -> (Cluster, Cluster) {
 
 /// The same with segments of another size.
 pub async fn diverged_with(segment_mb: u32, retained_mb: u32) -> (Cluster, Cluster) {
-    let mut old = Cluster::new(segment_mb).await;
-    old.keep_wal(retained_mb + 256);
+    diverged_from(Cluster::new(segment_mb).await, retained_mb, retained_mb + 256).await
+}
+
+/// The same from a cluster that was made before and is stopped; both keep `keep_mb` of WAL.
+pub async fn diverged_from(mut old: Cluster, retained_mb: u32, keep_mb: u32) -> (Cluster, Cluster) {
+    old.keep_wal(keep_mb);
     old.start().await;
     old.sql("CREATE TABLE t AS SELECT i, repeat('x', 500) AS text FROM generate_series(1, 4000) i");
     let mut new = Cluster::empty();
-    base_backup(&binaries(), &old.source(), &new.data, |_| {}).await.unwrap();
+    base_backup(&binaries(), &old.source(), &new.data, 0, |_| {}).await.unwrap();
     new.follow(&old);
-    new.keep_wal(retained_mb + 256);
+    new.keep_wal(keep_mb);
     new.start().await;
     retain(&old, retained_mb);
     old.sql("CHECKPOINT");
@@ -130,7 +133,7 @@ pub fn target_of<'a>(
     source: &'a Source,
     crash_recovery: CrashRecovery,
 ) -> Target<'a> {
-    Target { data_dir: &member.data, config_file: None, source, crash_recovery }
+    Target { data_dir: &member.data, config_file: None, source, crash_recovery, end: None }
 }
 
 pub fn through_gateway(outcome: RewindOutcome) -> (Rewound, Traffic) {
@@ -144,7 +147,7 @@ pub fn through_gateway(outcome: RewindOutcome) -> (Rewound, Traffic) {
 }
 
 /// Starts it as a standby and compares it with its primary, row by row and with PostgreSQL's own checkers.
-async fn joins_equal(old: &mut Cluster, new: &Cluster) {
+pub async fn joins_equal(old: &mut Cluster, new: &Cluster) {
     old.follow(new);
     old.start().await;
     new.sql("CREATE EXTENSION IF NOT EXISTS amcheck");
@@ -170,7 +173,7 @@ async fn joins_equal(old: &mut Cluster, new: &Cluster) {
     assert!(left.is_empty(), "{left:?}");
 }
 
-fn segments_before(cluster: &Cluster, fork: &ForkSegment) -> BTreeMap<String, Vec<u8>> {
+pub fn segments_before(cluster: &Cluster, fork: &ForkSegment) -> BTreeMap<String, Vec<u8>> {
     let segments = wal_files::segments(&cluster.pg_wal(), SEGMENT).unwrap();
     segments
         .into_iter()
@@ -242,40 +245,6 @@ async fn members_fail_back_and_forth_over_five_timelines() {
         down.caught_up(&up).await;
         part(&mut up, &down).await;
         std::mem::swap(&mut up, &mut down);
-    }
-}
-
-/// Cut while files are written, once after each of several shares of the whole; then the next try finishes.
-#[tokio::test]
-async fn a_rewind_that_is_cut_anywhere_is_taken_up_again_and_the_member_comes_back_equal() {
-    for cut_after in [0.0, 0.1, 0.5, 0.9] {
-        let (mut old, new) = diverged(5).await;
-        let (notes, expected) = (Notes::default(), fork(&old, &new));
-        let (tell, mut heard) = tokio::sync::mpsc::unbounded_channel();
-        let progress = move |p: CopyProgress| {
-            let share = p.copied_bytes as f64 / p.total_bytes.max(1) as f64;
-            if p.phase == CopyPhase::Copying && share >= cut_after {
-                let _ = tell.send(());
-            }
-        };
-        {
-            let cut = rejoin(&old, &new, expected, &notes, progress);
-            tokio::select! {
-                _ = cut => {}
-                _ = heard.recv() => {}
-            }
-        }
-        let finished = was_finished(&old.data, Timeline(2)).unwrap();
-        if finished {
-            let fork = notes.fork.lock().unwrap().unwrap();
-            let nothing = |_: &Path, _: &str| Ok(());
-            let delta =
-                Delta { password: PASSWORD, expected, on_fork: &|_| Ok(()), on_diverged: &nothing };
-            finish(&old.data, &fork, &delta).unwrap();
-        } else {
-            through_gateway(rejoin(&old, &new, expected, &notes, |_| {}).await);
-        }
-        joins_equal(&mut old, &new).await;
     }
 }
 

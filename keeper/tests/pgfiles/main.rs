@@ -4,10 +4,15 @@
 
 mod bench_rejoin;
 mod cluster;
+mod contents;
 mod control;
 mod delta;
+mod interrupted;
+mod ladder;
 mod made_wal;
 mod prefix;
+mod relay;
+mod rewindable;
 mod scan_made;
 mod scan_real;
 mod tools;

@@ -61,7 +61,7 @@ async fn a_standby_that_received_past_the_fork_and_never_replayed_it_follows_onc
         primary.sql("CREATE TABLE t (i int, text text)");
         let (mut next, mut standby) = (Cluster::empty(), Cluster::empty());
         for member in [&mut next, &mut standby] {
-            base_backup(&binaries(), &primary.source(), &member.data, |_| {}).await.unwrap();
+            base_backup(&binaries(), &primary.source(), &member.data, 0, |_| {}).await.unwrap();
             member.follow(&primary);
             member.start().await;
         }

@@ -183,7 +183,7 @@ async fn pair() -> (Cluster, Cluster) {
 
 async fn standby_of(primary: &Cluster) -> Cluster {
     let mut standby = Cluster::empty();
-    base_backup(&binaries(), &primary.source(), &standby.data, |_| {}).await.unwrap();
+    base_backup(&binaries(), &primary.source(), &standby.data, 0, |_| {}).await.unwrap();
     standby.follow(primary);
     standby.start().await;
     standby

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Permission;
+use super::{Permission, SpecError};
 
 /// How members come back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +14,21 @@ pub struct RejoinSpec {
     pub copy: Permission,
     /// How much of the WAL that a member gives up is kept, in megabytes; only the last rejoin's is.
     pub keep_diverged_mb: u32,
+    /// How many megabytes a second a fresh copy takes from its source at most; 0 is without a limit.
+    pub copy_rate_mb: u32,
+    /// What becomes of data that a fresh copy has replaced, once the copy streams.
+    pub replaced: Replaced,
+}
+
+/// What becomes of a data directory that a fresh copy has replaced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Replaced {
+    /// It stays beside the new one, for a person to look at and to remove.
+    #[default]
+    Keep,
+    /// It goes once the new one streams and is complete.
+    Remove,
 }
 
 /// What is done with a primary that crashed before it is rewound.
@@ -34,6 +49,8 @@ impl Default for RejoinSpec {
             copy: Permission::Allowed,
             // A synchronous cluster's unacknowledged tail is a few segments; more is an asynchronous standby's lag.
             keep_diverged_mb: 256,
+            copy_rate_mb: 0,
+            replaced: Replaced::Keep,
         }
     }
 }
@@ -41,5 +58,15 @@ impl Default for RejoinSpec {
 impl RejoinSpec {
     pub(super) fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    pub(super) fn check(&self) -> Result<(), SpecError> {
+        match self.copy_rate_mb {
+            // What pg_basebackup takes.
+            0..=1024 => Ok(()),
+            rate => Err(SpecError(format!(
+                "rejoin.copy_rate_mb is {rate}: use 1 to 1024 megabytes a second, or 0 for no limit"
+            ))),
+        }
     }
 }

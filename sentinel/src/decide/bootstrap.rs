@@ -102,6 +102,7 @@ pub(crate) fn found(inputs: &Inputs, founder: &MemberName) -> Step {
         primary: founder.clone(),
         parent: None,
         start_lsn: None,
+        with_loss: false,
     }];
     let admitted = Admitted { incarnation: report.incarnation.clone(), floor: None };
     next.members.insert(founder.clone(), admitted);

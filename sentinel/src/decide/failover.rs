@@ -260,6 +260,7 @@ pub(crate) fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Step {
         primary: choice.member.clone(),
         parent: Some(choice.seal.position.timeline),
         start_lsn: None,
+        with_loss: false,
     });
     if let Some(Server::Dead { noticed, .. }) = inputs.report(&choice.member).map(|r| r.server) {
         next.answered = Some(Death { member: choice.member.clone(), noticed });

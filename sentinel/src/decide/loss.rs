@@ -150,6 +150,9 @@ fn promote(inputs: &Inputs, epoch: Epoch, choice: &base::Choice) -> Step {
         first.k = first.k.min(first.voters.len());
         next.cfgs = vec![first];
         next.open_at_once = false;
+        if let Some(began) = next.epochs.last_mut() {
+            began.with_loss = true;
+        }
         let position = choice.seal.position;
         if let Some(loss) = next.orders.losses.last_mut() {
             let member = choice.member.clone();

@@ -192,6 +192,7 @@ fn an_epoch_has_a_timeline_of_its_own_above_all_named_before() {
         primary: name("b"),
         parent: None,
         start_lsn: None,
+        with_loss: false,
     };
     assert!(broken(&serving, |s| s.epochs.push(second)).contains(&Rule::Timelines));
 }

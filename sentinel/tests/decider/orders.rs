@@ -337,6 +337,7 @@ fn loss_is_accepted_by_name_and_ends_in_a_primary_that_needs_nobody_who_was_give
     assert!(!scene.state().orders.losses.is_empty(), "until somebody takes note of it");
     asks(&mut scene, 3, Wanted::AcknowledgeLoss);
     assert!(scene.state().orders.losses.is_empty());
+    assert!(scene.state().epochs.last().unwrap().with_loss, "what was lost stays on record");
     assert!(refusal(&mut scene, 4, Wanted::AcknowledgeLoss).contains("no loss waits"));
 }
 

@@ -166,7 +166,7 @@ proptest! {
         let first = Cfg { id: next.last_cfg, epoch: Epoch(2), leader: member.clone(), voters: [voter].into(), k: 1, round: 0 };
         next.cfgs.push(first);
         next.epochs.push(proto::state::EpochRecord {
-            epoch: Epoch(2), timeline: Timeline(2), primary: member, parent: Some(Timeline(1)), start_lsn: None,
+            epoch: Epoch(2), timeline: Timeline(2), primary: member, parent: Some(Timeline(1)), start_lsn: None, with_loss: false,
         });
         let counts = |d: &Draw| d.live && d.complete && d.sealed && d.sealed_for_this;
         let not_beyond: BTreeSet<MemberName> = MEMBERS.iter().zip(&draws)

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use proto::Epoch;
 use proto::history::HistoryKind;
+use proto::rejoin::{Discarded, RejoinDetails};
 use proto::report::{Rejoin, RejoinBy, RejoinOutcome};
+use proto::{Epoch, Timeline};
 
 use crate::scene::{Scene, millis, name};
 
@@ -36,6 +37,7 @@ fn a_failover_is_recorded_phase_by_phase_until_all_are_back() {
         started,
         outcome: RejoinOutcome::Done { ended },
         kept: None,
+        details: RejoinDetails { discarded: Some(discarded()), ..RejoinDetails::default() },
     });
     scene.pass(Duration::from_secs(1));
     scene.settle();
@@ -55,8 +57,29 @@ fn a_failover_is_recorded_phase_by_phase_until_all_are_back() {
     assert_eq!(phases, expected);
     assert_eq!(record.rejoined.len(), 1);
     assert_eq!(record.rejoined[0].by, RejoinBy::Rewind);
+    let proof = record.rejoined[0].acknowledged.as_ref().unwrap();
+    assert!(
+        proof.starts_with("none of it was acknowledged: the first commit ends at 0/9"),
+        "{proof}"
+    );
     assert!(record.redundant.is_some());
     assert!(record.rejected.iter().any(|r| r.member == name("c")));
+}
+
+fn discarded() -> Discarded {
+    Discarded {
+        timeline: Timeline(1),
+        from: "0/5000000".parse().unwrap(),
+        to: "0/9001000".parse().unwrap(),
+        read_to: "0/9001000".parse().unwrap(),
+        records: 7,
+        commits: 2,
+        rollbacks: 1,
+        first_commit: Some("0/9000100".parse().unwrap()),
+        relations: Vec::new(),
+        more_relations: 0,
+        kept: None,
+    }
 }
 
 #[test]

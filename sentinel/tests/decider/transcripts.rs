@@ -100,6 +100,7 @@ fn rejoined(scene: &mut Scene, member: &str, way: &str) {
         started: wall,
         outcome: RejoinOutcome::Done { ended: wall },
         kept: None,
+        details: Default::default(),
     });
 }
 

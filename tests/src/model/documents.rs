@@ -270,6 +270,7 @@ impl Documents {
             primary: a.clone(),
             parent: None,
             start_lsn: Some(Lsn(0)),
+            with_loss: false,
         };
         ClusterState {
             number: StateNumber(1),

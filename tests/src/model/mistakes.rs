@@ -122,6 +122,7 @@ fn promoted(
         primary: member.clone(),
         parent: Some(seal.position.timeline),
         start_lsn: None,
+        with_loss: false,
     });
     next
 }

@@ -227,6 +227,7 @@ fn promoted(
         primary: name.clone(),
         parent: Some(position.timeline),
         start_lsn: None,
+        with_loss: false,
     });
     next.primary = Some(name);
     next

@@ -11,6 +11,7 @@ use chaos::evidence::Watchers;
 use chaos::lab::network::cut::{Cut, Others, Way};
 use chaos::lab::network::{Placement, Site};
 use chaos::lab::{LabConfig, Service, Struck};
+use proto::report::RejoinBy;
 use proto::{MemberName, Moment};
 use store::clock;
 use system_tests::{Scene, scene};
@@ -114,6 +115,28 @@ impl Cluster {
         eprintln!("{what}: {member} stopped {:?} after the cut", clock::now().since(struck.at));
     }
 
+    /// A member that gave up WAL tells what was in it, and the record shows that none of it was acknowledged.
+    async fn tells_what_was_given_up(&self, member: &MemberName) {
+        let is_back = |cluster: &chaos::lab::Cluster| {
+            let last = cluster.history.last()?;
+            last.rejoined.iter().rfind(|r| r.member == *member).cloned()
+        };
+        let lab = &self.scene.lab;
+        let back = lab.await_cluster("its return is on record", BOUND, is_back).await.unwrap();
+        eprintln!("{back:?}");
+        let ended = back.details.steps.iter().all(|step| step.end.is_some());
+        assert!(ended && !back.details.steps.is_empty(), "{back:?}");
+        assert_eq!(back.by, RejoinBy::Rewind, "commits that waited were in its WAL: {back:?}");
+        let steps: Vec<&str> = back.details.steps.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(steps, ["ask", "prepare", "copy", "sync", "catch-up"]);
+        assert!(back.details.copied_bytes.unwrap() > 0);
+        let given_up = back.details.discarded.as_ref().expect("it was read before it went");
+        assert!(given_up.commits > 0 && given_up.read_to == given_up.to, "{given_up:?}");
+        assert!(!given_up.relations.is_empty(), "{given_up:?}");
+        let verdict = back.acknowledged.as_ref().unwrap();
+        assert!(verdict.starts_with("none of it was acknowledged"), "{verdict}");
+    }
+
     async fn heals(&mut self, struck: Struck, what: &str) -> Duration {
         self.watchers.load.acknowledged_after(clock::now(), BOUND).await.unwrap();
         let healed = self.scene.lab.heal().await.unwrap();
@@ -137,7 +160,9 @@ impl Cluster {
 #[tokio::test]
 async fn a_primary_that_is_cut_off_is_replaced_and_never_acknowledges_beside_its_successor() {
     let mut cluster = Cluster::start(|_| {}).await;
+    let (_, first) = cluster.primary().await;
     let gap = cluster.loses_its_primary("cut from the cluster", Cut::isolated).await;
+    cluster.tells_what_was_given_up(&first).await;
     assert!(gap < Duration::from_secs(4), "silence is enough, no lease was waited for: {gap:?}");
     let peers = |member: &MemberName| Cut::between(member, Others::Members);
     let gap = cluster.loses_its_primary("cut from its peers", peers).await;

@@ -76,6 +76,10 @@ async fn the_command_waits_for_the_end_and_says_what_happened() {
     scene.lab.wait_redundant(BOUND).await.unwrap();
     let (_, primary) = scene.lab.cluster().await.unwrap().service().unwrap();
     let target = scene.lab.members().into_iter().find(|m| *m != primary).unwrap();
+    // What a rewind would lack is told long before: here a right of the role by which it reads.
+    let session = scene.lab.superuser(&primary).await.unwrap();
+    let revoke = "REVOKE EXECUTE ON FUNCTION pg_stat_file(text, boolean) FROM pgdeputy_rewind";
+    session.client().batch_execute(revoke).await.unwrap();
     let run = async |to: &str| {
         let mut command = tokio::process::Command::new(pgdeputy());
         command.args(["switchover", "--cluster", CLUSTER, "--to", to, "--json"]);
@@ -96,6 +100,12 @@ async fn the_command_waits_for_the_end_and_says_what_happened() {
         (&primary.as_str().into(), &target.as_str().into(), &2.into())
     );
     assert!(said["writes_away_ms"].as_i64().unwrap() > 0);
+    let lacking = "may not call pg_stat_file(text, boolean)";
+    let told = |cluster: &chaos::lab::Cluster| {
+        let mut reports = cluster.reports.values();
+        reports.all(|r| r.problems.iter().any(|p| p.contains(lacking))).then_some(())
+    };
+    scene.lab.await_cluster("each member tells what it lacks", BOUND, told).await.unwrap();
 }
 
 #[tokio::test]

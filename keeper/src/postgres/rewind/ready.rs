@@ -44,7 +44,7 @@ pub(super) async fn ready(
         return Ok(Before(None));
     }
     if target.crash_recovery == CrashRecovery::Skip {
-        match record_end(target.data_dir).await {
+        match record_end(target).await {
             Ok(before) => return Ok(Before(Some(before))),
             Err(error) => {
                 let why = format!("{error:#}");
@@ -88,14 +88,21 @@ fn prepare(data_dir: &Path) -> anyhow::Result<ControlFile> {
 /// Writes the end of WAL, found by our own scan, into the control file of a primary that crashed. pg_rewind then reads
 /// the WAL up to there, which is what crash recovery would have replayed: a page that changed since the last common
 /// checkpoint is either copied for that, or replayed from there on. Returns the file as it was.
-async fn record_end(data_dir: &Path) -> anyhow::Result<Vec<u8>> {
-    let path = data_dir.to_owned();
-    let scanned = tokio::task::spawn_blocking(move || wal_scan::scan(&path)).await;
-    let end = scanned.context("scan for the end of WAL")??;
+async fn record_end(target: &Target<'_>) -> anyhow::Result<Vec<u8>> {
+    let data_dir = target.data_dir;
+    let (end, timeline) = match target.end {
+        Some(known) => known,
+        None => {
+            let path = data_dir.to_owned();
+            let scanned = tokio::task::spawn_blocking(move || wal_scan::scan(&path)).await;
+            let end = scanned.context("scan for the end of WAL")??;
+            (end.lsn, end.timeline)
+        }
+    };
     let before = fs::read(data_dir.join(CONTROL)).context("read the control file")?;
-    let after = stopped_at(&before, end.lsn, end.timeline)?;
+    let after = stopped_at(&before, end, timeline)?;
     overwrite(data_dir, &after).context("record the end of WAL in the control file")?;
-    tracing::info!(end = %end.lsn, timeline = %end.timeline, "recorded the end of WAL instead of recovering");
+    tracing::info!(%end, %timeline, "recorded the end of WAL instead of recovering");
     Ok(before)
 }
 

@@ -19,6 +19,7 @@ fn state() -> ClusterState {
             primary: name.clone(),
             parent: parent.map(Timeline),
             start_lsn: Some(Lsn(start)),
+            with_loss: false,
         },
     );
     ClusterState {

@@ -144,6 +144,7 @@ impl Worker {
             started: self.host.wall(),
             outcome: RejoinOutcome::Running { progress: None },
             kept: None,
+            details: Default::default(),
         };
         self.update(|local| local.rejoin = Some(rejoin));
     }
