@@ -10,6 +10,7 @@ use store::{Guard, LeaseId, Operation, Store, StoreError, Txn, TxnOutcome};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::facts::ClusterView;
 use crate::worker::LeaseView;
 
 /// What the announcing task works with.
@@ -20,14 +21,21 @@ pub struct Announcing {
     pub incarnation: Incarnation,
     pub report: watch::Receiver<Option<MemberReport>>,
     pub lease: watch::Receiver<Option<LeaseView>>,
+    pub view: watch::Receiver<Arc<ClusterView>>,
 }
 
-/// Puts each new report, and the last one again under each new lease, until `stop`.
+/// Puts each new report, and the last one again under each new lease and whenever the store was read anew, until `stop`:
+/// one that was set back to a backup holds the report of that time, under a lease that lives again.
 pub async fn announce(mut announcing: Announcing, stop: CancellationToken) {
     let mut put: Option<(MemberReport, LeaseId)> = None;
     let mut last: Option<i64> = None;
     let mut fails = false;
+    let mut reads = announcing.view.borrow().reads;
     loop {
+        let reads_now = announcing.view.borrow_and_update().reads;
+        if std::mem::replace(&mut reads, reads_now) != reads_now {
+            put = None;
+        }
         let report = announcing.report.borrow_and_update().clone();
         let lease = *announcing.lease.borrow_and_update();
         if let (Some(report), Some(lease)) = (report, lease)
@@ -57,6 +65,7 @@ pub async fn announce(mut announcing: Announcing, stop: CancellationToken) {
         tokio::select! {
             changed = announcing.report.changed() => if changed.is_err() { return },
             changed = announcing.lease.changed() => if changed.is_err() { return },
+            changed = announcing.view.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
         }
     }
@@ -117,16 +126,26 @@ mod tests {
     use super::*;
     use crate::reconcile::tests::report;
 
-    #[tokio::test]
-    async fn a_report_that_goes_back_after_a_lost_answer_is_put_again() {
+    /// A task that announces the report of `a`, with what it is told by.
+    struct Scene {
+        store: MemoryStore,
+        keys: Keys,
+        well: MemberReport,
+        said: watch::Sender<Option<MemberReport>>,
+        read: watch::Sender<Arc<ClusterView>>,
+        _lease: watch::Sender<Option<LeaseView>>,
+        stop: CancellationToken,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    fn scene() -> Scene {
         let store = MemoryStore::new();
         let (id, _) = store.with_core(|core| core.grant(Duration::from_secs(60)));
         let keys = Keys::of(&"c".parse().unwrap());
         let well = report("a");
-        let dead = Server::Dead { noticed: WallTime(1), gone: true };
-        let dead = MemberReport { server: dead, ..well.clone() };
         let (said, report) = watch::channel(Some(well.clone()));
         let (_lease, lease) = watch::channel(Some(LeaseView { id, expires: Moment::default() }));
+        let (read, view) = watch::channel(Arc::default());
         let announcing = Announcing {
             store: Arc::new(store.clone()),
             keys: keys.clone(),
@@ -134,14 +153,19 @@ mod tests {
             incarnation: well.incarnation.clone(),
             report,
             lease,
+            view,
         };
         let stop = CancellationToken::new();
         let task = tokio::spawn(announce(announcing, stop.clone()));
-        let stored = async |wanted: &MemberReport| {
-            let key = keys.member(&wanted.member);
+        Scene { store, keys, well, said, read, _lease, stop, task }
+    }
+
+    impl Scene {
+        async fn stored(&self, wanted: &MemberReport) {
+            let key = self.keys.member(&wanted.member);
             let looking = async {
                 loop {
-                    let entries = store.read(&key).await.unwrap().entries;
+                    let entries = self.store.read(&key).await.unwrap().entries;
                     if entries.get(&key).is_some_and(|e| e.value == encode(wanted).into_bytes()) {
                         return;
                     }
@@ -149,14 +173,39 @@ mod tests {
                 }
             };
             tokio::time::timeout(Duration::from_secs(10), looking).await.expect("it is put")
-        };
-        stored(&well).await;
-        store.fail_next_commit(CommitFault::AnswerLost);
-        said.send_replace(Some(dead.clone()));
-        stored(&dead).await;
-        said.send_replace(Some(well.clone()));
-        stored(&well).await;
-        stop.cancel();
-        task.await.unwrap();
+        }
+
+        async fn ends(self) {
+            self.stop.cancel();
+            self.task.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_report_that_goes_back_after_a_lost_answer_is_put_again() {
+        let scene = scene();
+        let dead = Server::Dead { noticed: WallTime(1), gone: true };
+        let dead = MemberReport { server: dead, ..scene.well.clone() };
+        scene.stored(&scene.well).await;
+        scene.store.fail_next_commit(CommitFault::AnswerLost);
+        scene.said.send_replace(Some(dead.clone()));
+        scene.stored(&dead).await;
+        scene.said.send_replace(Some(scene.well.clone()));
+        scene.stored(&scene.well).await;
+        scene.ends().await;
+    }
+
+    #[tokio::test]
+    async fn a_report_that_a_backup_has_brought_back_does_not_stay() {
+        let scene = scene();
+        scene.stored(&scene.well).await;
+        let backup = scene.store.with_core(|core| core.clone());
+        let leaving = MemberReport { leaving: true, ..scene.well.clone() };
+        scene.said.send_replace(Some(leaving.clone()));
+        scene.stored(&leaving).await;
+        scene.store.with_core(|core| *core = backup);
+        scene.read.send_replace(Arc::new(ClusterView { reads: 1, ..ClusterView::default() }));
+        scene.stored(&leaving).await;
+        scene.ends().await;
     }
 }

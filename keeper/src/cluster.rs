@@ -128,6 +128,7 @@ pub fn believed(fresh: ClusterView, files: &MemberFiles) -> ClusterView {
 /// Returns `fresh`, or, where its state is not to be believed, with the state that is `known` instead.
 pub fn judged(known: &ClusterView, fresh: &ClusterView) -> ClusterView {
     let mut next = fresh.clone();
+    next.reads = known.reads + 1;
     if fresh.newer_format && fresh.state.is_none() {
         next.frozen.clone_from(&known.frozen);
         next.state.clone_from(&known.state);

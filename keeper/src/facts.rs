@@ -39,6 +39,8 @@ pub struct ClusterView {
     pub etcd_cluster_id: String,
     /// A document of a newer format was met: stand by.
     pub newer_format: bool,
+    /// How often all of it was read anew: each time after a watch broke, and another store may have taken its place.
+    pub reads: u64,
 }
 
 impl ClusterView {

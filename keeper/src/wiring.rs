@@ -94,6 +94,7 @@ pub async fn wire(
         incarnation: known.incarnation.clone(),
         report: report_rx,
         lease: lease.clone(),
+        view: view.clone(),
     };
     tasks.spawn(announce(announcing, ended.clone()));
     let mut local = first_local(settings::installed(&place), &watched);

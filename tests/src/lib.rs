@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod model;
+pub mod mutants;
 pub mod sim;
 
 use std::path::PathBuf;

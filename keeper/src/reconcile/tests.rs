@@ -114,6 +114,7 @@ fn view() -> ClusterView {
         etcd_cluster_id: "e".into(),
         frozen: None,
         newer_format: false,
+        reads: 1,
     }
 }
 

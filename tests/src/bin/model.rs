@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use system_tests::model::Bounds;
-use system_tests::model::run::{CHANGE, LONG, MUTANTS, Outcome, SHORT, check};
+use system_tests::model::run::{CHANGE, LONG, Outcome, SHORT, check};
+use system_tests::mutants::{MUTANTS, Mutant};
 
 const USAGE: &str = "usage: model [--long] [--mutants] [--mutant NAME] [--minutes N] [--bounds FAILOVERS,CHANGES,RESTARTS,COMMITS,CRASHES,LAPSES,LATE,SILENCES[,late-reports]]";
 
@@ -46,12 +47,12 @@ fn run(mut words: impl Iterator<Item = String>) -> Result<bool, String> {
     let Some(name) = mutant else {
         return Ok(exhaust(&bounds, patience));
     };
-    let known = MUTANTS.iter().find(|m| m.name == name);
-    let known = known.ok_or_else(|| {
-        let names: Vec<&str> = MUTANTS.iter().map(|m| m.name).collect();
+    let known = modelled().find(|(m, _)| m.name == name);
+    let (known, bounds) = known.ok_or_else(|| {
+        let names: Vec<&str> = modelled().map(|(m, _)| m.name).collect();
         format!("mutants are {}", names.join(", "))
     })?;
-    let outcome = check(known.bounds, Some(known.name), patience);
+    let outcome = check(bounds, Some(known.name), patience);
     tell(&outcome);
     println!("{outcome}");
     Ok(!outcome.violations.is_empty())
@@ -84,10 +85,14 @@ fn tell(outcome: &Outcome) {
     );
 }
 
+fn modelled() -> impl Iterator<Item = (&'static Mutant, Bounds)> {
+    MUTANTS.iter().filter_map(|m| Some((m, m.model.as_ref()?.bounds)))
+}
+
 fn mutants(patience: Duration) -> bool {
     let mut killed = 0;
-    for mutant in MUTANTS {
-        let outcome = check(mutant.bounds, Some(mutant.name), patience);
+    for (mutant, bounds) in modelled() {
+        let outcome = check(bounds, Some(mutant.name), patience);
         match outcome.violations.first() {
             Some((promise, steps)) => {
                 killed += 1;
@@ -97,6 +102,7 @@ fn mutants(patience: Duration) -> bool {
             None => println!("{}: NOT FOUND in {} states", mutant.name, outcome.states),
         }
     }
-    println!("mutants: killed={killed} total={}", MUTANTS.len());
-    killed == MUTANTS.len()
+    let total = modelled().count();
+    println!("mutants: killed={killed} total={total}");
+    killed == total
 }

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use system_tests::model::run::check;
+use system_tests::mutants::{MUTANTS, Mutant};
 use system_tests::sim::campaign::{Campaign, Enough, Sum};
 use system_tests::sim::faults::Fault;
-use system_tests::sim::mutants::MUTANTS;
 use system_tests::sim::run::Plan;
 use system_tests::sim::{Outcome, PROFILES, Profile, cells, long, stored};
 
@@ -199,27 +201,45 @@ fn shrink(plan: &Plan, wanted: &str, until: u64) {
     print!("{}", stored::write(&plan));
 }
 
-/// Looks for each mutant until it is found or the seeds are used up.
+/// How long the model checker looks for one mistake.
+const MODEL_AT_MOST: Duration = Duration::from_secs(300);
+/// From how many seeds, or steps of the model, on a mistake is hard to find.
+const HARD_SEEDS: u64 = 1_000;
+const HARD_STEPS: usize = 10;
+
+/// Looks for each mutant until it is found or the seeds are used up, and in the model where that has it.
 fn hunt(asked: &Asked) -> ExitCode {
     let wanted = &asked.campaign.mutant;
     let chosen = || MUTANTS.iter().filter(|m| wanted.as_ref().is_none_or(|n| n == m.name));
-    let mut killed = 0;
+    let (mut killed, mut hard) = (0, 0);
     for mutant in chosen() {
         let began = store::clock::now();
         let found = mutant.hunt(asked.campaign.first, asked.seeds, asked.campaign.jobs);
+        let modelled = modelled(mutant);
         let took = store::clock::now().since(began).as_secs_f64();
-        match found {
-            Some(kill) => {
-                killed += 1;
-                println!(
-                    "| {} | {} | {} | {} seed {} | {took:.1} |",
-                    mutant.name, mutant.what, kill.invariant, kill.profile, kill.seed
-                );
-            }
-            None => println!("| {} | {} | survives | | {took:.1} |", mutant.name, mutant.what),
-        }
+        let tried = |seed| seed + 1 - asked.campaign.first;
+        let many_seeds = found.as_ref().is_some_and(|k| tried(k.seed) > HARD_SEEDS);
+        let many_steps = modelled.as_ref().is_some_and(|(_, steps)| *steps > HARD_STEPS);
+        hard += usize::from(many_seeds || many_steps);
+        let by_seed = found.map(|k| (k.invariant, format!("{} seed {}", k.profile, k.seed)));
+        let by_steps = modelled.map(|(promise, steps)| (promise, format!("model, {steps} steps")));
+        let kills: Vec<_> = by_seed.into_iter().chain(by_steps).collect();
+        killed += usize::from(!kills.is_empty());
+        let told =
+            |text: Vec<&str>| if text.is_empty() { "survives".into() } else { text.join("; ") };
+        let broken = told(kills.iter().map(|(invariant, _)| *invariant).collect());
+        let by = kills.iter().map(|(_, by)| by.as_str()).collect::<Vec<_>>().join("; ");
+        println!("| `{}` | {} | {broken} | {by} | {took:.0} |", mutant.name, mutant.what);
     }
     let total = chosen().count();
+    println!("hard (over {HARD_SEEDS} seeds, or {HARD_STEPS} steps): {hard}");
     println!("mutants: killed={killed} total={total}");
     if killed == total { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Returns the promise that the model shows to be broken, and after how many steps.
+fn modelled(mutant: &Mutant) -> Option<(&'static str, usize)> {
+    let outcome = check(mutant.model.as_ref()?.bounds, Some(mutant.name), MODEL_AT_MOST);
+    let (promise, steps) = outcome.violations.first()?;
+    Some((promise.split(' ').next().unwrap_or(promise), steps.len()))
 }

@@ -20,7 +20,7 @@ pub const SHORT: Bounds = bounds(Reach { failovers: 1, changes: 0, restarts: 0 }
 pub const CHANGE: Bounds = bounds(Reach { failovers: 0, changes: 1, restarts: 0 }, LITTLE);
 
 /// Where mistakes are looked for: a failover with one change of the voters.
-const JOINT: Bounds = bounds(Reach { failovers: 1, changes: 1, restarts: 0 }, LITTLE);
+pub const JOINT: Bounds = bounds(Reach { failovers: 1, changes: 1, restarts: 0 }, LITTLE);
 
 const LITTLE: Left = Left { commits: 1, crashes: 1, lapses: 0, late: 0, silences: 0 };
 
@@ -34,31 +34,6 @@ pub const LONG: Bounds = Bounds {
 const fn bounds(reach: Reach, left: Left) -> Bounds {
     Bounds { reach, left, late_reports: false }
 }
-
-/// A deliberate mistake, where it is looked for, and the promises one of which it has to break.
-pub struct Mutant {
-    pub name: &'static str,
-    pub bounds: Bounds,
-    pub breaks: &'static [&'static str],
-}
-
-const fn mutant(name: &'static str, bounds: Bounds, breaks: &'static [&'static str]) -> Mutant {
-    Mutant { name, bounds, breaks }
-}
-
-/// The mistakes that `make test-long` looks for.
-pub const MUTANTS: &[Mutant] = &[
-    mutant("promote-any-live-standby", JOINT, &["I1", "I2", "I4", "I16"]),
-    mutant("promote-the-least", JOINT, &["I1", "I2", "I4", "I16"]),
-    mutant("new-epoch-forgets-cfgs", JOINT, &["I4"]),
-    mutant("change-without-joint", JOINT, &["I3"]),
-    mutant("cfg-dropped-to-cancel", JOINT, &["I3"]),
-    mutant("confirm-without-evidence", JOINT, &["I4"]),
-    mutant("walsenders-not-proven", JOINT, &["I3"]),
-    mutant("timeline-used-again", JOINT, &["I9"]),
-    mutant("names-empty-on-standbys", JOINT, &["I8"]),
-    mutant("promise-not-durable", JOINT, &["I5"]),
-];
 
 /// What came of a check.
 pub struct Outcome {

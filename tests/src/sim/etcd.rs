@@ -13,6 +13,7 @@ use store::{Entry, LeaseId, MemoryCore, Snapshot, StoreError, Txn, TxnOutcome, W
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::executor::{Micros, Node, Sim, micros};
+use super::net::Near;
 use super::rng::Stream;
 
 /// The deadline that the real client has for a call.
@@ -39,8 +40,11 @@ pub struct Etcd {
 struct Watcher {
     prefix: String,
     next_revision: i64,
-    events: mpsc::UnboundedSender<Vec<WatchEvent>>,
+    events: Rc<Near<Vec<WatchEvent>>>,
 }
+
+/// What a watcher is told.
+type News = (Rc<Near<Vec<WatchEvent>>>, Vec<WatchEvent>);
 
 impl Default for Etcd {
     fn default() -> Self {
@@ -142,9 +146,15 @@ impl Sim {
             for event in changes.iter().flatten() {
                 self.oracle_store(event);
             }
-            self.with(|w| w.etcd.deliver());
+            self.tell_watchers();
         }
         result
+    }
+
+    fn tell_watchers(&self) {
+        for (watcher, batch) in self.with(|w| w.etcd.news()) {
+            let _ = watcher.send(batch);
+        }
     }
 
     pub async fn etcd_read(&self, from: Node, prefix: &str) -> Result<Snapshot, StoreError> {
@@ -188,10 +198,11 @@ impl Sim {
         let (id, prefix, sim) = (self.fresh(), prefix.to_owned(), self.clone());
         self.etcd_call(from, Call::Read, Box::new(move |_| Ok(()))).await?;
         sim.with(|w| {
+            let events = Rc::new(events);
             let watcher = Watcher { prefix, next_revision: from_revision, events };
             w.etcd.watchers.insert(id, watcher);
-            w.etcd.deliver();
         });
+        sim.tell_watchers();
         Ok(received)
     }
 
@@ -237,16 +248,18 @@ impl Etcd {
         self.state.as_ref().map(|(_, state)| state.clone())
     }
 
-    fn deliver(&mut self) {
-        let core = &self.core;
+    /// Returns what each watcher is to hear; one that lags behind the compaction, or is gone, hears no more.
+    fn news(&mut self) -> Vec<News> {
+        let (core, mut news) = (&self.core, Vec::new());
         self.watchers.retain(|_, watcher| {
             let Ok(batches) = core.events_since(&watcher.prefix, watcher.next_revision) else {
                 return false;
             };
             watcher.next_revision = watcher.next_revision.max(core.revision() + 1);
+            news.extend(batches.into_iter().map(|batch| (watcher.events.clone(), batch)));
             !watcher.events.is_closed()
-                && batches.into_iter().all(|batch| watcher.events.send(batch).is_ok())
         });
+        news
     }
 
     /// Puts a backup in the place of the store: its keys, its revision, and its leases with their full time.

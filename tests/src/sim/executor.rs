@@ -67,8 +67,14 @@ struct Task {
 enum Due {
     Wake(TaskId),
     Run(Box<dyn FnOnce(&Sim)>),
+    Carry(Rc<dyn Carries>),
     /// Whoever slept does not wait any more.
     Nothing,
+}
+
+/// Something that is under way between two machines.
+pub trait Carries {
+    fn arrive(self: Rc<Self>);
 }
 
 /// Things at numbered places, of which some are free again.
@@ -197,6 +203,11 @@ impl Sim {
         self.set_timer(at.max(self.now()), Due::Run(Box::new(f)));
     }
 
+    /// Lets something arrive at `at`; no pause holds it up.
+    pub fn carry(&self, at: Micros, carried: Rc<dyn Carries>) {
+        self.set_timer(at, Due::Carry(carried));
+    }
+
     fn set_timer(&self, at: Micros, what: Due) -> (usize, u64) {
         let number = self.fresh();
         let place = self.0.due.borrow_mut().put(|_| (number, what));
@@ -294,6 +305,11 @@ impl Sim {
         self.proc(proc).is_some_and(|p| p.is_paused())
     }
 
+    /// Returns whether a process lives and is not paused.
+    pub fn runs(&self, proc: ProcId) -> bool {
+        self.0.procs.borrow().get(&proc).is_some_and(|p| !p.is_paused())
+    }
+
     pub fn node_is_paused(&self, node: Node) -> bool {
         self.pauses_of(node).get() > 0
     }
@@ -351,15 +367,17 @@ impl Sim {
             };
             self.0.now.set(at);
             match what {
-                Due::Wake(task) => self.wake(task),
-                Due::Run(run) => {
-                    self.note_event(0);
-                    run(self);
-                    if self.with(&mut stop) {
-                        return;
-                    }
+                Due::Wake(task) => {
+                    self.wake(task);
+                    continue;
                 }
-                Due::Nothing => {}
+                Due::Nothing => continue,
+                Due::Run(run) => run(self),
+                Due::Carry(carried) => carried.arrive(),
+            }
+            self.note_event(0);
+            if self.with(&mut stop) {
+                return;
             }
         }
     }
@@ -435,6 +453,7 @@ impl Sim {
     pub fn tear_down(&self) {
         let tasks = std::mem::take(&mut *self.0.tasks.borrow_mut());
         drop(tasks);
+        self.with(|w| w.etcd.cancel_watches());
         let due = std::mem::take(&mut *self.0.due.borrow_mut());
         drop(due);
         let members = self.with(|w| std::mem::take(&mut w.members));

@@ -5,9 +5,22 @@ use super::cells::Phase;
 use super::executor::Micros;
 use super::rng::{Rng, Stream};
 
-/// One kind of trouble.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident,)*) => {
+        /// One kind of trouble.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Kind {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl Kind {
+            /// Every kind.
+            pub const ALL: &[Kind] = &[$(Kind::$kind),*];
+        }
+    };
+}
+
+kinds! {
     KillPostmaster,
     KillKeeper,
     KillFencer,
@@ -42,6 +55,8 @@ pub enum Kind {
     KillSentinel,
     PauseSentinel,
     CutSentinel,
+    /// What a sentinel writes arrives late, perhaps when another one leads.
+    SlowSentinel,
     KillRouter,
     /// Commits that wait are cancelled: their clients get a warning.
     CancelWaits,
@@ -53,57 +68,7 @@ pub enum Kind {
     AskRemove,
 }
 
-impl Kind {
-    /// Every kind.
-    pub const ALL: &[Kind] = &[
-        KillPostmaster,
-        KillKeeper,
-        KillFencer,
-        PauseKeeper,
-        PauseFencer,
-        PauseMachine,
-        PowerOff,
-        FreezePostgres,
-        FreezeReceiver,
-        FreezeSender,
-        FreezeCheckpointer,
-        FreezeStartup,
-        FreezeBackends,
-        CutMachine,
-        CutPair,
-        CutOneWay,
-        CutStore,
-        CutClients,
-        SlowLink,
-        DiskStall,
-        DiskSlow,
-        DiskRestored,
-        StoreAway,
-        StoreLeader,
-        StoreFlaky,
-        StoreFull,
-        StoreRestored,
-        WatchesBreak,
-        Compaction,
-        KillSentinel,
-        PauseSentinel,
-        CutSentinel,
-        KillRouter,
-        CancelWaits,
-        AskSwitchover,
-        AskPause,
-        AskRemove,
-    ];
-}
-
-use Kind::{
-    AskPause, AskRemove, AskSwitchover, CancelWaits, Compaction, CutClients, CutMachine, CutOneWay,
-    CutPair, CutSentinel, CutStore, DiskRestored, DiskSlow, DiskStall, FreezeBackends,
-    FreezeCheckpointer, FreezePostgres, FreezeReceiver, FreezeSender, FreezeStartup, KillFencer,
-    KillKeeper, KillPostmaster, KillRouter, KillSentinel, PauseFencer, PauseKeeper, PauseMachine,
-    PauseSentinel, PowerOff, SlowLink, StoreAway, StoreFlaky, StoreFull, StoreLeader,
-    StoreRestored, WatchesBreak,
-};
+use Kind::*;
 
 /// Whom it hits, found out when it happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +130,7 @@ pub const PROFILES: &[&str] = &[
     "disks",
     "backup",
     "sentinels",
+    "busy",
     "long",
 ];
 
@@ -184,7 +150,7 @@ const FREEZE: &[Kind] = &[
     KillPostmaster,
 ];
 const NETWORK: &[Kind] =
-    &[CutMachine, CutPair, CutOneWay, CutStore, CutClients, SlowLink, CutSentinel];
+    &[CutMachine, CutPair, CutOneWay, CutStore, CutClients, SlowLink, CutSentinel, SlowSentinel];
 const STORE: &[Kind] = &[
     StoreAway,
     StoreLeader,
@@ -246,7 +212,14 @@ impl Profile {
             "restore" => steady(&[StoreRestored, KillPostmaster, KillRouter]),
             "backup" => Self { pause: 25_000_000, ..steady(&[StoreRestored, KillRouter]) },
             "sentinels" => {
-                let kinds = [CutSentinel, CutSentinel, PauseSentinel, KillSentinel, KillPostmaster];
+                let kinds = [
+                    CutSentinel,
+                    CutSentinel,
+                    PauseSentinel,
+                    KillSentinel,
+                    SlowSentinel,
+                    KillPostmaster,
+                ];
                 Self { pause: 700_000, longest: 6_000_000, ..steady(&kinds) }
             }
             "mixed" => Self { members: 5, synchronous_count: 2, kinds: all(), ..base },
@@ -259,6 +232,14 @@ impl Profile {
                 let own = &[DiskRestored, DiskRestored, AskSwitchover, KillPostmaster];
                 Self { kinds: [own, CRASH].concat(), pause: 8_000_000, ..base }
             }
+            "busy" => Self {
+                kinds: vec![PauseKeeper, CutStore, CutPair, FreezeReceiver, FreezeSender, SlowLink],
+                swarm: false,
+                routed_clients: 6,
+                client_pause: 20_000,
+                torment: 60_000_000,
+                ..base
+            },
             "long" => Self {
                 kinds: heavy(),
                 torment: 1_800_000_000,

@@ -22,6 +22,7 @@ mod restore;
 mod rng;
 mod router;
 pub mod run;
+pub mod scripted;
 mod sentinel;
 pub mod stored;
 mod strike;

@@ -3,14 +3,15 @@
 //! The one rule: a cut loses datagrams and holds streams up. What a stream carries arrives late, when the link is whole
 //! again, as TCP sends it once more.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use proto::{Moment, WallTime};
 use tokio::sync::{Notify, mpsc};
 
-use super::executor::{Micros, Node, ProcId, Sim, micros};
+use super::executor::{Carries, Micros, Node, ProcId, Sim, micros};
 use super::rng::Stream;
 
 /// The state of all links.
@@ -67,6 +68,10 @@ impl Sim {
     /// Returns once something sent now over a stream has arrived; while the link is cut, not at all.
     pub async fn pass(&self, from: Node, to: Node) {
         self.sleep(self.delay(from, to)).await;
+        self.until_whole(from, to).await;
+    }
+
+    async fn until_whole(&self, from: Node, to: Node) {
         loop {
             let healed = self.with(|w| w.net.is_cut(from, to).then(|| w.net.healed.clone()));
             let Some(healed) = healed else { return };
@@ -82,29 +87,20 @@ impl Sim {
         !self.with(|w| w.net.is_cut(from, to))
     }
 
+    /// Returns whether a question and its answer take no longer than they do on links that are well.
+    pub fn is_near(&self, one: Node, other: Node) -> bool {
+        let well = |net: &Net, from, to| {
+            !net.is_cut(from, to) && net.slow.get(&(from, to)).is_none_or(|by| *by == 0)
+        };
+        self.with(|w| well(&w.net, one, other) && well(&w.net, other, one))
+    }
+
     /// Makes one direction of a connection. The far end closes once the near one is dropped and the link lets that pass.
-    pub fn wire<T: 'static>(
-        &self,
-        from: Node,
-        to: Node,
-    ) -> (mpsc::UnboundedSender<T>, mpsc::UnboundedReceiver<T>) {
-        let (near, mut carried) = mpsc::unbounded_channel();
-        let (arrives, far) = mpsc::unbounded_channel();
-        let sim = self.clone();
-        self.on_the_wire(async move {
-            while let Some(item) = tokio::select! {
-                biased;
-                () = arrives.closed() => None,
-                item = carried.recv() => item,
-            } {
-                sim.pass(from, to).await;
-                if arrives.send(item).is_err() {
-                    return;
-                }
-            }
-            sim.pass(from, to).await;
-        });
-        (near, far)
+    pub fn wire<T: 'static>(&self, from: Node, to: Node) -> (Near<T>, mpsc::UnboundedReceiver<T>) {
+        let (far, received) = mpsc::unbounded_channel();
+        let sent = Sent { items: VecDeque::new(), ended: false, moves: false, far: Some(far) };
+        let wire = Wire { sim: self.clone(), from, to, sent: RefCell::new(sent) };
+        (Near(Rc::new(wire)), received)
     }
 
     /// Runs something that belongs to no machine.
@@ -122,6 +118,89 @@ impl Sim {
     pub fn host(&self, node: Node) -> Host {
         let rate_ppm = self.with(|w| w.clock_rates.get(&node).copied().unwrap_or(0));
         Host { sim: self.clone(), node, rate_ppm }
+    }
+}
+
+/// The end of a connection that sends.
+pub struct Near<T: 'static>(Rc<Wire<T>>);
+
+/// One direction of a connection.
+struct Wire<T> {
+    sim: Sim,
+    from: Node,
+    to: Node,
+    sent: RefCell<Sent<T>>,
+}
+
+/// What was sent and has not arrived.
+struct Sent<T> {
+    items: VecDeque<T>,
+    /// The near end was dropped; that arrives after all items.
+    ended: bool,
+    /// Something of it is between the two machines.
+    moves: bool,
+    far: Option<mpsc::UnboundedSender<T>>,
+}
+
+/// The far end is closed.
+#[derive(Debug)]
+pub struct Lost;
+
+impl<T: 'static> Near<T> {
+    /// Sends one more; it arrives after all that was sent before.
+    pub fn send(&self, item: T) -> Result<(), Lost> {
+        if self.is_closed() {
+            return Err(Lost);
+        }
+        self.0.sent.borrow_mut().items.push_back(item);
+        self.0.set_off();
+        Ok(())
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.0.sent.borrow().far.as_ref().is_none_or(mpsc::UnboundedSender::is_closed)
+    }
+}
+
+impl<T: 'static> Drop for Near<T> {
+    fn drop(&mut self) {
+        self.0.sent.borrow_mut().ended = true;
+        // The world may be in use just now, so its links are looked at later.
+        let (sim, wire) = (&self.0.sim, self.0.clone());
+        sim.at(sim.now(), move |_| wire.set_off());
+    }
+}
+
+impl<T: 'static> Wire<T> {
+    fn set_off(self: &Rc<Self>) {
+        if !std::mem::replace(&mut self.sent.borrow_mut().moves, true) {
+            let at = self.sim.now() + self.sim.delay(self.from, self.to);
+            self.sim.carry(at, self.clone());
+        }
+    }
+}
+
+impl<T: 'static> Carries for Wire<T> {
+    fn arrive(self: Rc<Self>) {
+        let (from, to) = (self.from, self.to);
+        if self.sim.with(|w| w.net.is_cut(from, to)) {
+            let sim = self.sim.clone();
+            return sim.clone().on_the_wire(async move {
+                sim.until_whole(from, to).await;
+                self.arrive();
+            });
+        }
+        let mut sent = self.sent.borrow_mut();
+        sent.moves = false;
+        match sent.items.pop_front() {
+            Some(item) => drop(sent.far.as_ref().map(|far| far.send(item))),
+            None => sent.far = None,
+        }
+        let more = !sent.items.is_empty() || sent.ended && sent.far.is_some();
+        drop(sent);
+        if more {
+            self.set_off();
+        }
     }
 }
 
@@ -162,8 +241,9 @@ impl Host {
     }
 
     pub async fn sleep_until(&self, moment: Moment) {
-        while self.now() < moment {
-            self.sim.sleep_until(self.true_time(moment).max(self.sim.now() + 1)).await;
+        if self.now() < moment {
+            // One more than the whole microseconds of that time: this clock shows `moment` then.
+            self.sim.sleep_until(self.true_time(moment) + 1).await;
         }
     }
 

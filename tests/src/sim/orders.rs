@@ -10,15 +10,12 @@ use proto::request::Wanted;
 use proto::{ClusterState, MemberName, MemberReport, Request, RequestId, StateNumber};
 use store::{Guard, Operation, Txn};
 
-use super::executor::{Micros, Node, Sim};
+use super::executor::{Micros, Node, Sim, micros};
 use super::rng::Stream;
 
 /// What the real `adopt-store` adds to the last number that a member remembers.
 const LEAP: u64 = 1000;
 const TRIES_EVERY: Micros = 500_000;
-/// A backup brings leases along, and with them reports of its time: a person reads what the members say after those
-/// are over.
-const READS_FOR: Micros = 10_000_000;
 
 impl Sim {
     /// Puts a request, as `pgdeputy` does for a person; nothing comes of it while etcd does not answer.
@@ -72,7 +69,9 @@ impl Sim {
                 sim.sleep(TRIES_EVERY).await;
                 let now = sim.now();
                 let next = sim.with(|w| {
-                    let read = w.etcd.away == 0 && now > w.etcd.restored_at + READS_FOR;
+                    // A backup brings leases along, and with them reports of its time: the command waits so long.
+                    let waited = w.etcd.restored_at + 2 * micros(w.spec.lease_ttl);
+                    let read = w.etcd.away == 0 && now > waited;
                     read.then(|| truth(w)).flatten()
                 });
                 let Some(next) = next else { continue };

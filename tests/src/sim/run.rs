@@ -73,7 +73,7 @@ impl Plan {
         sim
     }
 
-    fn world(&self) -> World {
+    pub(super) fn world(&self) -> World {
         let mut rng = Rng::of(self.seed, Stream::Setup);
         let mut spec = ClusterSpec::default();
         spec.synchronous.count = self.profile.synchronous_count;

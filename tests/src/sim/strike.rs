@@ -6,16 +6,10 @@ use proto::request::{Terms, Wanted};
 
 use super::cells::Phase;
 use super::executor::{Micros, Node, ProcId, Sim};
-use super::faults::Kind::{
-    AskPause, AskRemove, AskSwitchover, CancelWaits, Compaction, CutClients, CutMachine, CutOneWay,
-    CutPair, CutSentinel, CutStore, DiskRestored, DiskSlow, DiskStall, FreezeBackends,
-    FreezeCheckpointer, FreezePostgres, FreezeReceiver, FreezeSender, FreezeStartup, KillFencer,
-    KillKeeper, KillPostmaster, KillRouter, KillSentinel, PauseFencer, PauseKeeper, PauseMachine,
-    PauseSentinel, PowerOff, SlowLink, StoreAway, StoreFlaky, StoreFull, StoreLeader,
-    StoreRestored, WatchesBreak,
-};
+use super::faults::Kind::*;
 use super::faults::{Fault, Kind, Who};
 use super::rng::Stream;
+use super::world::World;
 
 /// How long an aimed fault waits for its phase, and how often it looks: a seal takes tens of milliseconds.
 const AIMS_FOR: Micros = 20_000_000;
@@ -115,6 +109,10 @@ impl Sim {
             CutClients => self.cutting(node, Some(Node::Client), 3),
             CutSentinel => self.cutting(Node::Sentinel(sentinel), Some(Node::Etcd), 3),
             SlowLink => self.slowing(member, fault.other),
+            SlowSentinel => {
+                let extra = 100_000 + (fault.other >> 16) % 3_000_000;
+                self.slowing_link(Node::Sentinel(sentinel), Node::Etcd, extra)
+            }
             DiskStall => {
                 let until = self.now() + fault.lasts;
                 self.with(|w| w.members[member].disk.stalled_until = until);
@@ -292,17 +290,16 @@ impl Sim {
             0 => Node::Etcd,
             _ => Node::Member(self.another(member, by >> 4)),
         };
-        let extra = 20_000 + (by >> 16) % 3_000_000;
-        self.with(|w| {
-            w.net.slow_down(node, far, extra);
-            w.net.slow_down(far, node, extra);
-        });
-        Box::new(move |sim| {
-            sim.with(|w| {
-                w.net.slow_down(node, far, 0);
-                w.net.slow_down(far, node, 0);
-            });
-        })
+        self.slowing_link(node, far, 20_000 + (by >> 16) % 3_000_000)
+    }
+
+    fn slowing_link(&self, one: Node, other: Node, extra: Micros) -> Box<dyn FnOnce(&Sim)> {
+        let slow = move |w: &mut World, by| {
+            w.net.slow_down(one, other, by);
+            w.net.slow_down(other, one, by);
+        };
+        self.with(|w| slow(w, extra));
+        Box::new(move |sim| sim.with(|w| slow(w, 0)))
     }
 
     /// The machine loses its power, and comes back.

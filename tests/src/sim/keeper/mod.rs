@@ -12,7 +12,7 @@ mod shell;
 mod tasks;
 mod worker;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,13 +77,17 @@ impl Sim {
     pub async fn echo_answers(&self, member: usize, epoch: Epoch) -> bool {
         let Some(keeper) = self.with(|w| w.members[member].keeper.clone()) else { return false };
         let (of, sql) = (keeper.worker.clone(), keeper.sql.clone());
-        let asked = self.call(keeper.proc, async move {
-            let opened = of.local.borrow().opened.is_some_and(|o| o.epoch == epoch);
-            let now = of.host.now();
-            let fresh = sql.borrow().as_ref().is_some_and(|s| now.since(s.asked).as_millis() < 500);
-            opened && fresh
-        });
+        let asked = self.call(keeper.proc, async move { is_there(&of, &sql, epoch) });
         asked.1.await.unwrap_or(false)
+    }
+
+    /// The same with the ways of question and answer, where all three take no time that matters; else `None`.
+    pub fn echo_answers_at_once(&self, from: Node, member: usize, epoch: Epoch) -> Option<bool> {
+        if !self.is_near(from, Node::Member(member)) {
+            return None;
+        }
+        let keeper = self.with(|w| w.members[member].keeper.clone())?;
+        self.runs(keeper.proc).then(|| is_there(&keeper.worker, &keeper.sql, epoch))
     }
 
     /// Writes member files; never with a number that goes down.
@@ -91,6 +95,12 @@ impl Sim {
         let before = self.with(|w| w.members[member].disk.files.replace(files.clone()));
         self.oracle_files(member, before.as_ref(), &files);
     }
+}
+
+fn is_there(of: &Worker, sql: &watch::Receiver<Option<SqlFacts>>, epoch: Epoch) -> bool {
+    let opened = of.local.borrow().opened.is_some_and(|o| o.epoch == epoch);
+    let now = of.host.now();
+    opened && sql.borrow().as_ref().is_some_and(|s| now.since(s.asked).as_millis() < 500)
 }
 
 fn first_files(sim: &Sim, member: usize) -> MemberFiles {
@@ -165,6 +175,8 @@ async fn live(sim: &Sim, member: usize, proc: ProcId) -> anyhow::Result<()> {
         changed: Notify::new(),
         voters_follow: Notify::new(),
         local: RefCell::new(local),
+        versions: Cell::default(),
+        settled: Cell::new(host.now()),
     });
     let renewing = tasks::Renewing {
         host: host.clone(),
@@ -196,9 +208,9 @@ async fn live(sim: &Sim, member: usize, proc: ProcId) -> anyhow::Result<()> {
         serve_until: watched.deadline,
         running: None,
         done: None,
-        settled: host.now(),
         busy_until: sim.now() + BUSY_FOR,
         last_decision: None,
+        known: None,
     };
     shell.turn().await
 }

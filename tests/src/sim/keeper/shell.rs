@@ -18,7 +18,7 @@ use proto::report::{DataDirectory, RejoinOutcome};
 use proto::{MemberReport, Moment, WallTime};
 use tokio::sync::{mpsc, oneshot};
 
-use super::worker::{Shared, Worker};
+use super::worker::{Shared, Versions, Worker};
 use super::{follow, handover, promote, prove, rejoin, seal};
 use crate::sim::executor::{Micros, ProcId, TaskId};
 use crate::sim::fencer::Event;
@@ -42,9 +42,10 @@ pub struct Shell {
     pub serve_until: Option<Moment>,
     pub running: Option<(Action, TaskId)>,
     pub done: Option<oneshot::Receiver<anyhow::Result<()>>>,
-    pub settled: Moment,
     pub busy_until: Micros,
     pub last_decision: Option<Action>,
+    /// The facts of the last turn: most turns find nearly the same.
+    pub known: Option<(Versions, Facts)>,
 }
 
 impl Shell {
@@ -69,31 +70,48 @@ impl Shell {
         }
     }
 
-    fn facts(&self, sql: Option<SqlFacts>) -> Facts {
-        let mut local = self.worker.local();
-        local.etcd_away = self.worker.etcd_is_away();
-        let is_running = matches!(local.process, Process::Running { .. });
-        let now = self.worker.host.now();
-        let empty = self.worker.sim.with(|w| w.members[self.worker.member].disk.data.is_none());
-        Facts {
-            member: self.worker.name.clone(),
-            files: self.worker.files(),
-            data: if empty { DataDirectory::Empty } else { DataDirectory::Present },
-            sql: sql.filter(|_| is_running),
-            known: local
-                .last_answer
-                .filter(|(_, at)| now.since(*at) < UNRESPONSIVE_AFTER)
-                .map(|(s, _)| s),
-            local,
-            lease: self.worker.lease.borrow().map(|lease| lease.id),
-        }
+    fn facts(&mut self) -> Facts {
+        let worker = &self.worker;
+        let versions = worker.versions.get();
+        let mut facts = match self.known.take() {
+            Some((known, mut facts)) => {
+                if known.local != versions.local {
+                    facts.local = worker.local();
+                }
+                if known.files != versions.files {
+                    facts.files = worker.files();
+                }
+                facts
+            }
+            None => Facts {
+                member: worker.name.clone(),
+                files: worker.files(),
+                data: DataDirectory::Empty,
+                sql: None,
+                known: None,
+                local: worker.local(),
+                lease: None,
+            },
+        };
+        facts.local.etcd_away = worker.etcd_is_away();
+        facts.local.last_answer = worker.local.borrow().last_answer;
+        let is_running = matches!(facts.local.process, Process::Running { .. });
+        let now = worker.host.now();
+        let empty = worker.sim.with(|w| w.members[worker.member].disk.data.is_none());
+        facts.data = if empty { DataDirectory::Empty } else { DataDirectory::Present };
+        facts.sql = self.sql.borrow_and_update().clone().filter(|_| is_running);
+        let last = facts.local.last_answer;
+        facts.known =
+            last.filter(|(_, at)| now.since(*at) < UNRESPONSIVE_AFTER).map(|(server, _)| server);
+        facts.lease = worker.lease.borrow().map(|lease| lease.id);
+        facts
     }
 
     fn decide(&mut self) {
         let now = self.worker.host.now();
         let view = self.view.borrow_and_update().clone();
-        let sql = self.sql.borrow_and_update().clone();
-        let facts = self.facts(sql);
+        let versions = self.worker.versions.get();
+        let facts = self.facts();
         self.note_replay(&facts, now);
         self.note_rejoin(&view, &facts);
         self.publish(&view, &facts);
@@ -103,17 +121,18 @@ impl Shell {
             }
             self.worker.save(|_| {});
         }
-        let stale = facts.sql.as_ref().is_some_and(|s| s.asked < self.settled);
+        let stale = facts.sql.as_ref().is_some_and(|s| s.asked < self.worker.settled.get());
         if !(stale && self.running.is_none()) {
             let action =
                 self.worker.sim.mutated_action(&view, &facts, now, reconcile(&view, &facts, now));
-            self.offer(action);
+            self.offer(action, &facts);
         }
+        self.known = Some((versions, facts));
         let eager = self.worker.sim.now() < self.busy_until;
         self.eager.send_if_modified(|known| std::mem::replace(known, eager) != eager);
     }
 
-    fn offer(&mut self, action: Action) {
+    fn offer(&mut self, action: Action, facts: &Facts) {
         let sim = self.worker.sim.clone();
         if self.last_decision.as_ref() != Some(&action) {
             sim.trace(|| format!("{} decides {action:?}", self.worker.name));
@@ -122,7 +141,7 @@ impl Shell {
             self.busy_until = sim.now() + BUSY_FOR;
         }
         if matches!(action, Action::Hold(_)) {
-            self.note_state_when_idle(&action);
+            self.note_state_when_idle(&action, facts);
             return;
         }
         if let Some((running, task)) = &self.running {
@@ -138,12 +157,12 @@ impl Shell {
         self.done = Some(done);
     }
 
-    fn note_state_when_idle(&self, action: &Action) {
+    fn note_state_when_idle(&self, action: &Action, facts: &Facts) {
         let idle =
             matches!(action, Action::Hold(Hold::Following | Hold::Leading | Hold::Sealed(_)));
         if idle && self.running.is_none() {
             let known = self.view.borrow().state.as_ref().map(|s| s.number);
-            if known.is_some_and(|number| number > self.worker.files().state_number) {
+            if known.is_some_and(|number| number > facts.files.state_number) {
                 self.worker.save(|_| {});
             }
         }
@@ -152,7 +171,8 @@ impl Shell {
     fn action_ended(&mut self, done: Result<anyhow::Result<()>, oneshot::error::RecvError>) {
         self.done = None;
         let Some((action, _)) = self.running.take() else { return };
-        self.settled = self.worker.host.now();
+        let now = self.worker.host.now();
+        self.worker.settled.set(now);
         self.busy_until = self.worker.sim.now() + BUSY_FOR;
         let problem = match done {
             Ok(Err(error)) => Some(format!("{error:#}")),
@@ -163,7 +183,6 @@ impl Shell {
             Some(problem) => format!("{name} fails in {kind:?}: {problem}"),
             None => format!("{name} has done {kind:?}"),
         });
-        let now = self.settled;
         self.worker.update(|local| note_outcome(local, kind, problem, now));
     }
 

@@ -9,15 +9,15 @@ use crate::sim::watch;
 use keeper::action::ActionKind;
 use keeper::cluster::{Read, Taken, apply, judged, take_read, view_of};
 use keeper::facts::{ClusterView, Process};
-use keeper::postgres::probe::SqlFacts;
+use keeper::postgres::probe::{Receiver, SqlFacts, Walsender};
 use keeper::report::kind;
 use keeper::sign::whose_signs_count;
 use keeper::worker::{LeaseView, serve_until};
 use proto::document::{decode, encode};
-use proto::{Epoch, MemberReport, Moment, Phase};
+use proto::{Epoch, MemberReport, Moment, Phase, Timeline};
 use store::{Guard, LeaseId, Operation, StoreError, Txn, TxnOutcome, WatchEvent};
 
-use super::probe::probe;
+use super::probe::{probe, probe_calmly};
 use super::prove::wait_for_voters;
 use super::worker::{Shared, Worker};
 use crate::sim::executor::Node;
@@ -191,7 +191,14 @@ pub async fn announce(
 ) {
     let mut put: Option<(MemberReport, LeaseId)> = None;
     let mut last: Option<i64> = None;
+    let mut view = worker.view.clone();
+    let mut reads = view.borrow().reads;
     loop {
+        let reads_now = view.borrow_and_update().reads;
+        let anew = std::mem::replace(&mut reads, reads_now) != reads_now;
+        if anew && !worker.sim.mutant("restored-reports-stay") {
+            put = None;
+        }
         let newest = report.borrow_and_update().clone();
         let held = *lease.borrow_and_update();
         if let (Some(newest), Some(held)) = (newest, held)
@@ -213,6 +220,7 @@ pub async fn announce(
             biased;
             changed = report.changed() => if changed.is_err() { return },
             changed = lease.changed() => if changed.is_err() { return },
+            changed = view.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -255,20 +263,27 @@ pub async fn gather(
     mut eager: watch::Receiver<bool>,
     facts: watch::Sender<Option<SqlFacts>>,
 ) {
+    // When the last answer was asked for that woke the deciders.
+    let mut told = Moment::default();
     loop {
         let asked_of = worker.local.borrow().process;
+        let is_eager = *eager.borrow_and_update();
         let answer = match asked_of {
-            Process::Running { .. } => probe(&worker).await,
+            Process::Running { .. } if is_eager => probe(&worker).await,
+            Process::Running { .. } => probe_calmly(&worker).await,
             Process::None | Process::Exited { .. } => None,
         };
         if let Some(answer) = &answer {
             note_answer(&worker, asked_of, answer);
         }
+        let asked = answer.as_ref().map(|answer| answer.asked);
+        let mut tells = asked.is_some_and(|asked| is_due(&worker, told, asked, is_eager));
         facts.send_if_modified(|known| {
-            let told = !is_same(known.as_ref(), answer.as_ref(), *eager.borrow());
+            tells |= is_news(known.as_ref(), answer.as_ref(), is_eager);
             *known = answer;
-            told
+            tells
         });
+        told = asked.filter(|_| tells).unwrap_or(told);
         let pause = if *eager.borrow_and_update() { 10 } else { 100 };
         tokio::select! {
             biased;
@@ -278,23 +293,39 @@ pub async fn gather(
     }
 }
 
-/// Whether an answer tells the deciders nothing new: in a calm time all that differs is when it was asked for. The product
-/// decides anew all the same and comes to the same; here the loop turns once a second then.
-fn is_same(known: Option<&SqlFacts>, answer: Option<&SqlFacts>, eager: bool) -> bool {
-    match (known, answer) {
-        (Some(known), Some(answer)) if !eager => {
-            let silent = |facts: &SqlFacts| facts.receiver.as_ref().map(|r| r.silent_for);
-            let mut then = known.clone();
-            then.asked = answer.asked;
-            if let (Some(receiver), Some(silent_for)) = (&mut then.receiver, silent(answer)) {
-                receiver.silent_for = silent_for;
-            }
-            then == *answer
-        }
-        (Some(known), Some(answer)) => known.asked == answer.asked,
-        (None, None) => true,
-        (Some(_), None) | (None, Some(_)) => false,
-    }
+/// Whether the deciders are to see an answer though it holds nothing new: it is the first after an action, or time has
+/// gone by that they may count. The product decides on every answer, and comes to the same.
+fn is_due(worker: &Worker, told: Moment, asked: Moment, eager: bool) -> bool {
+    let settled = worker.settled.get();
+    let after = Duration::from_millis(if eager { 100 } else { 1_000 });
+    told < settled && asked >= settled || asked.since(told) >= after
+}
+
+/// Whether an answer holds anything new. Positions move all the time; in a calm time nothing is done because of that.
+fn is_news(known: Option<&SqlFacts>, answer: Option<&SqlFacts>, eager: bool) -> bool {
+    let (Some(known), Some(answer)) = (known, answer) else {
+        return known.is_some() != answer.is_some();
+    };
+    let moves = eager
+        && (known.flush_lsn != answer.flush_lsn
+            || known.replay_lsn != answer.replay_lsn
+            || known.walsenders != answer.walsenders);
+    moves
+        || known.in_recovery != answer.in_recovery
+        || known.timeline != answer.timeline
+        || known.standby_names != answer.standby_names
+        || !known.receiver.iter().map(stream).eq(answer.receiver.iter().map(stream))
+        || !known.walsenders.iter().map(place).eq(answer.walsenders.iter().map(place))
+}
+
+/// A receiver without the time for which it has heard nothing.
+fn stream(receiver: &Receiver) -> (bool, Timeline, Option<&str>) {
+    (receiver.streaming, receiver.timeline, receiver.name.as_deref())
+}
+
+/// A walsender without its positions.
+fn place(sender: &Walsender) -> (i32, &str, &str, i32) {
+    (sender.pid, &sender.name, &sender.state, sender.sync_priority)
 }
 
 fn note_answer(worker: &Worker, asked_of: Process, answer: &SqlFacts) {
@@ -302,16 +333,21 @@ fn note_answer(worker: &Worker, asked_of: Process, answer: &SqlFacts) {
     if local.process != asked_of {
         return;
     }
-    if local.last_answer.is_none() {
+    let first = local.last_answer.is_none();
+    if first {
         local.failures.remove(&ActionKind::StartStandby);
         local.failures.remove(&ActionKind::StartPrimary);
     }
     local.last_answer = Some((kind(answer), answer.asked));
     let streaming = answer.receiver.as_ref().filter(|r| r.streaming);
     let timeline = streaming.map(|r| r.timeline);
-    if timeline.is_some() && local.streamed != timeline {
+    let moved = timeline.is_some() && local.streamed != timeline;
+    if moved {
         local.streamed = timeline;
-        worker.changed.notify_one();
+    }
+    drop(local);
+    if first || moved {
+        worker.note_change();
     }
 }
 
@@ -366,7 +402,7 @@ pub async fn echo(worker: Shared, sql: watch::Receiver<Option<SqlFacts>>) {
             target = now_target;
             heard.set(0);
         }
-        let silent_after = worker.spec().silent_after;
+        let silent_after = worker.silent_after();
         let enough = silent_after.as_millis().div_ceil(100) as u32;
         let silence = target
             .map(|(_, epoch)| epoch)
@@ -376,6 +412,17 @@ pub async fn echo(worker: Shared, sql: watch::Receiver<Option<SqlFacts>>) {
         }
         if let Some((primary, epoch)) = target {
             heard.set(heard.get().saturating_add(1));
+            ask_for_echo(&worker, primary, epoch, &heard);
+        }
+        worker.host.sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn ask_for_echo(worker: &Worker, primary: usize, epoch: Epoch, heard: &Rc<std::cell::Cell<u32>>) {
+    match worker.sim.echo_answers_at_once(worker.node(), primary, epoch) {
+        Some(true) => heard.set(0),
+        Some(false) => {}
+        None => {
             let (sim, from, heard) = (worker.sim.clone(), worker.node(), heard.clone());
             worker.sim.on_the_wire(async move {
                 let to = Node::Member(primary);
@@ -387,7 +434,6 @@ pub async fn echo(worker: Shared, sql: watch::Receiver<Option<SqlFacts>>) {
                 }
             });
         }
-        worker.host.sleep(Duration::from_millis(100)).await;
     }
 }
 

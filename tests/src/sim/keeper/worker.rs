@@ -1,6 +1,6 @@
 //! What the simulated keeper's actions share: the same state as the product's worker has, on the modelled disk.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,16 @@ pub struct Worker {
     pub changed: Notify,
     pub voters_follow: Notify,
     pub local: RefCell<Local>,
+    /// How often `local` and the member files were changed: what was copied from them before is as good until then.
+    pub versions: Cell<Versions>,
+    /// When the last action ended: answers to what was asked before tell of what was before.
+    pub settled: Cell<Moment>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Versions {
+    pub local: u64,
+    pub files: u64,
 }
 
 impl Worker {
@@ -50,6 +60,13 @@ impl Worker {
     /// Changes what is known, and wakes whoever decides.
     pub fn update(&self, change: impl FnOnce(&mut Local)) {
         change(&mut self.local.borrow_mut());
+        self.note_change();
+    }
+
+    /// Wakes whoever decides, because of something in `local`.
+    pub fn note_change(&self) {
+        let versions = self.versions.get();
+        self.versions.set(Versions { local: versions.local + 1, ..versions });
         self.changed.notify_one();
     }
 
@@ -71,6 +88,8 @@ impl Worker {
         files.frozen = view.frozen.is_some();
         files.lease_id = self.lease.borrow().map(|lease| lease.id.0).or(files.lease_id);
         self.sim.put_files(self.member, files);
+        let versions = self.versions.get();
+        self.versions.set(Versions { files: versions.files + 1, ..versions });
         self.changed.notify_one();
     }
 
@@ -100,6 +119,10 @@ impl Worker {
 
     pub fn spec(&self) -> ClusterSpec {
         self.view.borrow().spec.clone().unwrap_or_default()
+    }
+
+    pub fn silent_after(&self) -> Duration {
+        self.view.borrow().spec.as_ref().map_or(Duration::from_secs(1), |s| s.silent_after)
     }
 
     pub fn settings(&self) -> Settings {

@@ -31,6 +31,7 @@ const ETCD_ALONE: &[Kind] = &[
     Kind::KillRouter,
     Kind::KillSentinel,
     Kind::CutSentinel,
+    Kind::SlowSentinel,
 ];
 
 /// A promise that was broken.

@@ -17,6 +17,7 @@ use keeper::postgres::settings::{Access, Settings, Upstream};
 use proto::{Lsn, Timeline};
 use tokio::sync::oneshot;
 
+pub use backend::SqlError;
 pub use rule::Rule;
 pub use sender::{Sender, shown};
 
@@ -233,7 +234,7 @@ impl Sim {
         self.spawn(procs[0], async move {
             sim.sleep(after).await;
             let names = of.with_world(|w| w.names_on_disk(of.member));
-            of.with(|s| s.sync_defined = names.is_none_or(|n| !n.is_empty()));
+            of.with(|s| s.wait_for_standbys(names.is_none_or(|n| !n.is_empty())));
             sim.oracle_look(of.member);
         });
         let (sim, of, after) = (self.clone(), pg.clone(), late());
@@ -288,6 +289,17 @@ impl Server {
         procs.extend(self.receiver.iter().map(|r| r.proc));
         procs.extend(self.senders.values().map(|s| s.proc));
         procs
+    }
+
+    /// What the checkpointer does about names that it has read (`SyncRepUpdateSyncStandbysDefined`): where there are none
+    /// any more it releases whoever waits, as if the standbys held it all.
+    fn wait_for_standbys(&mut self, defined: bool) {
+        if self.sync_defined && !defined {
+            for waiter in self.waiters.drain(..) {
+                let _ = waiter.release.send(true);
+            }
+        }
+        self.sync_defined = defined;
     }
 
     /// Cancels every commit of a client that waits.

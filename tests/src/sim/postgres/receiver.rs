@@ -3,11 +3,12 @@
 use keeper::postgres::settings::{StreamName, Upstream};
 use proto::cfg::{joining_name, wire_name};
 use proto::{Lsn, Timeline};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::sender::{self, Down, Line, Up};
 use super::{Pg, Phase, Receiver};
 use crate::sim::executor::{Node, ProcId, micros};
+use crate::sim::net::Near;
 use crate::sim::rng::Stream;
 use crate::sim::wal::{At, BranchId};
 use crate::sim::world::World;
@@ -148,19 +149,14 @@ fn upstream_at(w: &mut World, far: usize) -> Option<At> {
     })
 }
 
-fn stage(pg: &Pg, branch: BranchId, from: Lsn, up: &UnboundedSender<Up>) {
+fn stage(pg: &Pg, branch: BranchId, from: Lsn, up: &Near<Up>) {
     let timeline = pg.sim.with(|w| w.wal.branch(branch).tli);
     pg.receiver(|r| r.timeline = timeline);
     pg.with(|s| s.received = Some(s.received.map_or(from, |r| r.max(from))));
     let _ = up.send(Up::Stream { branch, from });
 }
 
-async fn stream(
-    pg: &Pg,
-    far: usize,
-    from_far: &mut UnboundedReceiver<Down>,
-    up: &UnboundedSender<Up>,
-) {
+async fn stream(pg: &Pg, far: usize, from_far: &mut UnboundedReceiver<Down>, up: &Near<Up>) {
     let timeout = micros(pg.sim.with(|w| w.spec.silent_after)) * 3 / 2;
     let mut asked = false;
     loop {
@@ -236,7 +232,7 @@ fn sync(pg: &Pg) {
     pg.tell();
 }
 
-fn tell(pg: &Pg, up: &UnboundedSender<Up>) {
+fn tell(pg: &Pg, up: &Near<Up>) {
     let position = pg.with_world(|w| {
         let at = w.flushed(pg.member)?;
         let server = w.server(pg.member)?;

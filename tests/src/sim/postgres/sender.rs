@@ -1,10 +1,11 @@
 //! A walsender: sends what is flushed, and releases commits by the rule that it has read itself.
 
 use proto::Lsn;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{Pg, Phase, Rule, Server};
 use crate::sim::executor::{Micros, ProcId, Sim};
+use crate::sim::net::Near;
 use crate::sim::rng::Stream;
 use crate::sim::wal::{At, BranchId, segment_start};
 
@@ -58,7 +59,7 @@ impl Sender {
 
 /// A walsender's ends of its connection.
 pub struct Line {
-    pub down: UnboundedSender<Down>,
+    pub down: Near<Down>,
     pub up: UnboundedReceiver<Up>,
 }
 
@@ -114,13 +115,14 @@ async fn serve(pg: &Pg, pid: i32, mut line: Line) {
         }
         let Some(stage) = &mut sending else { continue };
         match pg.send_more(stage, pid) {
-            Next::Wal(upto) => {
+            Next::Wal { upto, more } => {
                 stage.sent = upto;
                 if line.down.send(Down::Wal { branch: stage.branch, upto }).is_err() {
                     return;
                 }
-                // More may be there than one message holds.
-                pg.tell_later();
+                if more {
+                    pg.tell_later();
+                }
             }
             Next::End => {
                 sending = None;
@@ -133,7 +135,11 @@ async fn serve(pg: &Pg, pid: i32, mut line: Line) {
 }
 
 enum Next {
-    Wal(Lsn),
+    Wal {
+        upto: Lsn,
+        /// Not all that there is fits into one message.
+        more: bool,
+    },
     End,
     Nothing,
     Diverged,
@@ -157,20 +163,23 @@ impl Pg {
                 _ => at,
             };
             let Some(limit) = w.wal.limit(own, stage.branch) else { return Next::Diverged };
-            if stage.sent < limit {
-                let upto = match cut {
-                    Some(cut) => Lsn(stage.sent.0 + 1 + cut % (limit.0 - stage.sent.0)),
-                    None => limit,
-                };
-                return Next::Wal(upto);
-            }
-            if own.branch != stage.branch {
-                return Next::End;
-            }
-            if let Some(sender) = w.server(self.member).and_then(|s| s.senders.get_mut(&pid)) {
+            let upto = match cut {
+                _ if stage.sent >= limit => stage.sent,
+                Some(cut) => Lsn(stage.sent.0 + 1 + cut % (limit.0 - stage.sent.0)),
+                None => limit,
+            };
+            let (ends, more) = (own.branch != stage.branch, upto < limit);
+            if !ends
+                && !more
+                && let Some(sender) = w.server(self.member).and_then(|s| s.senders.get_mut(&pid))
+            {
                 sender.streaming = true;
             }
-            Next::Nothing
+            match upto > stage.sent {
+                true => Next::Wal { upto, more: more || ends },
+                false if ends => Next::End,
+                false => Next::Nothing,
+            }
         })
         .unwrap_or(Next::Nothing)
     }
