@@ -83,9 +83,15 @@ test-install: ## prove install-deps in throw-away Debian systems (root, debootst
 # The simulator: one seed, or HOURS of simulated time from it on; a PROFILE, else all in turn; TRACE=1 tells every step;
 # FILE= a stored run.
 SEED ?= 1
-SIM := cargo run --release -p pgdeputy-tests --bin sim --
+SIM := $(CARGO_TARGET_DIR)/release/sim
+MODEL := $(CARGO_TARGET_DIR)/release/model
+
+.PHONY: checkers
+checkers: tools
+	cargo build --release --workspace --bin sim --bin model
+
 .PHONY: sim
-sim: tools ## run the deciders on a modelled cluster (SEED=, HOURS= or SEEDS=, PROFILE=, TRACE=1, MUTANT=, FILE=)
+sim: checkers ## run the deciders on a modelled cluster (SEED=, HOURS= or SEEDS=, PROFILE=, TRACE=1, MUTANT=, FILE=)
 	$(SIM) --seed $(SEED) $(if $(HOURS),--hours $(HOURS)) $(if $(SEEDS),--seeds $(SEEDS)) \
 	  $(if $(PROFILE),--profile $(PROFILE)) $(if $(TRACE),--trace) $(if $(MUTANT),--mutant $(MUTANT)) \
 	  $(if $(CELLS),--cells) $(if $(FILE),--file $(FILE)) $(if $(JOBS),--jobs $(JOBS))
@@ -93,23 +99,23 @@ sim: tools ## run the deciders on a modelled cluster (SEED=, HOURS= or SEEDS=, P
 # Goes on where it was cut; a line of the file for each batch of seeds.
 SIM_RESULTS ?= $(CARGO_TARGET_DIR)/sim-long.txt
 .PHONY: sim-long
-sim-long: tools ## search HOURS= simulated hours (50000), resumable; fails if a cell was met fewer than 100 times
+sim-long: checkers ## search HOURS= simulated hours (50000), resumable; fails if a cell was met fewer than 100 times
 	$(SIM) --long $(SIM_RESULTS) --hours $(or $(HOURS),50000) $(if $(JOBS),--jobs $(JOBS))
 
 .PHONY: mutants
-mutants: tools ## show that the simulator finds deliberate mistakes (SEED=, SEEDS=, MUTANT=)
+mutants: checkers ## show that simulator and model checker find deliberate mistakes (SEED=, SEEDS=, MUTANT=)
 	$(SIM) --mutants --seed $(SEED) --seeds $(or $(SEEDS),1000) $(if $(MUTANT),--mutant $(MUTANT)) \
 	  $(if $(JOBS),--jobs $(JOBS))
 
 .PHONY: model
-model: tools ## exhaust the model of the deciders as every commit does, or find one mistake in it (MUTANT=)
-	cargo run --release -p pgdeputy-tests --bin model -- $(if $(MUTANT),--mutant $(MUTANT))
+model: checkers ## exhaust the model of the deciders as every commit does, or find one mistake in it (MUTANT=)
+	$(MODEL) $(if $(MUTANT),--mutant $(MUTANT))
 
 # How long at most; what is not exhausted by then says so.
 MINUTES ?= 60
 .PHONY: model-long
-model-long: tools ## the same for two failovers and two commits, with late reports (MINUTES=)
-	cargo run --release -p pgdeputy-tests --bin model -- --long --minutes $(MINUTES)
+model-long: checkers ## the same for two failovers and two commits, with late reports (MINUTES=)
+	$(MODEL) --long --minutes $(MINUTES)
 
 .PHONY: bench
 bench: deps build ## measure how long writes are away after each fault (ARGS=)

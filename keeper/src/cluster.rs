@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::document::{DecodeError, decode};
+use proto::document::{Anew, DecodeError, Reader};
 use proto::{ClusterState, Document, MemberName, StateNumber};
 use store::keys::Keys;
 use store::{Entry, Snapshot, Store, StoreError, WatchEvent};
@@ -216,25 +216,36 @@ pub fn take_read(known: &mut Arc<ClusterView>, read: &Read) -> Taken {
 
 /// Puts one change of the store into the view.
 pub fn apply(view: &mut ClusterView, keys: &Keys, key: &str, entry: Option<&Entry>) {
+    apply_by(&mut Anew, view, keys, (key, entry));
+}
+
+/// The same, with what `reader` makes of the documents.
+pub fn apply_by(
+    reader: &mut impl Reader,
+    view: &mut ClusterView,
+    keys: &Keys,
+    (key, entry): (&str, Option<&Entry>),
+) {
     let Some(name) = keys.strip(key) else { return };
+    let stored = entry.map(|entry| (key, entry));
     match name {
-        "spec" => view.spec = take(entry, &mut view.newer_format),
+        "spec" => view.spec = take(reader, stored, &mut view.newer_format),
         "state" => {
             let revision = entry.map_or(0, |e| e.mod_revision);
             // A state read by the renewals may be newer than this event.
             if entry.is_none() || revision >= view.state_revision {
-                let found = take(entry, &mut view.newer_format);
+                let found = take(reader, stored, &mut view.newer_format);
                 // One that cannot be read is no sign of a store that was set back: this keeper stands by.
                 if found.is_some() || entry.is_none() {
                     take_state(view, found, revision);
                 }
             }
         }
-        "primary" => view.primary_key = take(entry, &mut view.newer_format),
+        "primary" => view.primary_key = take(reader, stored, &mut view.newer_format),
         _ => {
             let Some(member) = name.strip_prefix("members/") else { return };
             let Ok(member) = member.parse::<MemberName>() else { return };
-            match take(entry, &mut view.newer_format) {
+            match take(reader, stored, &mut view.newer_format) {
                 Some(report) => view.reports.insert(member, report),
                 None => view.reports.remove(&member),
             };
@@ -242,8 +253,13 @@ pub fn apply(view: &mut ClusterView, keys: &Keys, key: &str, entry: Option<&Entr
     }
 }
 
-fn take<D: Document>(entry: Option<&Entry>, newer_format: &mut bool) -> Option<D> {
-    match decode(&entry?.value) {
+fn take<D: Document + Clone + 'static>(
+    reader: &mut impl Reader,
+    stored: Option<(&str, &Entry)>,
+    newer_format: &mut bool,
+) -> Option<D> {
+    let (key, entry) = stored?;
+    match reader.read(key, &entry.value) {
         Ok(document) => Some(document),
         Err(error) => {
             *newer_format |= matches!(error, DecodeError::NewerFormat { .. });
@@ -264,7 +280,7 @@ mod tests {
             "highest_timeline":2,"chosen":null,"open_at_once":true,"epochs":[],"members":{{}},"restart":null,
             "adopted":{adopted}}}"#
         );
-        decode(text.as_bytes()).expect("a state")
+        proto::document::decode(text.as_bytes()).expect("a state")
     }
 
     fn read(found: u64, known: u64) -> Read {

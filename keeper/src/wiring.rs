@@ -110,8 +110,7 @@ pub async fn wire(
     let socket = UdpSocket::from_std(echo_socket).context("take the echo's socket")?;
     let echoing = Echo { worker: worker.clone(), socket, sql: sql.clone() };
     tasks.spawn(echo(echoing, ended.clone()));
-    let first = first_view(config, &identity, &worker, &view.borrow());
-    let (http_tx, http_rx) = watch::channel(first);
+    let (http_tx, http_rx) = watch::channel(first_view(config, &identity, &worker, &view.borrow()));
     let agents = Arc::new(Agents::default());
     let answers = (http_rx, agents.clone(), routes(config, &view));
     tasks.spawn(serve(TcpListener::from_std(http)?, answers, ended.clone()));

@@ -37,6 +37,29 @@ pub fn encode<D: Document>(document: &D) -> String {
         .expect("documents have string keys and finite numbers only")
 }
 
+/// How stored texts become documents: anew each time, or by somebody who remembers what they were made of.
+pub trait Reader {
+    /// Returns the document that stands under `key`, as `decode` does.
+    fn read<D: Document + Clone + 'static>(
+        &mut self,
+        key: &str,
+        text: &[u8],
+    ) -> Result<D, DecodeError>;
+}
+
+/// Reads every text anew.
+pub struct Anew;
+
+impl Reader for Anew {
+    fn read<D: Document + Clone + 'static>(
+        &mut self,
+        _: &str,
+        text: &[u8],
+    ) -> Result<D, DecodeError> {
+        decode(text)
+    }
+}
+
 /// How `encode` begins each document of this version, before its first field.
 const BEGINNING: &[u8] = b"{\"format_version\":1,\"";
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::document::{DecodeError, decode};
+use proto::document::{Anew, DecodeError, Reader, decode};
 use proto::history::HistoryRecord;
 use proto::proxy::ProxyReport;
 use proto::request::{Request, RequestId, RequestKind};
@@ -175,11 +175,21 @@ pub struct World {
 
 /// Reads `snapshot` as documents. Timers are left empty: see `World::mark`.
 pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
-    let state: Stored<ClusterState> = stored(snapshot, &keys.state());
+    observe_by(&mut Anew, snapshot, keys, leader)
+}
+
+/// The same, with what `reader` makes of the documents.
+pub fn observe_by(
+    reader: &mut impl Reader,
+    snapshot: &Snapshot,
+    keys: &Keys,
+    leader: &str,
+) -> World {
+    let state: Stored<ClusterState> = stored(reader, snapshot, &keys.state());
     let mut seen = Observations {
         leader: leader.to_owned(),
         etcd_cluster_id: snapshot.cluster_id.clone(),
-        primary_key: stored(snapshot, &keys.primary()),
+        primary_key: stored(reader, snapshot, &keys.primary()),
         ..Observations::default()
     };
     let members = format!("{}members/", keys.prefix());
@@ -188,7 +198,7 @@ pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
         else {
             continue;
         };
-        match decode::<MemberReport>(&entry.value) {
+        match reader.read::<MemberReport>(key, &entry.value) {
             Ok(report) if report.member == name => {
                 seen.members.insert(name, report);
             }
@@ -208,19 +218,19 @@ pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
     if let Stored::Known(state) = &state {
         let (epoch, restart) = record::current(state);
         let key = keys.history(epoch, restart);
-        seen.history = known(stored(snapshot, &key));
+        seen.history = known(stored(reader, snapshot, &key));
         history_revision = snapshot.entries.get(&key).map(|e| e.mod_revision);
     }
     let history = format!("{}history/", keys.prefix());
     World {
-        spec: stored(snapshot, &keys.spec()),
+        spec: stored(reader, snapshot, &keys.spec()),
         records: snapshot.entries.keys().filter(|k| k.starts_with(&history)).cloned().collect(),
         state_revision: snapshot.entries.get(&keys.state()).map(|e| e.mod_revision),
         state,
         request_revisions,
         scheduled_revisions,
         history_revision,
-        topology: stored(snapshot, &keys.topology()),
+        topology: stored(reader, snapshot, &keys.topology()),
         seen,
     }
 }
@@ -228,8 +238,8 @@ pub fn observe(snapshot: &Snapshot, keys: &Keys, leader: &str) -> World {
 fn proxies(snapshot: &Snapshot, keys: &Keys) -> BTreeMap<String, ProxyReport> {
     let prefix = format!("{}proxies/", keys.prefix());
     let readable = snapshot.entries.iter().filter_map(|(key, entry)| {
-        let report = decode::<ProxyReport>(&entry.value).ok()?;
-        Some((key.strip_prefix(&prefix)?.to_owned(), report))
+        let id = key.strip_prefix(&prefix)?;
+        Some((id.to_owned(), decode::<ProxyReport>(&entry.value).ok()?))
     });
     readable.collect()
 }
@@ -293,9 +303,13 @@ impl World {
     }
 }
 
-fn stored<D: Document>(snapshot: &Snapshot, key: &str) -> Stored<D> {
+fn stored<D: Document + Clone + 'static>(
+    reader: &mut impl Reader,
+    snapshot: &Snapshot,
+    key: &str,
+) -> Stored<D> {
     let Some(entry) = snapshot.entries.get(key) else { return Stored::Absent };
-    match decode(&entry.value) {
+    match reader.read(key, &entry.value) {
         Ok(document) => Stored::Known(document),
         Err(error @ DecodeError::NewerFormat { .. }) => Stored::Newer(error),
         Err(error @ DecodeError::Malformed { .. }) => Stored::Malformed(error),

@@ -3,7 +3,7 @@
 //! them is in the product.
 
 use crate::model::Bounds;
-use crate::model::run::JOINT;
+use crate::model::run::{JOINT, LATE, LIVES, SHORT};
 
 /// A mistake, what it is, and who is to find it.
 pub struct Mutant {
@@ -39,8 +39,10 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("promise-not-durable", "a seal is reported and its promise is not on disk", HEAVY)
         .modelled(JOINT, &["I5"]),
     mutant("upstream-stays", "the seal leaves the upstream and the epoch's password", HEAVY),
-    mutant("receiver-not-ended", "the seal does not end the receiver", &["freeze"]),
-    mutant("position-before-cut", "the position is read before the receiver is ended", HEAVY),
+    mutant("receiver-not-ended", "the seal does not end the receiver", &["freeze"])
+        .modelled(LIVES, &["I1", "I2", "I4", "I5", "I9", "I16"]),
+    mutant("position-before-cut", "the position is read before the receiver is ended", HEAVY)
+        .modelled(LIVES, &["I1", "I2", "I4", "I16"]),
     mutant(
         "incomplete-member-counts",
         "incomplete members seal, and the leader counts them",
@@ -56,15 +58,18 @@ pub const MUTANTS: &[Mutant] = &[
         .modelled(JOINT, &["I4"]),
     mutant("walsenders-not-proven", "a Cfg is confirmed by one reload", &["freeze"])
         .modelled(JOINT, &["I3"]),
-    mutant("walsenders-word-counts", "a walsender's flush position counts alone", HEAVY),
+    mutant("walsenders-word-counts", "a walsender's flush position counts alone", HEAVY)
+        .modelled(JOINT, &["I1", "I4"]),
     mutant("canary-not-looked-at", "backends are not seen to wait", HEAVY),
     mutant("piece-not-seen", "a seal trusts the receiver's position over a piece", HEAVY),
     mutant("piece-stays", "pieces are not set aside", HEAVY),
     mutant("renewal-counts-from-receipt", "a renewal counts from its answer", &["network"]),
     mutant("keepalive-alone-renews", "a keepalive renews the right", &["network"]),
     mutant("sign-without-causality", "an old flush position is a sign", &["network"]),
-    mutant("stale-sentinel-without-guard", "the leader's write has no guards", &["sentinels"]),
-    mutant("router-takes-a-lower-epoch", "the router follows any state", &["restore"]),
+    mutant("stale-sentinel-without-guard", "the leader's write has no guards", &["sentinels"])
+        .modelled(LATE, &["I7"]),
+    mutant("router-takes-a-lower-epoch", "the router follows any state", &["restore"])
+        .modelled(SHORT, &["I19"]),
     mutant("promote-any-live-standby", "whoever has sealed first is promoted", HEAVY)
         .modelled(JOINT, &["I1", "I2", "I4", "I16"]),
     mutant("promote-the-least", "of a base the one that holds the least is promoted", HEAVY)
@@ -79,7 +84,8 @@ pub const MUTANTS: &[Mutant] = &[
         "late-member-follows-at-once",
         "a member past the fork follows under its voter's name",
         HEAVY,
-    ),
+    )
+    .modelled(LIVES, &["I1", "I2", "I4", "I5", "I9", "I16"]),
     mutant(
         "sealed-primary-serves-on",
         "a seal neither fences the primary nor ends its renewals",

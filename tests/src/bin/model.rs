@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use system_tests::model::Bounds;
-use system_tests::model::run::{CHANGE, LONG, Outcome, SHORT, check};
+use system_tests::model::run::{CHANGE, LIVES, LONG, Outcome, SHORT, check};
 use system_tests::mutants::{MUTANTS, Mutant};
 
 const USAGE: &str = "usage: model [--long] [--mutants] [--mutant NAME] [--minutes N] [--bounds FAILOVERS,CHANGES,RESTARTS,COMMITS,CRASHES,LAPSES,LATE,SILENCES[,late-reports]]";
@@ -22,7 +22,8 @@ fn main() -> ExitCode {
 
 /// Returns whether all is as it should be.
 fn run(mut words: impl Iterator<Item = String>) -> Result<bool, String> {
-    let (mut bounds, mut minutes, mut mutant, mut all) = (vec![SHORT, CHANGE], 10, None, false);
+    let (mut bounds, mut minutes, mut mutant, mut all) =
+        (vec![SHORT, LIVES, CHANGE], 10, None, false);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {

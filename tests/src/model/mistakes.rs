@@ -70,10 +70,6 @@ fn in_next(name: &str, state: &ClusterState, seen: &Observations, next: &mut Clu
             next.cfgs.drain(..next.cfgs.len() - 1);
             true
         }
-        "always-opens-at-once" if new => {
-            next.open_at_once = true;
-            true
-        }
         _ => false,
     }
 }
@@ -148,9 +144,6 @@ pub fn in_action(
     action: Action,
 ) -> Action {
     match (mutant, action) {
-        (Some("fence-is-forgotten"), Action::Fence(FenceReason::Sealing(sealing))) => {
-            Action::Seal { sealing }
-        }
         (Some("late-member-follows-at-once"), action) => follow_at_once(view, facts, action),
         (_, action) => action,
     }

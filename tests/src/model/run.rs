@@ -19,8 +19,18 @@ pub const SHORT: Bounds = bounds(Reach { failovers: 1, changes: 0, restarts: 0 }
 /// What `make test-long` exhausts besides: one change of the voters with one commit and one death.
 pub const CHANGE: Bounds = bounds(Reach { failovers: 0, changes: 1, restarts: 0 }, LITTLE);
 
+/// What every commit exhausts besides: one failover of a primary that lives on, called silent, cut off or frozen, with
+/// all that it does meanwhile and after it has thawed, and one commit.
+pub const LIVES: Bounds = bounds(Reach { failovers: 1, changes: 0, restarts: 0 }, CALLED_SILENT);
+
+/// The same with a leader that writes late.
+pub const LATE: Bounds =
+    bounds(Reach { failovers: 1, changes: 0, restarts: 0 }, Left { late: 1, ..CALLED_SILENT });
+
 /// Where mistakes are looked for: a failover with one change of the voters.
 pub const JOINT: Bounds = bounds(Reach { failovers: 1, changes: 1, restarts: 0 }, LITTLE);
+
+const CALLED_SILENT: Left = Left { commits: 1, crashes: 0, lapses: 0, late: 0, silences: 1 };
 
 const LITTLE: Left = Left { commits: 1, crashes: 1, lapses: 0, late: 0, silences: 0 };
 

@@ -68,7 +68,7 @@ impl Model {
             Action::Seal { sealing } => {
                 let early = self.is("position-before-cut").then_some(me.at);
                 me.upstream = None;
-                if !self.is("receiver-not-ended") {
+                if !self.is("receiver-not-ended") && early.is_none() {
                     me.receiver = None;
                 }
                 me.step = Step::Cut { sealing: sealing.0 as u8, early };
@@ -181,6 +181,9 @@ impl Model {
         if !self.is("promise-not-durable") {
             me.promise = me.promise.max(sealing);
         }
+        if early.is_some() {
+            me.receiver = None;
+        }
         let at = early.unwrap_or(me.at);
         let clean = me.server == Server::Standby || !me.leads;
         me.step = Step::None;
@@ -218,9 +221,7 @@ impl Model {
         me.leads = true;
         me.open = false;
         me.upstream = None;
-        if !self.is("names-after-promotion") {
-            me.names = Rule::Any(self.documents.cfg(cfg));
-        }
+        me.names = Rule::Any(self.documents.cfg(cfg));
         me.step = Step::Promote;
         true
     }

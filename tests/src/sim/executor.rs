@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::places::Places;
 use super::rng::{Rng, Stream};
 use super::world::World;
 
@@ -75,31 +76,6 @@ enum Due {
 /// Something that is under way between two machines.
 pub trait Carries {
     fn arrive(self: Rc<Self>);
-}
-
-/// Things at numbered places, of which some are free again.
-struct Places<T> {
-    at: Vec<T>,
-    free: Vec<usize>,
-}
-
-impl<T> Default for Places<T> {
-    fn default() -> Self {
-        Self { at: Vec::new(), free: Vec::new() }
-    }
-}
-
-impl<T> Places<T> {
-    /// Puts a thing at a free place.
-    fn put(&mut self, thing: impl FnOnce(usize) -> T) -> usize {
-        let place = self.free.pop().unwrap_or(self.at.len());
-        let thing = thing(place);
-        match self.at.get_mut(place) {
-            Some(free) => *free = thing,
-            None => self.at.push(thing),
-        }
-        place
-    }
 }
 
 /// A timer in the heap, which shows the earliest first: its time, its number, and where what it does is kept.

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use proto::document::decode;
+use proto::document::Reader;
 use proto::{ClusterSpec, ClusterState, MemberName, MemberReport};
 use proxy_config::route::{Answers, Known, Routes, route};
 use store::{StoreError, WatchEvent};
 
 use super::executor::{Node, Sim};
 use super::net::Host;
+use super::read::Remembered;
 
 impl Sim {
     /// Starts the router; it reads its last routes back, as from the file that it installed.
@@ -40,17 +41,18 @@ async fn follow(host: &Host) -> Result<(), StoreError> {
     let snapshot = sim.etcd_read(host.node, keys.prefix()).await?;
     let mut view = View::default();
     for (key, entry) in &snapshot.entries {
-        view.put(keys.strip(key).unwrap_or_default(), Some(&entry.value));
+        sim.with(|w| view.put(&mut w.read, (key, keys.strip(key)), Some(&entry.value)));
     }
     install(host, &view);
     let mut events = sim.etcd_watch(host.node, keys.prefix(), snapshot.revision + 1).await?;
     while let Some(batch) = events.recv().await {
         for event in &batch {
-            let key = keys.strip(event.key()).unwrap_or_default();
-            match event {
-                WatchEvent::Put { entry, .. } => view.put(key, Some(&entry.value)),
-                WatchEvent::Delete { .. } => view.put(key, None),
-            }
+            let value = match event {
+                WatchEvent::Put { entry, .. } => Some(&entry.value),
+                WatchEvent::Delete { .. } => None,
+            };
+            let key = (event.key(), keys.strip(event.key()));
+            sim.with(|w| view.put(&mut w.read, key, value));
         }
         install(host, &view);
     }
@@ -58,17 +60,23 @@ async fn follow(host: &Host) -> Result<(), StoreError> {
 }
 
 impl View {
-    fn put(&mut self, key: &str, value: Option<&Vec<u8>>) {
+    fn put(
+        &mut self,
+        read: &mut Remembered,
+        (whole, key): (&str, Option<&str>),
+        value: Option<&Vec<u8>>,
+    ) {
+        let key = key.unwrap_or_default();
         if key == "spec" {
-            self.spec = value.and_then(|v| decode(v).ok()).unwrap_or_default();
+            self.spec = value.and_then(|v| read.read(whole, v).ok()).unwrap_or_default();
         }
         if key == "state" {
-            self.state = value.and_then(|v| decode(v).ok());
+            self.state = value.and_then(|v| read.read(whole, v).ok());
         }
         let Some(member) = key.strip_prefix("members/").and_then(|m| m.parse().ok()) else {
             return;
         };
-        match value.and_then(|v| decode(v).ok()) {
+        match value.and_then(|v| read.read(whole, v).ok()) {
             Some(report) => drop(self.reports.insert(member, report)),
             None => drop(self.reports.remove(&member)),
         }

@@ -105,6 +105,7 @@ impl Plan {
             routes: None,
             clock_rates,
             oracle: Oracle::of(&self.profile),
+            read: Default::default(),
             trace: Trace::of(self.keep_trace),
             counts: Counts::default(),
             profile: self.profile.clone(),

@@ -138,7 +138,7 @@ impl Modelled {
     pub fn sees(&self, number: u64, member: usize) -> Option<bool> {
         let end = self.commits.iter().find(|c| c.0 == number)?.1;
         let server = self.sim.session(member)?;
-        server.with(|s| s.visible >= end)
+        server.with(|s| s.visible >= end || s.exposed.contains(&end))
     }
 
     /// Returns whether `member` has a commit in its synced WAL.

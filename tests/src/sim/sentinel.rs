@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proto::ClusterSpec;
 use sentinel::decide::decide;
-use sentinel::observe::{Probe, Stored, Timers, World as Seen, observe};
+use sentinel::observe::{Probe, Stored, Timers, World as Seen, observe_by};
 use sentinel::plan::{Verdict, WaitingOn};
 use sentinel::{invariant, write};
 use store::{Guard, LeaseId, Operation, Snapshot, StoreError, Txn, TxnOutcome, WatchEvent};
@@ -77,11 +77,15 @@ struct Memory {
 
 impl Memory {
     /// Returns what a snapshot shows: the same as the last one, where it is the same.
-    fn observed(&mut self, snapshot: Snapshot, keys: &store::keys::Keys, number: usize) -> Seen {
+    fn observed(&mut self, snapshot: Snapshot, of: &Sentinel) -> Seen {
         match &self.observed {
             Some((known, seen)) if *known == snapshot => seen.clone(),
             _ => {
-                let seen = observe(&snapshot, keys, &format!("s{number}"));
+                let id = format!("s{}", of.number);
+                let seen = of.host.sim.with(|w| {
+                    let keys = w.keys.clone();
+                    observe_by(&mut w.read, &snapshot, &keys, &id)
+                });
                 self.observed = Some((snapshot, seen.clone()));
                 seen
             }
@@ -252,7 +256,7 @@ impl Sentinel {
         if memory.watch.is_none() {
             memory.watch = sim.etcd_watch(node, keys.prefix(), snapshot.revision + 1).await.ok();
         }
-        let mut seen = memory.observed(snapshot, &keys, self.number);
+        let mut seen = memory.observed(snapshot, self);
         sim.mutate_seen(&mut seen);
         seen.seen.probe = memory.probe;
         let spec = match (&seen.spec, &memory.spec) {

@@ -16,6 +16,7 @@ use super::keeper::Keeper;
 use super::net::Net;
 use super::oracle::Oracle;
 use super::postgres::Server;
+use super::read::Remembered;
 use super::trace::Trace;
 use super::wal::Wal;
 
@@ -64,6 +65,7 @@ pub struct World {
     pub routes: Option<Routes>,
     pub clock_rates: BTreeMap<Node, i64>,
     pub oracle: Oracle,
+    pub read: Remembered,
     pub trace: Trace,
     pub counts: Counts,
 }

@@ -9,7 +9,7 @@ mod cases;
 mod cluster;
 mod real;
 
-use system_tests::sim::scripted::{Modelled, Part, Told};
+use system_tests::sim::scripted::Modelled;
 
 use cases::{CASES, Case, Step};
 use real::Real;
@@ -71,15 +71,22 @@ async fn on_a_real_one(case: &Case, wanted: &[String]) -> Result<(), String> {
 
 #[test]
 fn the_model_shows_by_itself_what_was_measured() {
+    let mut wrong = Vec::new();
     for case in CASES {
         let facts = on_the_model(case);
-        let missing: Vec<&&str> =
-            case.shows.iter().filter(|f| !facts.contains(&(**f).to_owned())).collect();
-        assert!(missing.is_empty(), "{}: {missing:?} are not among {facts:?}", case.name);
+        let is_missing = |fact: &&&str| !facts.contains(&(**fact).to_owned());
+        wrong.extend(
+            case.shows
+                .iter()
+                .filter(is_missing)
+                .map(|fact| format!("{}: {fact} is not among {facts:?}", case.name)),
+        );
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make test-long: two dozen real primaries, each with two standbys"]
 async fn a_real_postgresql_shows_what_the_modelled_one_shows() {
     let mut differ = Vec::new();
     for case in CASES {
@@ -93,9 +100,9 @@ async fn a_real_postgresql_shows_what_the_modelled_one_shows() {
 
 /// Two that differ are told apart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make test-long: a real primary with two standbys"]
 async fn a_difference_is_found() {
     let wanted: Vec<String> =
         on_the_model(&CASES[0]).iter().map(|f| f.replace("Done", "Lost")).collect();
     assert!(on_a_real_one(&CASES[0], &wanted).await.is_err());
-    assert_eq!((Told::Done, Part::Startup), (Told::Done, Part::Startup));
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::sim::watch;
 use keeper::action::ActionKind;
-use keeper::cluster::{Read, Taken, apply, judged, take_read, view_of};
+use keeper::cluster::{Read, Taken, apply_by, judged, take_read, view_of};
 use keeper::facts::{ClusterView, Process};
 use keeper::postgres::probe::{Receiver, SqlFacts, Walsender};
 use keeper::report::kind;
@@ -150,10 +150,11 @@ async fn follow(host: &Host, view: &watch::Sender<Arc<ClusterView>>) -> Result<(
         view.send_modify(|known| {
             let next = Arc::make_mut(known);
             for event in &batch {
-                match event {
-                    WatchEvent::Put { key, entry } => apply(next, &keys, key, Some(entry)),
-                    WatchEvent::Delete { key, .. } => apply(next, &keys, key, None),
-                }
+                let entry = match event {
+                    WatchEvent::Put { entry, .. } => Some(entry),
+                    WatchEvent::Delete { .. } => None,
+                };
+                sim.with(|w| apply_by(&mut w.read, next, &keys, (event.key(), entry)));
             }
         });
     }
@@ -193,13 +194,14 @@ pub async fn announce(
     let mut last: Option<i64> = None;
     let mut view = worker.view.clone();
     let mut reads = view.borrow().reads;
+    let mut due = true;
     loop {
         let reads_now = view.borrow_and_update().reads;
         let anew = std::mem::replace(&mut reads, reads_now) != reads_now;
         if anew && !worker.sim.mutant("restored-reports-stay") {
-            put = None;
+            (put, due) = (None, true);
         }
-        let newest = report.borrow_and_update().clone();
+        let newest = if due { report.borrow_and_update().clone() } else { None };
         let held = *lease.borrow_and_update();
         if let (Some(newest), Some(held)) = (newest, held)
             && put.as_ref() != Some(&(newest.clone(), held.id))
@@ -216,12 +218,16 @@ pub async fn announce(
                 }
             }
         }
-        tokio::select! {
+        let changed = tokio::select! {
             biased;
-            changed = report.changed() => if changed.is_err() { return },
-            changed = lease.changed() => if changed.is_err() { return },
-            changed = view.changed() => if changed.is_err() { return },
-        }
+            changed = report.changed() => changed.map(|()| true),
+            changed = lease.changed() => changed.map(|()| true),
+            changed = view.changed() => changed.map(|()| false),
+        };
+        due = match changed {
+            Ok(due) => due,
+            Err(_) => return,
+        };
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use proto::document::decode;
+use proto::document::Reader;
 use proto::{Cfg, ClusterState, MemberName, Phase};
 use store::WatchEvent;
 
@@ -20,7 +20,8 @@ impl Sim {
         if *key != self.with(|w| w.keys.state()) {
             return;
         }
-        let Ok(next) = decode::<ClusterState>(&entry.value) else {
+        let read = self.with(|w| w.read.read::<ClusterState>(key, &entry.value));
+        let Ok(next) = read else {
             return self.violate("I7", "the state cannot be read".into());
         };
         let now = self.now();

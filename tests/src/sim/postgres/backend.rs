@@ -140,8 +140,13 @@ impl Pg {
     async fn committed(&self, tx: TxId, size: u64) -> Result<At, SqlError> {
         let lsn = self.insert(size).ok_or(SqlError::ReadOnly)?;
         self.flush(lsn).await;
-        if !self.wait_for_standbys(lsn, true).await {
-            return Err(SqlError::Cancelled);
+        match self.wait_for_standbys(lsn, true).await {
+            Ok(true) => {}
+            Ok(false) => {
+                self.with(|s| s.exposed.insert(lsn));
+                return Err(SqlError::Cancelled);
+            }
+            Err(ended) => return Err(ended),
         }
         let branch = self.with(|s| s.branch).ok_or(SqlError::Closed)?;
         self.with(|s| s.visible = s.visible.max(lsn));
@@ -150,8 +155,9 @@ impl Pg {
         Ok(at)
     }
 
-    /// `SyncRepWaitForLSN`: nobody waits where the checkpointer has not said so. False: the wait was cancelled.
-    async fn wait_for_standbys(&self, lsn: Lsn, client: bool) -> bool {
+    /// `SyncRepWaitForLSN`: nobody waits where the checkpointer has not said so. False: the wait was cancelled. An error:
+    /// the session was ended.
+    async fn wait_for_standbys(&self, lsn: Lsn, client: bool) -> Result<bool, SqlError> {
         let (release, released) = oneshot::channel();
         let waits = self.with(|s| {
             let waits = s.sync_defined && lsn > s.released;
@@ -161,8 +167,8 @@ impl Pg {
             waits
         });
         match waits {
-            Some(true) => released.await.unwrap_or(false),
-            Some(false) | None => true,
+            Some(true) => released.await.map_err(|_| SqlError::Closed),
+            Some(false) | None => Ok(true),
         }
     }
 
@@ -172,7 +178,7 @@ impl Pg {
         let (of, backends) = (self.clone(), self.with(|s| s.backends)?);
         let released = self.sim.call(backends, async move {
             of.flush(lsn).await;
-            of.wait_for_standbys(lsn, false).await;
+            let _ = of.wait_for_standbys(lsn, false).await;
         });
         Some((lsn, released.1))
     }

@@ -10,7 +10,7 @@ mod sender;
 mod shutdown;
 mod startup;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::sim::watch;
 use keeper::postgres::settings::{Access, Settings, Upstream};
@@ -78,6 +78,8 @@ pub struct Server {
     pub branch: BranchId,
     pub replay: Lsn,
     pub visible: Lsn,
+    /// Ends of commits that others see though nobody waited for the standbys to the end: their clients were warned.
+    pub exposed: BTreeSet<Lsn>,
     pub received: Option<Lsn>,
     pub receiver: Option<Receiver>,
     pub senders: BTreeMap<i32, Sender>,
@@ -149,6 +151,7 @@ impl Sim {
                 branch,
                 replay: Lsn(0),
                 visible: Lsn(0),
+                exposed: BTreeSet::new(),
                 received: None,
                 receiver: None,
                 senders: BTreeMap::new(),
