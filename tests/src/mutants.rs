@@ -41,7 +41,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("upstream-stays", "the seal leaves the upstream and the epoch's password", HEAVY),
     mutant("receiver-not-ended", "the seal does not end the receiver", &["freeze"])
         .modelled(LIVES, &["I1", "I2", "I4", "I5", "I9", "I16"]),
-    mutant("position-before-cut", "the position is read before the receiver is ended", HEAVY)
+    mutant("position-before-cut", "the position is read before the receiver is ended", BUSY)
         .modelled(LIVES, &["I1", "I2", "I4", "I16"]),
     mutant(
         "incomplete-member-counts",
@@ -58,9 +58,9 @@ pub const MUTANTS: &[Mutant] = &[
         .modelled(JOINT, &["I4"]),
     mutant("walsenders-not-proven", "a Cfg is confirmed by one reload", &["freeze"])
         .modelled(JOINT, &["I3"]),
-    mutant("walsenders-word-counts", "a walsender's flush position counts alone", HEAVY)
+    mutant("walsenders-word-counts", "a walsender's flush position counts alone", ALL)
         .modelled(JOINT, &["I1", "I4"]),
-    mutant("canary-not-looked-at", "backends are not seen to wait", HEAVY),
+    mutant("canary-not-looked-at", "backends are not seen to wait", ALL),
     mutant("piece-not-seen", "a seal trusts the receiver's position over a piece", HEAVY),
     mutant("piece-stays", "pieces are not set aside", HEAVY),
     mutant("renewal-counts-from-receipt", "a renewal counts from its answer", &["network"]),
@@ -147,3 +147,7 @@ pub const MUTANTS: &[Mutant] = &[
 ];
 
 const HEAVY: &[&str] = &["heavy"];
+/// Load while PostgreSQL lives and what is around it does not.
+const BUSY: &[&str] = &["busy"];
+/// Mistakes that need more than one fault each, at the right moments.
+const ALL: &[&str] = &["aimed", "freeze", "heavy", "orders", "crash"];

@@ -162,6 +162,11 @@ const STORE: &[Kind] = &[
     KillSentinel,
 ];
 
+/// PostgreSQL goes on while its keeper, its voters or its links do not.
+const BUSY: &[Kind] =
+    &[PauseKeeper, PauseKeeper, CutStore, CutPair, FreezeReceiver, FreezeSender, SlowLink];
+const SENTINELS: &[Kind] =
+    &[CutSentinel, CutSentinel, PauseSentinel, KillSentinel, SlowSentinel, KillPostmaster];
 const ORDERS: &[Kind] = &[AskSwitchover, AskPause, AskRemove, CancelWaits];
 /// What brings the cluster out of its steady phase, so that aimed faults find theirs.
 const STARTS: &[Kind] = &[
@@ -211,17 +216,7 @@ impl Profile {
             }
             "restore" => steady(&[StoreRestored, KillPostmaster, KillRouter]),
             "backup" => Self { pause: 25_000_000, ..steady(&[StoreRestored, KillRouter]) },
-            "sentinels" => {
-                let kinds = [
-                    CutSentinel,
-                    CutSentinel,
-                    PauseSentinel,
-                    KillSentinel,
-                    SlowSentinel,
-                    KillPostmaster,
-                ];
-                Self { pause: 700_000, longest: 6_000_000, ..steady(&kinds) }
-            }
+            "sentinels" => Self { pause: 700_000, longest: 6_000_000, ..steady(SENTINELS) },
             "mixed" => Self { members: 5, synchronous_count: 2, kinds: all(), ..base },
             "aimed" => Self { aims: true, ..steady(Kind::ALL) },
             "switchover" => {
@@ -233,7 +228,7 @@ impl Profile {
                 Self { kinds: [own, CRASH].concat(), pause: 8_000_000, ..base }
             }
             "busy" => Self {
-                kinds: vec![PauseKeeper, CutStore, CutPair, FreezeReceiver, FreezeSender, SlowLink],
+                kinds: BUSY.to_vec(),
                 swarm: false,
                 routed_clients: 6,
                 client_pause: 20_000,

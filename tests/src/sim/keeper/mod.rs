@@ -145,7 +145,6 @@ fn first_files(sim: &Sim, member: usize) -> MemberFiles {
 /// One life of a keeper process.
 async fn live(sim: &Sim, member: usize, proc: ProcId) -> anyhow::Result<()> {
     let host = sim.host(Node::Member(member));
-    let keys = sim.with(|w| w.keys.clone());
     host.sleep(Duration::from_millis(30)).await;
     let read = what_was_agreed(&host, member).await?;
     let files = first_files(sim, member);
@@ -167,7 +166,7 @@ async fn live(sim: &Sim, member: usize, proc: ProcId) -> anyhow::Result<()> {
         host: host.clone(),
         member,
         name: files.member.clone(),
-        keys,
+        keys: sim.with(|w| w.keys.clone()),
         view: view.clone(),
         lease: lease.clone(),
         fencer,
