@@ -52,18 +52,24 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("rewind-without-mark", "the mark is not set before a rewind", HEAVY),
     mutant("names-empty-on-standbys", "a standby's list is empty", HEAVY).modelled(JOINT, &["I8"]),
     mutant("no-placeholders", "named timelines are not reserved", HEAVY),
-    mutant("open-without-voters", "a primary opens though no voter holds what it recovered", HEAVY),
+    mutant("open-without-voters", "a primary opens though no voter holds what it recovered", ALL),
     mutant("restart-opens-at-once", "a primary is started open", HEAVY),
     mutant("confirm-without-evidence", "a Cfg is confirmed and nobody has flushed", HEAVY)
         .modelled(JOINT, &["I4"]),
     mutant("walsenders-not-proven", "a Cfg is confirmed by one reload", &["freeze"])
         .modelled(JOINT, &["I3"]),
-    mutant("walsenders-word-counts", "a walsender's flush position counts alone", ALL)
-        .modelled(JOINT, &["I1", "I4"]),
     mutant("canary-not-looked-at", "backends are not seen to wait", ALL),
-    mutant("piece-not-seen", "a seal trusts the receiver's position over a piece", HEAVY),
-    mutant("piece-stays", "pieces are not set aside", HEAVY),
-    mutant("renewal-counts-from-receipt", "a renewal counts from its answer", &["network"]),
+    mutant("piece-not-seen", "a seal overlooks a piece, and so does the promotion", ALL),
+    mutant(
+        "piece-stays",
+        "pieces are not set aside, and a promotion that falls short is taken",
+        ALL,
+    ),
+    mutant(
+        "renewal-counts-from-receipt",
+        "a renewal counts from its answer",
+        &["network", "heavy"],
+    ),
     mutant("keepalive-alone-renews", "a keepalive renews the right", &["network"]),
     mutant("sign-without-causality", "an old flush position is a sign", &["network"]),
     mutant("stale-sentinel-without-guard", "the leader's write has no guards", &["sentinels"])
@@ -110,7 +116,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "fence-terminates-backends",
         "a fence ends waiting backends, and others see their commits",
-        HEAVY,
+        BUSY,
     ),
     mutant(
         "streaming-counts-as-holding",
@@ -122,7 +128,7 @@ pub const MUTANTS: &[Mutant] = &[
     mutant(
         "hello-clears-the-limit",
         "a keeper that comes back clears the fencer's limit",
-        &["network"],
+        &["heavy", "network"],
     ),
     mutant("no-signs", "voters' signs count for nothing while etcd is away", &["etcd"]),
     mutant("set-back-store-renews", "a store that was set back renews the right", &["backup"]),

@@ -362,12 +362,6 @@ impl Model {
         let me = &state.members[member];
         let cfg = self.documents.cfgs.get(cfg.into());
         let mut senders = self.walsenders(state, member);
-        if self.is("walsenders-word-counts") {
-            let said = |s: &&Walsender| s.flush_lsn.is_some_and(|at| at >= Lsn(lsn.into()));
-            let names: Vec<&str> = senders.iter().filter(said).map(|s| s.name.as_str()).collect();
-            let holds = |v: &&proto::MemberName| names.contains(&cfg.wire_name(v).as_str());
-            return self.documents.bits(&cfg.voters.iter().filter(holds).cloned().collect());
-        }
         senders.retain(|s| s.flush_lsn.is_some_and(|at| at >= Lsn(lsn.into())));
         if senders.len() < cfg.k {
             return 0;

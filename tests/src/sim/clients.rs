@@ -9,6 +9,8 @@ use super::router::write_target;
 
 /// After this long a client gives up and does not know what became of its commit.
 const PATIENCE: Micros = 4_000_000;
+/// How many of a hundred transactions only read.
+const READS: u64 = 20;
 
 struct Session {
     pg: Pg,
@@ -64,12 +66,15 @@ async fn connect(sim: &Sim, routed: bool) -> Option<Session> {
     Some(Session { pg, begun: sim.fresh() })
 }
 
-/// One commit and one read; false ends the session.
+/// One commit and one read, or a read alone, as of a primary whose commits all wait; false ends the session.
 async fn transaction(sim: &Sim, pg: &Pg) -> bool {
     let there = Node::Member(pg.member);
     sim.pass(Node::Client, there).await;
     if pg.with(|s| s.phase == Phase::Primary) != Some(true) {
         return pg.with(|_| ()).is_some() && sim.chance(Stream::Clients, |r| r.percent(70));
+    }
+    if sim.chance(Stream::Clients, |r| r.percent(READS)) {
+        return read(sim, pg).await;
     }
     let (tx, size) = (sim.fresh(), sim.between(Stream::Clients, 80, 9_000));
     sim.with(|w| w.counts.tried += 1);

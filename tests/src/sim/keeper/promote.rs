@@ -85,7 +85,8 @@ async fn promote_server(
     }
     let start_lsn = switch_point(session).await?;
     let replayed = worker.local().seal.map_or(Lsn(0), |seal| seal.replayed);
-    if start_lsn < replayed && !worker.sim.mutant("short-promotion-stays") {
+    let unseen = ["piece-not-seen", "piece-stays"].iter().any(|m| worker.sim.mutant(m));
+    if start_lsn < replayed && !unseen {
         worker.fence().await?;
         bail!("timeline {timeline} begins at {start_lsn}, replayed was {replayed}");
     }

@@ -116,7 +116,12 @@ async fn launch(worker: &Worker, session: &Pg) -> anyhow::Result<(Lsn, oneshot::
     let (lsn, mut released) = session.canary().context("the canary commit")?;
     let patience = worker.patience(Duration::from_secs(5), "the canary commit to wait");
     while !session.sql(move |pg| Some(pg.waits(lsn))).await? {
-        if released.try_recv().is_ok() && !worker.sim.mutant("canary-not-looked-at") {
+        if released.try_recv().is_ok() {
+            if worker.sim.mutant("canary-not-looked-at") {
+                let (done, released) = oneshot::channel();
+                let _ = done.send(());
+                return Ok((lsn, released));
+            }
             bail!("the canary commit did not wait for standbys");
         }
         patience.soon(worker).await?;
@@ -143,10 +148,7 @@ pub async fn wait_for_voters(
         for ahead in senders.iter().filter(|s| s.flush_lsn.is_some_and(|at| at > own)) {
             session.end_sender(ahead.pid);
         }
-        let holders = match worker.sim.mutant("walsenders-word-counts") {
-            true => by_walsenders_alone(cfg, &senders, lsn),
-            false => counted(&worker.view.borrow(), cfg, &senders, lsn, own),
-        };
+        let holders = counted(&worker.view.borrow(), cfg, &senders, lsn, own);
         if holders.len() >= cfg.k {
             return Ok(holders);
         }
@@ -156,18 +158,6 @@ pub async fn wait_for_voters(
         }
         worker.sim.sleep(if young { 2_000 } else { 50_000 }).await;
     }
-}
-
-fn by_walsenders_alone(
-    cfg: &Cfg,
-    senders: &[keeper::postgres::probe::Walsender],
-    lsn: Lsn,
-) -> BTreeSet<MemberName> {
-    let holds = |voter: &&MemberName| {
-        let name = cfg.wire_name(voter);
-        senders.iter().any(|s| s.name == name && s.flush_lsn.is_some_and(|at| at >= lsn))
-    };
-    cfg.voters.iter().filter(holds).cloned().collect()
 }
 
 impl Pg {

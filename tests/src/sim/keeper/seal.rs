@@ -53,7 +53,10 @@ pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
         Some(seal) => seal,
         None => sealed_at(worker, session.as_ref(), sealing).await?,
     };
-    let unreached = unreached(worker, seal.position)?;
+    let unreached = match worker.sim.mutant("piece-not-seen") {
+        true => BTreeSet::new(),
+        false => unreached(worker, seal.position)?,
+    };
     worker.update(|local| {
         local.seal = Some(seal);
         local.unreached = unreached;
