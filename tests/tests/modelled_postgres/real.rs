@@ -46,7 +46,7 @@ impl Real {
         let mut servers = vec![primary];
         for name in ["b.e1", "c.e1"] {
             let mut standby = Cluster::empty();
-            base_backup(&binaries(), &servers[0].source(), &standby.data, |_| {}).await.unwrap();
+            base_backup(&binaries(), &servers[0].source(), &standby.data, 0, |_| {}).await.unwrap();
             standby.follow(&servers[0]);
             let conf = standby.data.join("postgresql.auto.conf");
             let text = fs::read_to_string(&conf).unwrap().replace("x.e1.joining", name);
