@@ -54,7 +54,7 @@ const MENDED: &str = "the network of {x} is mended";
 const ETCD_AGAIN: &str = "etcd is started again";
 
 /// All faults, in the order of the help text, which is that of `Fault`.
-pub const ALL: [Entry; 43] = [
+pub const ALL: [Entry; 45] = [
     line(
         Member,
         "member",
@@ -358,5 +358,22 @@ pub const ALL: [Entry; 43] = [
         (Class::Stranger, Hits::PrimaryUnseen),
         (UNSEEN, 1_000),
         ("a stranger streams from the primary {x} under a voter's name", "the stranger is gone"),
+    ),
+    line(
+        SwitchoverTarget,
+        "switchover-target",
+        (Class::Switchover, Hits::PrimaryLink),
+        (REJOIN, 1_000),
+        (
+            "kill -9 all of the member that the primary {x} is handing over to",
+            "that member is started again",
+        ),
+    ),
+    line(
+        RejoinCrash,
+        "rejoin-crash",
+        (Class::Twice, Hits::Primary),
+        (CRASH, 500),
+        ("kill -9 the postmaster of the primary {x}, and all of {x} while it comes back", AGAIN),
     ),
 ];

@@ -33,7 +33,12 @@ impl Fault {
             | Fault::Flapping
             | Fault::EtcdCompaction
             | Fault::Haproxy => Ok(()),
-            Fault::Member | Fault::Standby | Fault::Stop => start_again(lab, victim).await,
+            Fault::Member | Fault::Standby | Fault::Stop | Fault::RejoinCrash => {
+                start_again(lab, victim).await
+            }
+            Fault::SwitchoverTarget => {
+                start_again(lab, injury.killed.as_ref().unwrap_or(victim)).await
+            }
             Fault::Freeze
             | Fault::StandbyFreeze
             | Fault::KeeperFreeze

@@ -68,6 +68,8 @@ pub enum Fault {
     ProxyConfig,
     Connections,
     Stranger,
+    SwitchoverTarget,
+    RejoinCrash,
 }
 
 /// Kinds of faults, by what breaks.
@@ -133,11 +135,13 @@ pub struct Injury {
     pub struck: Struck,
     /// Sessions that are held open.
     crowd: Vec<Session>,
+    /// Who was killed, where it is not the one that the fault is about.
+    killed: Option<MemberName>,
 }
 
 impl From<Struck> for Injury {
     fn from(struck: Struck) -> Self {
-        Self { struck, crowd: Vec::new() }
+        Self { struck, crowd: Vec::new(), killed: None }
     }
 }
 

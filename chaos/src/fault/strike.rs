@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
-use proto::MemberName;
+use proto::{MemberName, Phase};
 
 use super::{Fault, Injury};
 use crate::lab::network::cut::{Cut, Others, Way};
@@ -12,6 +12,9 @@ use crate::lab::{Lab, Part, ServerProcess, Struck};
 
 /// etcd elects within two seconds, and sentinels within one; this is for a machine under load.
 const ELECTED: Duration = Duration::from_secs(30);
+
+/// A switchover or a way back begins within a second; this is for a machine under load.
+const BEGUN: Duration = Duration::from_secs(30);
 
 /// A link that comes and goes: cut for less than silence takes, and whole for long enough to be heard again.
 const FLAPS: [(Duration, Duration); 4] =
@@ -70,11 +73,39 @@ impl Fault {
             Fault::Stranger => lab.start_stranger(victim).await?,
             Fault::Connections => {
                 let (struck, crowd) = lab.exhaust(victim).await?;
-                return Ok(Injury { struck, crowd });
+                return Ok(Injury { struck, crowd, killed: None });
             }
+            Fault::SwitchoverTarget => return kill_target(lab).await,
+            Fault::RejoinCrash => kill_while_it_comes_back(lab, victim).await?,
         };
         Ok(struck.into())
     }
+}
+
+/// Kills the member that is to take over once the handing over has begun.
+async fn kill_target(lab: &mut Lab) -> anyhow::Result<Injury> {
+    lab.ask_for_switchover(None).await?;
+    let begun = lab.await_cluster("a switchover is under way", BEGUN, |cluster| {
+        match &cluster.state.as_ref()?.phase {
+            Phase::Switchover(switchover) => Some(switchover.target.clone()),
+            Phase::Open | Phase::Founding { .. } | Phase::Promoting | Phase::Restarting => None,
+        }
+    });
+    let target = begun.await?;
+    let struck = lab.kill_member(&target)?;
+    Ok(Injury { struck, crowd: Vec::new(), killed: Some(target) })
+}
+
+async fn kill_while_it_comes_back(lab: &mut Lab, victim: &MemberName) -> anyhow::Result<Struck> {
+    let epoch = lab.cluster().await?.epoch();
+    let struck = lab.kill_postgres(victim)?;
+    let begun = lab.await_cluster("it comes back", BEGUN, |cluster| {
+        let rejoin = cluster.reports.get(victim)?.rejoin.as_ref()?;
+        (rejoin.epoch > epoch).then_some(())
+    });
+    begun.await?;
+    lab.kill_member(victim)?;
+    Ok(struck)
 }
 
 async fn kill_etcd_follower(lab: &mut Lab) -> anyhow::Result<Struck> {
