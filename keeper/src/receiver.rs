@@ -25,6 +25,9 @@ use crate::worker::Worker;
 /// a tenth of a second at most: this long without any shows that none is being met.
 const MISSING_FOR: Duration = Duration::from_millis(250);
 
+/// Each time twice as seldom, until it is once a second.
+const SELDOM: u32 = 2;
+
 /// As often as the server is asked for its facts when nothing is under way.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -61,21 +64,25 @@ fn has_no_receiver(sql: Option<&SqlFacts>) -> bool {
     sql.is_some_and(|facts| facts.in_recovery && facts.receiver.is_none())
 }
 
-/// Since when the receiver has been missing, or since when the postmaster was woken for it.
+/// Since when the receiver has been missing, or since when the postmaster was woken for it, and how often it was.
 #[derive(Debug, Default)]
-struct Missing(Option<Moment>);
+struct Missing {
+    since: Option<Moment>,
+    woken: u32,
+}
 
 impl Missing {
-    /// Returns whether it is time to wake the postmaster.
+    /// Returns whether it is time to wake the postmaster. Where that does not help, because there is no primary, it is done
+    /// less often: with `log_connections` each time is a line in PostgreSQL's log.
     fn sees(&mut self, is_missing: bool, now: Moment) -> bool {
         if !is_missing {
-            self.0 = None;
+            *self = Self::default();
             return false;
         }
-        let since = *self.0.get_or_insert(now);
-        let is_time = now.since(since) >= MISSING_FOR;
+        let since = *self.since.get_or_insert(now);
+        let is_time = now.since(since) >= MISSING_FOR * (1 << self.woken.min(SELDOM));
         if is_time {
-            self.0 = Some(now);
+            (self.since, self.woken) = (Some(now), self.woken + 1);
         }
         is_time
     }
@@ -90,10 +97,10 @@ mod tests {
     }
 
     #[test]
-    fn the_postmaster_is_woken_when_a_receiver_is_missing_for_long_and_again_as_long_after() {
+    fn the_postmaster_is_woken_when_a_receiver_is_missing_for_long_and_then_less_often() {
         let mut missing = Missing::default();
-        let woken = (0..20).filter(|tenth| missing.sees(true, at(100 * tenth))).collect::<Vec<_>>();
-        assert_eq!(woken, [3, 6, 9, 12, 15, 18]);
+        let woken = (0..40).filter(|tenth| missing.sees(true, at(100 * tenth))).collect::<Vec<_>>();
+        assert_eq!(woken, [3, 8, 18, 28, 38]);
     }
 
     #[test]
