@@ -363,7 +363,7 @@ pub const ALL: [Entry; 45] = [
         SwitchoverTarget,
         "switchover-target",
         (Class::Switchover, Hits::PrimaryLink),
-        (REJOIN, 1_000),
+        (SILENCE, 1_000),
         (
             "kill -9 all of the member that the primary {x} is handing over to",
             "that member is started again",
