@@ -94,14 +94,16 @@ fn normal(table: Table) -> Result<Table, String> {
 
 fn check_keys(file: &Table) -> Result<(), String> {
     let cli = Cli::command();
-    let anywhere = |key: &str| has(&cli, key) || cli.get_subcommands().any(|c| has(c, key));
+    let anywhere = |key: &str| has(&cli, key) || cli.get_subcommands().any(|c| command_has(c, key));
     for (key, value) in file {
         match value {
             Value::Table(table) => {
                 let Some(command) = cli.find_subcommand(key) else {
                     return Err(format!("table [{key}] is not a command of pgdeputy"));
                 };
-                if let Some(unknown) = table.keys().find(|k| !has(command, k) && !has(&cli, k)) {
+                if let Some(unknown) =
+                    table.keys().find(|k| !command_has(command, k) && !has(&cli, k))
+                {
                     return Err(format!(
                         "unknown key {unknown:?} in [{key}]: it has no flag --{unknown}"
                     ));
@@ -114,11 +116,14 @@ fn check_keys(file: &Table) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns whether `key` may stand in a file for `command` or a part of it. A file names no other file.
+/// Returns whether `key` may stand in a file for `command`. A file names no other file.
 fn has(command: &clap::Command, key: &str) -> bool {
-    let is_it = |a: &Arg| is_layered(a) && a.get_long() == Some(key) && key != "config";
-    let parts = command.get_subcommands().flat_map(clap::Command::get_arguments);
-    command.get_arguments().chain(parts).any(is_it)
+    command.get_arguments().any(|a| is_layered(a) && a.get_long() == Some(key) && key != "config")
+}
+
+/// Returns whether `key` may stand in a file for a command of pgdeputy or one of its parts, such as `lab up`.
+fn command_has(command: &clap::Command, key: &str) -> bool {
+    has(command, key) || command.get_subcommands().any(|part| has(part, key))
 }
 
 fn is_layered(arg: &Arg) -> bool {
