@@ -68,7 +68,9 @@ fn no_promise_is_broken_whatever_goes_wrong() {
 fn runs_that_once_failed_keep_every_promise() {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
     let mut runs = 0;
-    for file in std::fs::read_dir(seeds).expect("the stored runs").flatten() {
+    // Those of open holes lie in a directory beside them.
+    let stored = std::fs::read_dir(seeds).expect("the stored runs").flatten();
+    for file in stored.filter(|file| file.path().is_file()) {
         let text = std::fs::read_to_string(file.path()).expect("a stored run");
         let plan = stored::read(&text).unwrap_or_else(|e| panic!("{}: {e}", file.path().display()));
         let outcome = plan.run();

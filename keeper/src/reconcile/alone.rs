@@ -6,6 +6,7 @@
 
 use proto::assignment::Assignment;
 
+use super::primary;
 use crate::action::{Action, Hold};
 use crate::facts::{ClusterView, Facts};
 
@@ -63,15 +64,11 @@ fn start_alone(view: &ClusterView, facts: &Facts) -> Option<Action> {
         Assignment::Lead(lead)
             if lead.epoch == facts.files.epoch && lead.epoch == facts.files.promise =>
         {
-            let floor = state.members.get(&facts.member).and_then(|admitted| admitted.floor);
-            match (facts.local.end_of_wal, floor) {
-                (None, _) => Some(Action::Scan),
-                (Some(end), Some(floor)) if (end.epoch, end.lsn) < (floor.epoch, floor.lsn) => {
-                    let why = format!("its WAL ends at {end}, less than it once held");
-                    Some(Action::Hold(Hold::Refused(why)))
-                }
-                (Some(_), _) => Some(Action::StartAlone(lead)),
-            }
+            let Some(end) = facts.local.end_of_wal else { return Some(Action::Scan) };
+            Some(match primary::below_floor(state, &facts.member, end) {
+                Some(refused) => Action::Hold(refused),
+                None => Action::StartAlone(lead),
+            })
         }
         Assignment::Lead(_)
         | Assignment::Wait

@@ -43,13 +43,40 @@ fn start(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     }
     match lead.restart {
         Some(restart) if facts.files.restarted < restart && facts.files.role == Role::Primary => {
-            Action::StartPrimary { lead, restart }
+            by_order(state, facts, lead, restart)
         }
         Some(_) | None if facts.files.role == Role::Primary => {
             Action::Hold(Hold::WaitingForRestartOrder)
         }
         Some(_) | None => Action::Hold(Hold::PromotionWasCut),
     }
+}
+
+/// Who was found down may have another disk than before: it must hold what it once held (I11), for voters that hold more
+/// would be counted, and would follow, as soon as it has written past them. Whose end this keeper has seen needs no look.
+fn by_order(state: &ClusterState, facts: &Facts, lead: Lead, restart: u64) -> Action {
+    let has_floor = state.members.get(&facts.member).is_some_and(|m| m.floor.is_some());
+    match (facts.local.process, facts.local.end_of_wal) {
+        (Process::None, None) if has_floor => Action::Scan,
+        (_, Some(end)) => match below_floor(state, &facts.member, end) {
+            Some(refused) => Action::Hold(refused),
+            None => Action::StartPrimary { lead, restart },
+        },
+        (Process::None | Process::Running { .. } | Process::Exited { .. }, None) => {
+            Action::StartPrimary { lead, restart }
+        }
+    }
+}
+
+/// Refuses to start a primary whose WAL ends before what it was once seen to hold.
+pub(super) fn below_floor(
+    state: &ClusterState,
+    member: &MemberName,
+    end: WalPosition,
+) -> Option<Hold> {
+    let floor = state.members.get(member)?.floor?;
+    let is_below = (end.epoch, end.lsn) < (floor.epoch, floor.lsn);
+    is_below.then(|| Hold::Refused(format!("its WAL ends at {end}, less than it once held")))
 }
 
 /// PostgreSQL runs as a standby. A promotion that was cut is never repeated in its epoch: had it got as far as

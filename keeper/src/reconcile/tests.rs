@@ -410,6 +410,24 @@ fn a_second_death_needs_a_second_order() {
 }
 
 #[test]
+fn a_primary_that_is_found_down_with_less_than_it_once_held_is_not_started_by_order() {
+    let mut view = view();
+    let state = view.state.as_mut().unwrap();
+    state.restart = Some(RestartOrder { member: name("b"), epoch: Epoch(2), number: 4 });
+    state.members.get_mut(&name("b")).unwrap().floor =
+        Some(state::Floor { epoch: Epoch(2), lsn: Lsn(151) });
+    let mut facts = facts("b", 2, Role::Primary);
+    assert_eq!(decide(&view, &facts), Action::Scan, "it may have another disk than before");
+    facts.local.end_of_wal = Some(at(2, 150));
+    assert!(matches!(decide(&view, &facts), Action::Hold(Hold::Refused(_))));
+    facts.local.end_of_wal = Some(at(2, 151));
+    assert!(matches!(decide(&view, &facts), Action::StartPrimary { restart: 4, .. }));
+    facts.local.end_of_wal = None;
+    facts.local.process = Process::Exited { noticed: WallTime(1), gone: true };
+    assert!(matches!(decide(&view, &facts), Action::StartPrimary { .. }), "its end was seen");
+}
+
+#[test]
 fn a_promotion_that_was_cut_is_not_repeated_in_its_epoch() {
     let facts = running(facts("b", 2, Role::Primary), sql(true, 1));
     assert_eq!(decide(&view(), &facts), Action::Hold(Hold::PromotionWasCut));
