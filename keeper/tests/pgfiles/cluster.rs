@@ -145,6 +145,12 @@ impl Cluster {
 
     /// Starts it and waits until it answers.
     pub async fn start(&mut self) {
+        self.spawn();
+        self.eventually("it answers", |c| c.try_sql("SELECT 1").status.success()).await;
+    }
+
+    /// Starts it, and returns its postmaster before that has done anything.
+    pub fn spawn(&mut self) -> i32 {
         let log = File::options().create(true).append(true).open(self.root.path().join("log"));
         let mut command = Command::new(binaries().postgres());
         command.arg("-D").arg(&self.data).arg("-k").arg(self.root.path());
@@ -163,8 +169,10 @@ impl Cluster {
         command.arg("-c").arg(format!("wal_keep_size={}MB", self.keep_wal_mb));
         command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.unwrap());
         as_postgres(&mut command);
-        self.postmaster = Some(command.spawn().unwrap());
-        self.eventually("it answers", |c| c.try_sql("SELECT 1").status.success()).await;
+        let postmaster = command.spawn().unwrap();
+        let pid = postmaster.id() as i32;
+        self.postmaster = Some(postmaster);
+        pid
     }
 
     /// Ends it as a crash does: every process of it at once, without a word.

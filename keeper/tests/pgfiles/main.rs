@@ -16,3 +16,4 @@ mod rewindable;
 mod scan_made;
 mod scan_real;
 mod tools;
+mod waiting;

@@ -209,7 +209,7 @@ fn enforced(w: &World, member: usize, server: &Server) -> Vec<Problem> {
     if state.epoch.0 != epoch {
         return problems;
     }
-    if server.lets_clients_in() && !server.sync_defined {
+    if server.lets_clients_in() && !server.commits_wait() {
         problems.push(("I3", format!("member {member} is open and its backends do not wait")));
     }
     let recorded = w.oracle.recorded(epoch);

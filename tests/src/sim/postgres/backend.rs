@@ -155,12 +155,12 @@ impl Pg {
         Ok(at)
     }
 
-    /// `SyncRepWaitForLSN`: nobody waits where the checkpointer has not said so. False: the wait was cancelled. An error:
+    /// `SyncRepWaitForLSN`: nobody waits where the checkpointer has said so. False: the wait was cancelled. An error:
     /// the session was ended.
     async fn wait_for_standbys(&self, lsn: Lsn, client: bool) -> Result<bool, SqlError> {
         let (release, released) = oneshot::channel();
         let waits = self.with(|s| {
-            let waits = s.sync_defined && lsn > s.released;
+            let waits = s.commits_wait() && lsn > s.released;
             if waits {
                 s.waiters.push(Waiter { lsn, client, release });
             }

@@ -73,8 +73,8 @@ pub struct Server {
     pub startup_eager: bool,
     /// What the keeper's session shows.
     pub session_names: String,
-    /// Whether backends wait at all: the checkpointer says so.
-    pub sync_defined: bool,
+    /// Whether backends wait at all, as the checkpointer says; `None` until it has looked once.
+    sync_defined: Option<bool>,
     pub branch: BranchId,
     pub replay: Lsn,
     pub visible: Lsn,
@@ -146,7 +146,7 @@ impl Sim {
                 startup_upstream: conf.upstream.clone(),
                 startup_eager: conf.eager,
                 session_names: conf.standby_names.clone(),
-                sync_defined: false,
+                sync_defined: None,
                 conf,
                 branch,
                 replay: Lsn(0),
@@ -165,11 +165,11 @@ impl Sim {
         self.oracle_server_starts(member);
         let pg = Pg { sim: self.clone(), member, id };
         self.spawn(procs[1], startup::run(pg.clone()));
-        // Whether backends wait is known only once the checkpointer has looked, which may be after the first session.
+        // The checkpointer may look for the first time after the first session.
         let (sim, late) = (self.clone(), self.between(Stream::Postgres, 1_000, 400_000));
         self.spawn(procs[2], async move {
             sim.sleep(late).await;
-            pg.with(|s| s.sync_defined = !s.conf.standby_names.is_empty());
+            pg.with(|s| s.sync_defined = Some(!s.conf.standby_names.is_empty()));
             sim.oracle_look(pg.member);
         });
         pid
@@ -297,12 +297,18 @@ impl Server {
     /// What the checkpointer does about names that it has read (`SyncRepUpdateSyncStandbysDefined`): where there are none
     /// any more it releases whoever waits, as if the standbys held it all.
     fn wait_for_standbys(&mut self, defined: bool) {
-        if self.sync_defined && !defined {
+        if self.sync_defined == Some(true) && !defined {
             for waiter in self.waiters.drain(..) {
                 let _ = waiter.release.send(true);
             }
         }
-        self.sync_defined = defined;
+        self.sync_defined = Some(defined);
+    }
+
+    /// Returns whether a commit waits for standbys. Until the checkpointer has looked backends go by the names that they
+    /// have read themselves (`SYNC_STANDBY_INIT` of PostgreSQL's releases of May 2025, the oldest that are supported).
+    pub fn commits_wait(&self) -> bool {
+        self.sync_defined.unwrap_or(!self.conf.standby_names.is_empty())
     }
 
     /// Cancels every commit of a client that waits.
