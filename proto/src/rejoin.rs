@@ -11,7 +11,7 @@ use crate::{ClusterState, Lsn, Timeline};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RejoinDetails {
-    /// `ask`, `prepare`, `copy`, `sync`, `catch-up`; the last one has no end while it is under way.
+    /// `ask`, `mark`, `prepare`, `copy`, `sync`, `catch-up`; the last one has no end while it is under way.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<PhaseRecord>,
     /// How many bytes the source sent, where they were counted.

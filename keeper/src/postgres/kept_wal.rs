@@ -116,6 +116,7 @@ pub fn finish(
             put_back(&second)?;
         }
     }
+    fill_up(pg_wal, fork)?;
     fsync_dir(pg_wal)?;
     let status = pg_wal.join(STATUS);
     for second in second_names(&status)? {
@@ -132,6 +133,21 @@ pub fn finish(
         }
     }
     if status.is_dir() { fsync_dir(&status) } else { Ok(()) }
+}
+
+/// Gives the source's newest segment its full length, of which only what was written has come. The rest is received.
+fn fill_up(pg_wal: &Path, fork: &ForkSegment) -> io::Result<()> {
+    let size = u64::from(fork.segment_size);
+    for (path, metadata) in files(pg_wal)? {
+        let segment = Segment::parse(&file_name(&path), fork.segment_size);
+        let is_new = segment.is_some_and(|s| s.timeline > fork.common && s.number >= fork.number);
+        if is_new && metadata.len() < size {
+            let file = fs::File::options().write(true).open(&path)?;
+            file.set_len(size)?;
+            file.sync_all()?;
+        }
+    }
+    Ok(())
 }
 
 fn link(path: &Path) -> io::Result<()> {
@@ -263,6 +279,7 @@ mod tests {
             fs::remove_file(dir.path().join(name(1, number))).unwrap();
             fs::remove_file(status.join(format!("{}.done", name(1, number)))).unwrap();
         }
+        fs::write(dir.path().join(name(2, 4)), "only what was written").unwrap();
         let mut taken = Vec::new();
         for _ in 0..2 {
             // The second time as after a cut: nothing is left to do.
@@ -275,7 +292,10 @@ mod tests {
         }
         taken.sort();
         assert_eq!(taken, [name(1, 4), name(1, 5)]);
-        assert_eq!(names(dir.path()), [name(1, 3)]);
+        assert_eq!(names(dir.path()), [name(1, 3), name(2, 4)]);
+        let newest = fs::read(dir.path().join(name(2, 4))).unwrap();
+        assert_eq!(newest.len(), FORK.segment_size as usize);
+        assert!(newest.starts_with(b"only what was written\0"));
         assert_eq!(names(&status), [format!("{}.done", name(1, 3))]);
     }
 }

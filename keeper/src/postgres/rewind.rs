@@ -145,16 +145,17 @@ pub async fn rewind_delta(
     }
 }
 
-/// Gives a member of which nothing else was changed its control file back.
+/// Gives a member of which nothing else was changed its control file back. To any other one it would say that it is to
+/// be recovered, and its pages are a mixture by now.
 fn put_back(outcome: RewindOutcome, before: &Before, data_dir: &Path) -> RewindOutcome {
-    let unchanged = match &outcome {
+    let is_unchanged = match &outcome {
         RewindOutcome::Rewound(_) => false,
         RewindOutcome::NotRequired => true,
         RewindOutcome::Failed(failure) => failure.damage == Damage::None,
     };
-    match before.restore(data_dir) {
-        Err(error) if unchanged => untouched(&error),
-        Ok(()) | Err(_) => outcome,
+    match is_unchanged.then(|| before.restore(data_dir)) {
+        Some(Err(error)) => untouched(&error),
+        Some(Ok(())) | None => outcome,
     }
 }
 

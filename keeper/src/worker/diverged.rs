@@ -13,7 +13,7 @@ use proto::Epoch;
 use proto::rejoin::Discarded;
 
 use super::Worker;
-use crate::durable::{read_optional, write_atomic};
+use crate::durable::{read_optional, replace};
 use crate::member_files::Fork;
 use crate::postgres::wal_contents::{Span, contents};
 use crate::postgres::wal_scan;
@@ -110,7 +110,8 @@ fn summary(data_dir: &Path, dir: &Path, span: Span) -> anyhow::Result<Discarded>
     let mut found = contents(data_dir, span)?;
     found.kept = Some(dir.display().to_string());
     let text = serde_json::to_vec_pretty(&found).context("write what diverged WAL held")?;
-    write_atomic(&path, &text, 0o600).context("write what diverged WAL held")?;
+    // A rejoin does not wait for the disk's sync of it.
+    replace(&path, &text, 0o600).context("write what diverged WAL held")?;
     Ok(found)
 }
 

@@ -50,6 +50,7 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
         Some(fork) => fork,
         None => find_fork(worker, follow, &source).await?,
     };
+    worker.rejoin_step("mark");
     mark(worker, follow, RejoinBy::Rewind, RejoinPhase::Modifying, Some(fork))?;
     remove_unfinished_copies(worker).await?;
     let data_dir = &worker.place.data_dir;

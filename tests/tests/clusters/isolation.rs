@@ -128,7 +128,7 @@ impl Cluster {
         assert!(ended && !back.details.steps.is_empty(), "{back:?}");
         assert_eq!(back.by, RejoinBy::Rewind, "commits that waited were in its WAL: {back:?}");
         let steps: Vec<&str> = back.details.steps.iter().map(|s| s.name.as_str()).collect();
-        assert_eq!(steps, ["ask", "prepare", "copy", "sync", "catch-up"]);
+        assert_eq!(steps, ["ask", "mark", "prepare", "copy", "sync", "catch-up"]);
         assert!(back.details.copied_bytes.unwrap() > 0);
         let given_up = back.details.discarded.as_ref().expect("it was read before it went");
         assert!(given_up.commits > 0 && given_up.read_to == given_up.to, "{given_up:?}");

@@ -24,6 +24,13 @@ pub struct Shown {
     pub kept: Vec<KeptFile>,
 }
 
+/// The segment that the source writes to, and how much of it is worth having: all that is written, in whole megabytes.
+/// What follows is zeros or an earlier segment's, and the member receives it once it is written. (At the very end of a
+/// segment the position in it is 0, and it comes whole.)
+const NEWEST: &str = "(SELECT 'pg_wal/' || w.file_name AS path, w.file_offset AS at, \
+     ((w.file_offset / 1048576 + 1) * 1048576)::int8 AS written \
+     FROM pg_catalog.pg_walfile_name_offset(pg_catalog.pg_current_wal_insert_lsn()) AS w)";
+
 /// Returns whether this is the query: its begin has been the same from PostgreSQL 13 to 18.
 pub fn is_listing(sql: &str) -> bool {
     sql.trim_start().starts_with("WITH RECURSIVE files (path")
@@ -37,7 +44,8 @@ pub fn rewrite(sql: &str, shown: &Shown) -> String {
     let held = array(shown.held.iter().map(|name| format!("pg_wal/{name}")));
     let common = format!("{:08X}", shown.common.0);
     let mut text = format!(
-        "SELECT f.path, f.size, f.isdir, f.link_target FROM ({original}) AS f(path, size, isdir, link_target) \
+        "SELECT f.path, CASE WHEN f.path = i.path AND i.at > 0 THEN least(f.size, i.written) ELSE f.size END, \
+         f.isdir, f.link_target FROM ({original}) AS f(path, size, isdir, link_target), {NEWEST} AS i \
          WHERE NOT (f.path ~ '^pg_wal/[0-9A-F]{{24}}$' AND (\
          (pg_catalog.right(f.path, 16) COLLATE \"C\" < '{fork}' \
          AND (pg_catalog.right(f.path, 16) COLLATE \"C\" < '{redo}' OR f.path = ANY ('{held}'::text[]))) \
@@ -93,6 +101,7 @@ mod tests {
         };
         let text = rewrite("WITH RECURSIVE files (path) SELECT 1;\n", &shown);
         assert!(!text.contains(';'), "{text}");
+        assert!(text.contains("pg_walfile_name_offset"), "{text}");
         assert!(text.contains("< '0000000100000007'") && text.contains("< '0000000100000005'"));
         assert!(text.contains("= '00000003'"), "{text}");
         assert!(text.contains("'{pg_wal/000000030000000100000005}'"), "{text}");
