@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Config, Error, Row};
+use tokio_util::sync::CancellationToken;
 
 use crate::checker::{Operation, Outcome, Recorder, Step, What};
 use crate::session::Session;
@@ -70,6 +71,7 @@ const PARTS: [(Part, u64); 6] = [
 pub struct Clients {
     recorder: Recorder,
     tasks: JoinSet<()>,
+    ending: CancellationToken,
 }
 
 impl Clients {
@@ -77,7 +79,7 @@ impl Clients {
     pub fn start(target: &Config, log: &Path, newest_below: i64) -> anyhow::Result<Self> {
         let recorder = Recorder::create(log)?;
         let numbers = Arc::new(Numbers { stream: AtomicI64::new(1), value: AtomicI64::new(1) });
-        let mut tasks = JoinSet::new();
+        let (mut tasks, ending) = (JoinSet::new(), CancellationToken::new());
         for (number, (part, pause)) in (1..).zip(PARTS) {
             let client = Client {
                 number,
@@ -89,15 +91,17 @@ impl Clients {
                 newest_below,
                 stream: (0, 1),
                 gave_up: false,
+                ending: ending.clone(),
             };
             tasks.spawn(client.run_for_ever());
         }
-        Ok(Self { recorder, tasks })
+        Ok(Self { recorder, tasks, ending })
     }
 
-    /// Stops them; what was under way is not noted, and so unknown.
+    /// Stops them, each after the operation that is under way: it may be there at the end, and has to be noted.
     pub async fn stop(mut self) -> Vec<Operation> {
-        self.tasks.shutdown().await;
+        self.ending.cancel();
+        while self.tasks.join_next().await.is_some() {}
         self.recorder.all()
     }
 }
@@ -120,14 +124,15 @@ struct Client {
     stream: (i64, i64),
     /// Whether a statement got no answer: its session is of no use any more.
     gave_up: bool,
+    ending: CancellationToken,
 }
 
 impl Client {
     async fn run_for_ever(mut self) {
         self.stream = (self.new_stream(), 1);
-        loop {
+        while !self.ending.is_cancelled() {
             if let Ok(session) = Session::open(&self.target, CONNECT_DEADLINE).await {
-                while self.once(&session).await {
+                while self.once(&session).await && !self.ending.is_cancelled() {
                     tokio::time::sleep(self.pause).await;
                 }
             }
