@@ -46,6 +46,13 @@ pub struct Transaction {
     pub took: Duration,
 }
 
+impl Transaction {
+    /// Returns when it was begun.
+    pub fn begin(&self) -> WallTime {
+        WallTime(self.end.0 - i64::try_from(self.took.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
 /// Makes pgbench's tables, past all proxies.
 pub async fn initialise(lab: &mut Lab, scale: usize) -> anyhow::Result<()> {
     let at = lab.address(&lab.primary().await?)?;
@@ -123,8 +130,8 @@ impl Pgbench {
 
 impl Benched {
     /// Returns the longest of the transactions that ended from `from` on and before `to`.
-    pub fn longest(&self, (from, to): (WallTime, WallTime)) -> Option<Duration> {
-        self.between((from, to)).iter().map(|t| t.took).max()
+    pub fn longest(&self, (from, to): (WallTime, WallTime)) -> Option<Transaction> {
+        self.between((from, to)).iter().copied().max_by_key(|t| t.took)
     }
 
     /// Returns the transactions per second that ended from `from` on and before `to`.
@@ -215,7 +222,8 @@ mod tests {
             aborted: 0,
             transactions: vec![one(0, 9), one(100, 3), one(900, 5), one(2000, 80)],
         };
-        assert_eq!(benched.longest((at(50), at(1050))), Some(Duration::from_millis(5)));
+        assert_eq!(benched.longest((at(50), at(1050))), Some(one(900, 5)));
+        assert_eq!(one(900, 5).begin(), at(895));
         assert!((benched.per_second((at(0), at(1000))) - 3.0).abs() < 1e-9);
         assert_eq!(benched.longest((at(3000), at(4000))), None);
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use proto::history::HistoryKind;
+use proto::history::{HistoryKind, HistoryRecord};
 use proto::request::RequestOutcome;
 use proto::{Epoch, WallTime};
 use store::clock;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{BOUND, INTERRUPTED, SETTLE, STEADY};
 use crate::lab::{Lab, LabConfig};
-use crate::pgbench::{self, Benched, Pgbench};
+use crate::pgbench::{self, Benched, Pgbench, Transaction};
 
 /// Small enough that filling it takes a second, large enough that simple updates of 16 clients seldom meet.
 const SCALE: usize = 5;
@@ -41,8 +41,9 @@ pub struct Report {
     pub failed: u64,
     /// Transactions a second before the first switchover.
     pub tps_before: f64,
-    /// The least between two switchovers.
+    /// From the end of a pause to the next request: the least, and the least in the first second of it.
     pub tps_between: f64,
+    pub tps_after: f64,
     /// The longest transaction of each switchover.
     pub pauses: Vec<Duration>,
     /// How long each phase took, by its name.
@@ -105,8 +106,9 @@ pub async fn measure(lab: &mut Lab, switchovers: usize, clients: usize) -> anyho
         lab.wait_redundant(BOUND).await?;
         tokio::time::sleep(SETTLE).await;
     }
+    let until = clock::wall();
     let benched = pgbench.finish(lab).await?;
-    report(lab, (from, &changes), &benched).await
+    report(lab, &changes, &benched, (from, until)).await
 }
 
 async fn change(lab: &Lab) -> anyhow::Result<Change> {
@@ -120,42 +122,54 @@ async fn change(lab: &Lab) -> anyhow::Result<Change> {
 
 async fn report(
     lab: &Lab,
-    (from, changes): (WallTime, &[Change]),
+    changes: &[Change],
     benched: &Benched,
+    (from, until): (WallTime, WallTime),
 ) -> anyhow::Result<Report> {
-    let first = changes.first().map_or(from, |c| c.asked);
-    let settle = i64::try_from(SETTLE.as_millis()).unwrap_or(i64::MAX);
-    let before = (WallTime(from.0 + settle), first);
-    let next = |index: usize| changes.get(index + 1).map_or(clock::wall(), |c| c.asked);
-    let windows = changes.iter().enumerate().map(|(index, change)| (change, next(index)));
-    let (mut pauses, mut between) = (Vec::new(), Vec::new());
-    for (change, next) in windows {
-        // The longest one begins before the stop, or waits in PgBouncer, and ends after it.
-        let longest = benched.longest((change.asked, next));
-        pauses.push(
-            longest.with_context(|| format!("no transaction ended in epoch {}", change.epoch))?,
-        );
-        between.push(benched.per_second((change.served, WallTime(change.served.0 + settle))));
-    }
-    let mut phases: BTreeMap<String, Vec<i64>> = BTreeMap::new();
-    let epochs: Vec<Epoch> = changes.iter().map(|c| c.epoch).collect();
-    for record in lab.history().await? {
-        if record.kind != HistoryKind::Switchover || !epochs.contains(&record.epoch) {
-            continue;
-        }
-        for phase in record.phases {
-            let Some(end) = phase.end else { continue };
-            phases.entry(phase.name).or_default().push(end.ms_since(phase.start));
-        }
-    }
-    Ok(Report {
+    let later = |at: WallTime| WallTime(at.0 + i64::try_from(SETTLE.as_millis()).unwrap_or(0));
+    let first = changes.first().map_or(until, |c| c.asked);
+    let history = lab.history().await?;
+    let mut report = Report {
         switchovers: changes.len(),
         failed: benched.failed + benched.aborted,
-        tps_before: benched.per_second(before),
-        tps_between: between.into_iter().fold(f64::INFINITY, f64::min),
-        pauses,
-        phases,
-    })
+        tps_before: benched.per_second((later(from), first)),
+        tps_between: f64::INFINITY,
+        tps_after: f64::INFINITY,
+        pauses: Vec::new(),
+        phases: BTreeMap::new(),
+    };
+    for (index, change) in changes.iter().enumerate() {
+        let next = changes.get(index + 1).map_or(until, |c| c.asked);
+        // The longest one begins before the stop, or waits in PgBouncer, and ends after it.
+        let longest = benched
+            .longest((change.asked, next))
+            .with_context(|| format!("no transaction ended in epoch {}", change.epoch))?;
+        report.pauses.push(longest.took);
+        let back = longest.end.max(change.served);
+        report.tps_between = report.tps_between.min(benched.per_second((back, next)));
+        let at_once = (back, later(back).min(next));
+        report.tps_after = report.tps_after.min(benched.per_second(at_once));
+        let of_it = |r: &&HistoryRecord| {
+            r.kind == HistoryKind::Switchover && r.epoch == change.epoch && r.restart == 0
+        };
+        let record = history.iter().find(of_it).context("the switchover is not on record")?;
+        for phase in &record.phases {
+            let Some(end) = phase.end else { continue };
+            let took = end.ms_since(phase.start);
+            report.phases.entry(phase.name.clone()).or_default().push(took);
+        }
+        eprintln!("switchover {}: {}", index + 1, course(change, record, &longest));
+    }
+    Ok(report)
+}
+
+/// Says when what happened, in ms after the request: where the longest transaction lies among the phases tells its cause.
+fn course(change: &Change, record: &HistoryRecord, longest: &Transaction) -> String {
+    let after = |at: WallTime| at.ms_since(change.asked);
+    let ended = record.phases.iter().filter_map(|p| Some((p, p.end?)));
+    let phases = ended.map(|(p, end)| format!("{} {}..{}", p.name, after(p.start), after(end)));
+    let (begin, end) = (after(longest.begin()), after(longest.end));
+    format!("{}; longest transaction {begin}..{end}", phases.collect::<Vec<_>>().join(", "))
 }
 
 impl Report {
@@ -182,9 +196,11 @@ impl Report {
         pauses.sort_by(f64::total_cmp);
         let _ = write!(
             text,
-            "the pause of a switchover is its longest transaction; between two of them {:.0} transactions a second at \
-             least\nswitchover: n={} failed_transactions={} tps_before={:.0} pause_ms_median={:.0} pause_ms_max={:.0}",
+            "the pause of a switchover is its longest transaction; from one to the next request {:.0} transactions a \
+             second at least, {:.0} in its first second\n\
+             switchover: n={} failed_transactions={} tps_before={:.0} pause_ms_median={:.0} pause_ms_max={:.0}",
             self.tps_between,
+            self.tps_after,
             self.switchovers,
             self.failed,
             self.tps_before,
@@ -211,6 +227,7 @@ mod tests {
             failed: 0,
             tps_before: 1234.4,
             tps_between: 900.0,
+            tps_after: 800.0,
             pauses: [170, 150, 210].map(Duration::from_millis).into(),
             phases: [("stop", 50), ("hold", 20), ("checkpoint", 120)]
                 .map(|(name, ms)| (name.to_owned(), vec![ms]))
