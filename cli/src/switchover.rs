@@ -1,6 +1,7 @@
 //! `switchover`: asks for another primary now, waits for the end, and says what happened; or says beforehand whether it
 //! could work, or puts it down for later.
 
+mod checks;
 mod dry_run;
 mod later;
 mod time;
@@ -122,6 +123,9 @@ fn terms(args: &SwitchoverArgs) -> Terms {
 
 async fn switch(store: &dyn store::Store, args: &SwitchoverArgs) -> anyhow::Result<Switched> {
     let documents = read::documents(store, &args.target).await?;
+    for cut in documents.proxies.iter().flat_map(|proxy| proxy.cut()) {
+        eprintln!("pgdeputy: {cut}");
+    }
     let wanted = Wanted::Switchover(terms(args));
     let answered = ask::until_done(store, &args.target, &documents, wanted, args.deadline).await?;
     let documents = read::documents(store, &args.target).await?;

@@ -353,11 +353,19 @@ fn every_document_is_written_as_its_golden_file_says_and_every_released_format_d
         pgdeputy_version: "0.1.0".into(),
     };
     check("leader", &leader);
-    let proxy =
-        ProxyReport { id: "proxy-1".into(), epoch: Epoch(2), clients: Clients::Cut, held: None };
+    let proxy = ProxyReport {
+        id: "proxy-1".into(),
+        epoch: Epoch(2),
+        clients: Clients::Cut,
+        held: None,
+        refusing: BTreeMap::new(),
+    };
     check("proxy", &proxy);
     let held = Some(RequestId::from_random(9));
-    check("proxy-holding", &ProxyReport { clients: Clients::Held, held, ..proxy });
+    let proxy = ProxyReport { clients: Clients::Held, held, ..proxy };
+    check("proxy-holding", &proxy);
+    let refusing = [("127.0.0.1:6433".into(), "it does not answer RELOAD".into())].into();
+    check("proxy-refusing", &ProxyReport { refusing, ..proxy });
     let secrets = Secrets { superuser: "s".into(), replication: "r".into(), rewind: "w".into() };
     check("secrets", &secrets);
     check("topology", &topology());

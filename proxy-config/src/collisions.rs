@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use proto::ClusterName;
 
 use crate::HaproxyConfig;
-use crate::haproxy::{Installed, read_back};
+use crate::header::{Comment, Installed, read_back};
 
 /// Refuses what another file of pgdeputy's in the same directory has taken, and, before the first installation, ports
 /// on which another program listens.
@@ -46,7 +46,7 @@ pub fn check(cluster: &ClusterName, config: &HaproxyConfig) -> anyhow::Result<()
 fn beside(config: &HaproxyConfig, path: &Path) -> anyhow::Result<()> {
     // Not text, or not ours to read: not ours.
     let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
-    let Installed::Ours { cluster, .. } = read_back(&text) else { return Ok(()) };
+    let Installed::Ours { cluster, .. } = read_back(Comment::Haproxy, &text) else { return Ok(()) };
     let ports: BTreeMap<u16, &str> = config.ports().map(|(flag, port)| (port, flag)).collect();
     for line in text.lines().map(str::trim) {
         let bound = line.strip_prefix("bind ").and_then(|at| at.rsplit_once(':'));

@@ -22,8 +22,6 @@ use std::path::{Path, PathBuf};
 
 use proto::{ClusterName, MemberName, PoolName, size};
 
-pub use header::{Installed, read_back};
-
 use crate::HaproxyConfig;
 use crate::route::{Addresses, Routes};
 

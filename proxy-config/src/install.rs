@@ -18,7 +18,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::haproxy::{self, Installed, Rendered};
+use crate::haproxy::{self, Rendered};
+use crate::header::{Comment, Installed, read_back};
 use crate::push::{self, PushError, Running};
 use crate::route::Routes;
 use crate::{Config, HaproxyConfig};
@@ -39,7 +40,7 @@ pub fn installed(config: &Config) -> anyhow::Result<Option<Routes>> {
     let Some(haproxy) = &config.haproxy else { return Ok(None) };
     let path = haproxy.file.display();
     let Some(text) = text_of(&haproxy.file)? else { return Ok(None) };
-    match haproxy::read_back(&text) {
+    match read_back(Comment::Haproxy, &text) {
         Installed::Ours { cluster, routes } if cluster == config.cluster.as_str() => {
             Ok(Some(*routes))
         }

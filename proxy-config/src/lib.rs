@@ -8,6 +8,7 @@ mod config;
 mod diff;
 mod follow;
 pub mod haproxy;
+pub mod header;
 mod install;
 pub mod once;
 pub mod pgbouncer;

@@ -9,14 +9,17 @@ pub mod file;
 mod header;
 pub mod hold;
 pub mod instance;
+mod readers;
 pub mod render;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use proto::proxy::Clients;
+use proto::state::SwitchoverStep;
 use proto::{ClusterState, Epoch, RequestId};
 use store::clock;
 use tokio::sync::watch;
@@ -28,7 +31,7 @@ use crate::presence::Followed;
 use crate::route::Routes;
 use entries::{OLDEST, Version};
 use hold::Decision;
-use instance::{Board, Following, Instance, Standing, Want};
+use instance::{Board, Instance, Standing, Want};
 use render::{Rendered, Wishes};
 
 /// How soon a file that could not be written is tried again.
@@ -59,6 +62,8 @@ pub struct Told {
     pub epoch: Epoch,
     pub clients: Clients,
     pub held: Option<RequestId>,
+    /// Those that run and do not do what they are told, and why.
+    pub refusing: BTreeMap<String, String>,
 }
 
 /// Follows the orders until `stop`.
@@ -84,8 +89,10 @@ pub async fn follow(
     let mut keeper = Keeper {
         config,
         decision: Decision::default(),
+        counted: None,
         written: None,
         file: 0,
+        unsynced: false,
         wants,
         said: String::new(),
     };
@@ -169,9 +176,13 @@ async fn sleep(at_most: Option<Duration>) {
 struct Keeper {
     config: PgbouncerConfig,
     decision: Decision,
+    /// The PgBouncers that followed when the present hold began, by their places: it is whole when each of them holds.
+    /// One that refused before is not waited for, and one that does from then on calls the switchover off.
+    counted: Option<(RequestId, BTreeSet<usize>)>,
     written: Option<Rendered>,
     /// Counts the files written.
     file: u64,
+    unsynced: bool,
     wants: watch::Sender<Want>,
     /// The last trouble or notes that were logged.
     said: String,
@@ -196,12 +207,16 @@ impl Keeper {
         }
         let entries = self.written.as_ref().map(|w| w.entries.clone()).unwrap_or_default();
         let hold = self.decision.holding.as_ref().map(|h| h.request.clone());
-        let want = Want { file: self.file, entries, hold };
+        let switchover = order.state.as_deref().and_then(ClusterState::switchover);
+        let soon = switchover.is_some_and(|s| s.step == SwitchoverStep::Checkpoint);
+        let drain = order.routes.limits.drain;
+        let want = Want { file: self.file, entries, hold, soon, drain };
         self.wants.send_if_modified(|last| {
             let changed = *last != want;
             *last = want;
             changed
         });
+        self.sync().await;
         again
     }
 
@@ -214,12 +229,26 @@ impl Keeper {
         }
         let (path, cluster) = (self.config.file.clone(), self.config.wishes.cluster.clone());
         let (routes, text) = (routes.clone(), rendered.text.clone());
-        let install = move || file::install(&path, &cluster, (&routes, &text));
-        tokio::task::spawn_blocking(install).await.context("install a file")??;
+        let replace = move || file::replace(&path, &cluster, (&routes, &text));
+        tokio::task::spawn_blocking(replace).await.context("install a file")??;
         self.file += 1;
+        self.unsynced = true;
         self.say(&rendered.notes.join("; "));
         self.written = Some(rendered);
         Ok(())
+    }
+
+    /// Syncs the file that PgBouncers are being told to load: clients do not wait for the disk. A host that loses its power
+    /// before has lost its PgBouncers too, and no member serves in an older epoch any more.
+    async fn sync(&mut self) {
+        if !std::mem::take(&mut self.unsynced) {
+            return;
+        }
+        let path = self.config.file.clone();
+        let synced = tokio::task::spawn_blocking(move || file::sync(&path)).await;
+        if let Err(e) = synced.context("sync a file").flatten() {
+            self.say(&format!("{e:#}"));
+        }
     }
 
     fn say(&mut self, text: &str) {
@@ -229,25 +258,52 @@ impl Keeper {
         self.said = text.to_owned();
     }
 
-    fn told(&self, order: &Orders, standings: &[Standing], before: Epoch) -> Told {
-        let follow = |standing: &Standing| match standing {
-            Standing::Following(following) => Some(following.clone()),
-            Standing::Unasked | Standing::Away | Standing::Refusing(_) => None,
+    /// Returns the places of the PgBouncers whose clients a hold is about.
+    fn counted(&mut self, standings: &[Standing]) -> BTreeSet<usize> {
+        let follows = |standing: &Standing| matches!(standing, Standing::Following(_));
+        let following = standings.iter().enumerate().filter(|(_, s)| follows(s)).map(|(at, _)| at);
+        let following: BTreeSet<usize> = following.collect();
+        let Some(holding) = &self.decision.holding else {
+            self.counted = None;
+            return following;
         };
-        let following: Vec<Following> = standings.iter().filter_map(follow).collect();
-        let refuses = |s: &Standing| matches!(s, Standing::Refusing(_) | Standing::Unasked);
-        let obey = !standings.iter().any(refuses);
-        let clients = match obey && !following.is_empty() {
-            true => Clients::Held,
-            false => Clients::Cut,
+        match &self.counted {
+            Some((request, counted)) if *request == holding.request => counted.clone(),
+            // Whoever has just started knows nothing of those that it has not asked.
+            Some(_) | None if standings.contains(&Standing::Unasked) => BTreeSet::new(),
+            Some(_) | None => {
+                self.counted = Some((holding.request.clone(), following.clone()));
+                following
+            }
+        }
+    }
+
+    fn told(&mut self, order: &Orders, standings: &[Standing], before: Epoch) -> Told {
+        let counted = self.counted(standings);
+        let all_obey =
+            !standings.iter().any(|s| matches!(s, Standing::Refusing(_) | Standing::Unasked));
+        let is_loaded = |s: &Standing| match s {
+            Standing::Following(following) => following.file == self.file,
+            Standing::Unasked | Standing::Away | Standing::Refusing(_) => true,
         };
-        let is_loaded = obey && self.file > 0 && following.iter().all(|f| f.file == self.file);
+        let is_loaded = all_obey && self.file > 0 && standings.iter().all(is_loaded);
         let request = self.decision.holding.as_ref().map(|h| h.request.clone());
-        let is_held = clients == Clients::Held && following.iter().all(|f| f.held == request);
+        let holds = |at: &usize| match standings.get(*at) {
+            Some(Standing::Following(following)) => following.held == request,
+            // One that has ended has no clients any more.
+            Some(Standing::Away) => true,
+            Some(Standing::Unasked | Standing::Refusing(_)) | None => false,
+        };
+        let is_held = !counted.is_empty() && counted.iter().all(holds);
+        let refusing = standings.iter().zip(&self.config.consoles).filter_map(|(s, at)| match s {
+            Standing::Refusing(why) => Some((instance::name(at), why.clone())),
+            Standing::Unasked | Standing::Away | Standing::Following(_) => None,
+        });
         Told {
             epoch: if is_loaded { order.routes.epoch } else { before },
-            clients,
+            clients: if counted.is_empty() { Clients::Cut } else { Clients::Held },
             held: request.filter(|_| is_held),
+            refusing: refusing.collect(),
         }
     }
 }

@@ -43,7 +43,13 @@ impl Followed {
         let epochs = self.haproxy.into_iter().chain(pgbouncer.iter().map(|p| p.epoch));
         let (clients, held) =
             pgbouncer.as_ref().map_or((Clients::Cut, None), |p| (p.clients, p.held.clone()));
-        ProxyReport { id: id.to_owned(), epoch: epochs.min().unwrap_or(Epoch(0)), clients, held }
+        ProxyReport {
+            id: id.to_owned(),
+            epoch: epochs.min().unwrap_or(Epoch(0)),
+            clients,
+            held,
+            refusing: pgbouncer.map(|p| p.refusing).unwrap_or_default(),
+        }
     }
 }
 

@@ -80,6 +80,7 @@ pub(crate) fn begin_switchover(
             )
         }));
     }
+    record.evidence.extend(inputs.seen.proxies.values().flat_map(|proxy| proxy.cut()));
     record.advance(Some("stop"), inputs.wall);
     ended(inputs).into_iter().chain([write(record)]).collect()
 }

@@ -66,6 +66,7 @@ impl Status {
                 .filter(|p| p.epoch < self.epoch)
                 .map(|proxy| format!("proxy {} still routes by epoch {}", proxy.id, proxy.epoch)),
         );
+        lines.extend(self.proxies.iter().flat_map(|proxy| proxy.cut()));
         lines.extend(self.scheduled.iter().map(|s| {
             format!(
                 "scheduled: a switchover to {} at {}, asked for by {} ({})",

@@ -81,16 +81,31 @@ impl Drop for Console {
     }
 }
 
+/// Opens consoles until there are `count`: each `PAUSE` waits on one of its own.
+pub async fn open_all(
+    at: &Config,
+    ready: &mut Vec<Console>,
+    count: usize,
+) -> Result<(), ConsoleError> {
+    ready.retain(|console| !console.is_closed());
+    while ready.len() < count {
+        ready.push(Console::open(at).await?);
+    }
+    Ok(())
+}
+
 /// Lets no transaction begin in any of `databases`, and returns when none runs any more. Without a bound of its own: a
 /// transaction takes as long as it likes. Cut in the middle, the databases stay paused or half paused.
-pub async fn pause_all(at: &Config, databases: &[String]) -> Result<(), ConsoleError> {
-    // Each wait blocks its console, so each has one of its own; all are open before the first client has to wait.
-    let mut consoles = Vec::new();
-    for name in databases {
-        consoles.push((Console::open(at).await?, format!("PAUSE {}", quoted(name))));
-    }
+pub async fn pause_all(
+    at: &Config,
+    mut ready: Vec<Console>,
+    databases: &[String],
+) -> Result<(), ConsoleError> {
+    // All are open before the first client has to wait.
+    open_all(at, &mut ready, databases.len()).await?;
     let mut waits = JoinSet::new();
-    for (console, command) in consoles {
+    for (console, name) in ready.into_iter().zip(databases) {
+        let command = format!("PAUSE {}", quoted(name));
         waits.spawn(async move { console.run(&command).await });
     }
     while let Some(ended) = waits.join_next().await {

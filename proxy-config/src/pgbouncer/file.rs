@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use proto::ClusterName;
 
-use super::header::{self, Installed};
+use crate::header::{Comment, Installed, read_back};
 use crate::route::Routes;
 
 /// PgBouncer often runs as another user. There is no secret in it.
@@ -25,7 +25,7 @@ pub fn installed(path: &Path, cluster: &ClusterName) -> anyhow::Result<Option<Ro
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).with_context(|| format!("read {shown}")),
     };
-    match header::read_back(&text) {
+    match read_back(Comment::Pgbouncer, &text) {
         Installed::Ours { cluster: of, routes } if of == cluster.as_str() => Ok(Some(*routes)),
         Installed::Ours { cluster: of, .. } => bail!(
             "{shown} belongs to cluster {of}, not {cluster}: choose another --pgbouncer-config"
@@ -37,8 +37,28 @@ pub fn installed(path: &Path, cluster: &ClusterName) -> anyhow::Result<Option<Ro
     }
 }
 
-/// Replaces the file, whose text was made for `routes`, unless it is of a higher epoch by now.
+/// Replaces the file, whose text was made for `routes`, and syncs it.
 pub fn install(
+    path: &Path,
+    cluster: &ClusterName,
+    made_for: (&Routes, &str),
+) -> anyhow::Result<()> {
+    replace(path, cluster, made_for)?;
+    sync(path)
+}
+
+/// Syncs the file and its directory, so that it outlives the host.
+pub fn sync(path: &Path) -> anyhow::Result<()> {
+    let syncing = || {
+        File::open(path)?.sync_all()?;
+        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    };
+    syncing().with_context(|| format!("sync {}", path.display()))
+}
+
+/// Replaces the file, whose text was made for `routes`, unless it is of a higher epoch by now. What is not synced may be
+/// the file of before again after a loss of power, or an empty one, which is as good as none.
+pub fn replace(
     path: &Path,
     cluster: &ClusterName,
     (routes, text): (&Routes, &str),
@@ -62,9 +82,7 @@ pub fn install(
         let mut file = File::create(&temporary)?;
         file.set_permissions(fs::Permissions::from_mode(MODE))?;
         file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        fs::rename(&temporary, path)
     };
     write().with_context(|| format!("write {shown}"))
 }

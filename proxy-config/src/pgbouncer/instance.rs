@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use proto::RequestId;
+use proto::{Moment, RequestId};
+use store::clock;
 use tokio::sync::watch;
 use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,10 @@ pub struct Want {
     pub entries: Vec<Entry>,
     /// The switchover for which the clients of the primary wait.
     pub hold: Option<RequestId>,
+    /// A switchover is being prepared, so that the hold comes soon.
+    pub soon: bool,
+    /// How long reads may go on at a standby that has left.
+    pub drain: Duration,
 }
 
 /// How a PgBouncer stands to what is wanted.
@@ -63,16 +68,20 @@ pub struct Following {
 /// One PgBouncer.
 pub struct Instance {
     at: Config,
-    name: String,
+    pub(super) name: String,
     /// There while some database may be paused by us: the next one to run lets its clients go.
     paused_mark: PathBuf,
     /// The file that pgbouncer.ini includes, for complaints.
     file: PathBuf,
     console: Option<Open>,
+    /// For the `PAUSE` that comes soon: a login takes several milliseconds while PgBouncer has much to do.
+    ready: Vec<Console>,
     /// What was shown before a reload whose consequences are not all drawn yet.
     before_reload: Option<Vec<Row>>,
     /// Those last wanted.
     entries: Vec<Entry>,
+    /// Since when reads may hang on a standby that has left: see `readers`.
+    pub(super) readers_left: Option<Moment>,
     said: String,
 }
 
@@ -95,8 +104,8 @@ impl Board {
     }
 }
 
-struct Open {
-    console: Console,
+pub(super) struct Open {
+    pub(super) console: Console,
     version: Version,
     /// The file that it was last told to load, by this connection.
     told: Option<u64>,
@@ -114,8 +123,10 @@ impl Instance {
             paused_mark,
             file: file.to_owned(),
             console: None,
+            ready: Vec::new(),
             before_reload: None,
             entries: Vec::new(),
+            readers_left: None,
             said: String::new(),
         }
     }
@@ -156,7 +167,7 @@ impl Instance {
 
     /// Has the file with `entries` loaded, and pauses and resumes nothing. Returns how PgBouncer stands to it.
     pub async fn load_once(&mut self, entries: Vec<Entry>) -> Standing {
-        let want = Want { file: 1, entries, hold: None };
+        let want = Want { file: 1, entries, ..Want::default() };
         let loaded = async {
             let open = self.open().await?;
             let version = self.console.insert(open).version;
@@ -175,7 +186,7 @@ impl Instance {
         }
         // The kept console may be in the middle of something.
         self.console = None;
-        let want = Want { file: 0, entries: self.entries.clone(), hold: None };
+        let want = Want { entries: self.entries.clone(), ..Want::default() };
         if let Err(e) = self.converge(&want).await {
             warn!(pgbouncer = %self.name, error = %e, "databases may stay paused: RESUME them by hand");
         }
@@ -218,12 +229,19 @@ impl Instance {
         if want.file > 0 {
             seen = self.load(want, seen).await?;
         }
+        self.free_readers(want).await?;
         let held = match &want.hold {
             Some(request) => {
                 self.hold(&want.entries, &seen).await.map(|()| Some(request.clone()))?
             }
             None => self.let_go(&want.entries, &seen).await.map(|()| None)?,
         };
+        let count = match want.soon {
+            true => names(&want.entries, &seen, |entry| entry.kind.is_of_primary()).len(),
+            false => 0,
+        };
+        self.ready.truncate(count);
+        console::open_all(&self.at, &mut self.ready, count).await?;
         Ok(Following { version, file: want.file, held })
     }
 
@@ -245,7 +263,13 @@ impl Instance {
             );
             return Err(ConsoleError::Refused { what: "RELOAD".into(), said });
         }
-        self.cut(&repointed(&want.entries, &before, &seen)).await?;
+        let moved = |of_primary: bool| {
+            repointed(&want.entries, (&before, &seen), |e| e.kind.is_of_primary() == of_primary)
+        };
+        if !moved(false).is_empty() {
+            self.readers_left = Some(clock::now());
+        }
+        self.cut(&moved(true)).await?;
         self.before_reload = None;
         if let Some(open) = &mut self.console {
             open.told = Some(want.file);
@@ -253,7 +277,7 @@ impl Instance {
         self.show_databases().await
     }
 
-    fn open_console(&self) -> Result<&Open, ConsoleError> {
+    pub(super) fn open_console(&self) -> Result<&Open, ConsoleError> {
         self.console.as_ref().ok_or_else(|| ConsoleError::Away("the connection is gone".into()))
     }
 
@@ -307,7 +331,7 @@ impl Instance {
         Ok(())
     }
 
-    async fn hold(&self, entries: &[Entry], seen: &[Row]) -> Result<(), ConsoleError> {
+    async fn hold(&mut self, entries: &[Entry], seen: &[Row]) -> Result<(), ConsoleError> {
         let names = names(entries, seen, |entry| entry.kind.is_of_primary());
         let waiting = |name: &&String| {
             let row = seen.iter().find(|row| is(row, "name", name));
@@ -320,7 +344,7 @@ impl Instance {
         }
         self.mark_paused()?;
         info!(pgbouncer = %self.name, databases = ?names, "pause");
-        console::pause_all(&self.at, &names).await
+        console::pause_all(&self.at, std::mem::take(&mut self.ready), &names).await
     }
 
     async fn let_go(&self, entries: &[Entry], seen: &[Row]) -> Result<(), ConsoleError> {
@@ -343,7 +367,7 @@ impl Instance {
 
     /// Notes on disk that we pause: a proxy-config that dies in between is followed by one that knows. It need not
     /// outlive the host: a pause does not either.
-    fn mark_paused(&self) -> Result<(), ConsoleError> {
+    pub(super) fn mark_paused(&self) -> Result<(), ConsoleError> {
         std::fs::write(&self.paused_mark, "").map_err(|e| self.cannot_mark(&e))
     }
 
@@ -370,7 +394,7 @@ async fn retry(console: &Console) -> Result<f64, ConsoleError> {
     Ok(row.and_then(|row| row.get("value")?.parse().ok()).unwrap_or(f64::INFINITY))
 }
 
-fn is(row: &Row, column: &str, value: &str) -> bool {
+pub(super) fn is(row: &Row, column: &str, value: &str) -> bool {
     row.get(column).is_some_and(|found| found == value)
 }
 
@@ -404,13 +428,18 @@ fn names(entries: &[Entry], seen: &[Row], chosen: impl Fn(&Entry) -> bool) -> Ve
     names
 }
 
-/// Returns the primary's databases that lead elsewhere than before a reload. In one that was paused nothing is left.
-fn repointed(entries: &[Entry], before: &[Row], after: &[Row]) -> Vec<String> {
+/// Returns the databases of the chosen entries that lead elsewhere than before a reload. In one that was paused nothing
+/// is left.
+fn repointed(
+    entries: &[Entry],
+    (before, after): (&[Row], &[Row]),
+    chosen: impl Fn(&Entry) -> bool,
+) -> Vec<String> {
     let at = |rows: &[Row], name: &str| {
         let row = rows.iter().find(|row| is(row, "name", name) && is(row, "paused", "0"))?;
         Some((row.get("host").cloned(), row.get("port").cloned()))
     };
-    let names = names(entries, after, |entry| entry.kind.is_of_primary());
+    let names = names(entries, after, chosen);
     names
         .into_iter()
         .filter(|n| at(before, n).is_some_and(|old| Some(old) != at(after, n)))

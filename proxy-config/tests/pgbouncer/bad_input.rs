@@ -9,7 +9,8 @@ use proxy_config::pgbouncer::render::{Entry, Kind, render};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{Pgbouncer, World, bounded, free_port, three};
+use crate::waiting::bounded;
+use crate::world::{Pgbouncer, World, free_port, three};
 
 async fn refusal(world: &World) -> String {
     let store = std::sync::Arc::new(world.store.clone());
@@ -99,7 +100,7 @@ async fn a_pgbouncer_that_does_not_include_the_file_is_told_of_with_the_line_tha
     pgbouncer.start().await;
     let (name, host, port) = ("main".to_owned(), "127.0.0.1".to_owned(), free_port().await);
     let entries = vec![Entry { name, kind: Kind::Write, host, port }];
-    let wants = watch::Sender::new(Want { file: 1, entries, hold: None });
+    let wants = watch::Sender::new(Want { file: 1, entries, ..Want::default() });
     let standings = std::sync::Arc::new(watch::Sender::new(vec![Standing::Unasked]));
     let board = Board { standings: standings.clone(), place: 0 };
     let stop = CancellationToken::new();

@@ -1,15 +1,17 @@
 //! Real PgBouncers that follow the agreed state.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use proto::Epoch;
 use proto::proxy::Clients;
+use proto::{ClusterSpec, Epoch};
 use store::clock;
 
 use crate::scene::open;
 use crate::server::Server;
-use crate::world::{Pgbouncer, Proxy, World, bounded, eventually, three};
+use crate::waiting::{bounded, eventually};
+use crate::world::{Pgbouncer, Proxy, World, three};
 
 struct Cluster {
     world: World,
@@ -96,6 +98,36 @@ async fn reads_go_round_the_standbys_and_follow_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_hangs_on_a_standby_that_has_vanished_ends_after_the_drain_and_no_sooner() {
+    let Cluster { world, pgbouncer, proxy: _proxy, servers: [a, b, c] } = cluster("").await;
+    let mut spec = ClusterSpec::default();
+    spec.reads.drain = Duration::from_secs(2);
+    world.specify(&spec).await;
+    // Both of them read, so that one of them reads from c.
+    let (one, other) = (pgbouncer.client("main_ro").await, pgbouncer.client("main_ro").await);
+    let mut sessions = Vec::new();
+    for session in [one.unwrap(), other.unwrap()] {
+        session.ask("BEGIN").await.unwrap();
+        let server = session.ask("who").await.unwrap();
+        sessions.push((server, session));
+    }
+    sessions.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let [(first, lags), (second, hangs)] = sessions.try_into().ok().expect("two sessions");
+    assert_eq!((first.as_str(), second.as_str()), ("b", "c"));
+    c.vanish();
+    let asked = tokio::spawn(async move { hangs.ask("who").await });
+    // Of b the reads leave too, but it answers: its transaction goes on until nothing else is left to be ended for.
+    let left = clock::now();
+    world.open(8, &[("b", &b), ("a", &a)]).await;
+    pgbouncer.expect("main_ro", "a").await;
+    assert_eq!(lags.ask("who").await.unwrap(), "b");
+    assert!(bounded("the read ends", asked).await.unwrap().is_err());
+    assert!(clock::now().since(left) >= spec.reads.drain);
+    pgbouncer.expect("main_ro", "a").await;
+    pgbouncer.expect("main", "b").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pgbouncer_that_was_killed_comes_back_at_the_present_primary() {
     let Cluster { world, mut pgbouncer, proxy: _proxy, servers: [a, b, c] } = cluster("").await;
     pgbouncer.end();
@@ -123,10 +155,10 @@ async fn one_pgbouncer_that_is_stuck_holds_up_no_other() {
     one.signal(Signal::SIGSTOP);
     world.open(8, &[("b", &b), ("a", &a), ("c", &c)]).await;
     other.expect("main", "b").await;
-    world.reports("it cannot hold", |r| r.clients == Clients::Cut).await;
+    world.reports("it is named", |r| r.refusing.len() == 1 && r.clients == Clients::Held).await;
     one.signal(Signal::SIGCONT);
     one.expect("main", "b").await;
-    world.reports("both follow", |r| r.clients == Clients::Held && r.epoch == Epoch(8)).await;
+    world.reports("both follow", |r| r.refusing.is_empty() && r.epoch == Epoch(8)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use proto::proxy::Clients;
+use proto::proxy::{Clients, ProxyReport};
 use proto::{ClusterState, Phase};
 use serde_json::json;
 use store::clock;
 
 use crate::scene::open;
 use crate::server::Server;
-use crate::world::{Pgbouncer, Proxy, World, bounded, eventually, three};
+use crate::waiting::{bounded, eventually};
+use crate::world::{Pgbouncer, Proxy, World, three};
 
 /// Far longer than a step of these tests takes.
 const LONG: &str = "60s";
@@ -68,13 +69,7 @@ async fn cluster(pgbouncers: usize) -> Cluster {
 }
 
 async fn is_paused(pgbouncer: &Pgbouncer) -> bool {
-    let (client, connection) = pgbouncer.console().connect(tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(async move { drop(connection.await) });
-    let rows = client.simple_query("SHOW DATABASES").await.unwrap();
-    rows.iter().any(|m| match m {
-        tokio_postgres::SimpleQueryMessage::Row(row) => row.get("paused") == Some("1"),
-        _ => false,
-    })
+    pgbouncer.rows("SHOW DATABASES").await.iter().any(|row| row.get("paused") == Some("1"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,6 +79,15 @@ async fn transactions_end_then_clients_wait_and_go_on_at_the_new_primary_without
     let waiting = pgbouncers[1].client("main").await.unwrap();
     running.ask("BEGIN").await.unwrap();
     assert_eq!(waiting.ask("who").await.unwrap(), "a");
+    // While the checkpoint is written nobody waits, and consoles are made ready for the pause.
+    world.agree(&switching(7, json!({"name": "checkpoint"}))).await;
+    let consoles = async || {
+        let clients = pgbouncers[0].rows("SHOW CLIENTS").await;
+        clients.iter().filter(|row| row.get("database") == Some("pgbouncer")).count()
+    };
+    // The one of proxy-config, the one that asks, and the one for the pause.
+    eventually("a console is ready", async || consoles().await == 3).await;
+    assert!(!is_paused(&pgbouncers[0]).await);
     world.agree(&hold(LONG)).await;
     eventually("it is paused", || is_paused(&pgbouncers[0])).await;
     assert_eq!(world.told().await.unwrap().held, None, "a transaction runs");
@@ -171,12 +175,29 @@ async fn a_proxy_config_that_is_stopped_leaves_nobody_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_reported_held_while_one_pgbouncer_does_not_answer() {
+async fn a_pgbouncer_that_does_not_answer_is_named_and_the_others_hold_their_clients() {
+    let Cluster { world, pgbouncers, proxy: _proxy, a: _a, b: _b, c: _c } = cluster(2).await;
+    pgbouncers[1].signal(Signal::SIGSTOP);
+    let name = format!("127.0.0.1:{}", pgbouncers[1].port);
+    let is_named = |r: &ProxyReport| r.clients == Clients::Held && r.refusing.contains_key(&name);
+    world.reports("it is named beforehand", is_named).await;
+    world.agree(&hold(LONG)).await;
+    held(&world).await;
+    assert!(is_paused(&pgbouncers[0]).await);
+    assert!(is_named(&world.told().await.unwrap()));
+    pgbouncers[1].signal(Signal::SIGCONT);
+    world.reports("all follow", |r| r.refusing.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_reported_held_while_one_does_not_answer_that_did_when_the_hold_began() {
     let Cluster { world, pgbouncers, proxy: _proxy, a: _a, b: _b, c: _c } = cluster(2).await;
     pgbouncers[1].signal(Signal::SIGSTOP);
     world.agree(&hold(LONG)).await;
     eventually("the other is paused", || is_paused(&pgbouncers[0])).await;
-    world.reports("it cannot hold", |r| r.clients == Clients::Cut && r.held.is_none()).await;
+    let is_named =
+        |r: &ProxyReport| r.clients == Clients::Held && r.held.is_none() && r.refusing.len() == 1;
+    world.reports("it is named", is_named).await;
     pgbouncers[1].signal(Signal::SIGCONT);
     held(&world).await;
 }

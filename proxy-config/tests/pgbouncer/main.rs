@@ -10,4 +10,6 @@ mod rendering;
 #[allow(dead_code, reason = "the other suite needs more of it")]
 mod scene;
 mod server;
+#[path = "../proxy_config/waiting.rs"]
+mod waiting;
 mod world;

@@ -65,7 +65,7 @@ impl Session {
     async fn talk(&mut self) -> std::io::Result<()> {
         const SSL_REQUEST: [u8; 4] = 80_877_103_u32.to_be_bytes();
         while self.body().await?.starts_with(&SSL_REQUEST) {
-            self.stream.write_all(b"N").await?;
+            self.say(b"N").await?;
         }
         let mut hello = message(b'R', &0_u32.to_be_bytes());
         for (name, value) in [

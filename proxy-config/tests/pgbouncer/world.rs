@@ -1,17 +1,15 @@
 //! A store in memory, servers that say their names, and real PgBouncers.
 
-use std::future::Future;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::proxy::ProxyReport;
-use proto::{ClusterName, ClusterState, Document, MemberReport, document};
+use proto::{ClusterName, ClusterSpec, ClusterState, Document, MemberReport, document};
 use proxy_config::pgbouncer::render::Wishes;
 use proxy_config::{Config, PgbouncerConfig};
 use store::keys::Keys;
@@ -20,14 +18,12 @@ use store::{Operation, Store, Txn};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::sync::CancellationToken;
 
 use crate::scene;
 use crate::server::Server;
-
-/// Nothing here takes longer unless it is broken.
-const BOUND: Duration = Duration::from_secs(20);
+use crate::waiting::{bounded, eventually};
 
 /// A PgBouncer; killed when dropped.
 pub struct Pgbouncer {
@@ -121,14 +117,20 @@ impl Pgbouncer {
 
     /// Runs a command on the console, and returns the first column.
     pub async fn command(&self, command: &str) -> Vec<String> {
+        let rows = self.rows(command).await;
+        rows.iter().filter_map(|row| row.get(0).map(str::to_owned)).collect()
+    }
+
+    /// Runs a command on the console.
+    pub async fn rows(&self, command: &str) -> Vec<SimpleQueryRow> {
         let (client, connection) = self.console().connect(NoTls).await.unwrap();
         tokio::spawn(async move { drop(connection.await) });
-        let rows = client.simple_query(command).await.unwrap();
-        let first = |m: &SimpleQueryMessage| match m {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        let messages = client.simple_query(command).await.unwrap();
+        let row = |m: SimpleQueryMessage| match m {
+            SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
         };
-        rows.iter().filter_map(first).collect()
+        messages.into_iter().filter_map(row).collect()
     }
 }
 
@@ -249,6 +251,10 @@ impl World {
         self.put(self.keys.state(), state).await;
     }
 
+    pub async fn specify(&self, spec: &ClusterSpec) {
+        self.put(self.keys.spec(), spec).await;
+    }
+
     /// Reports each server as it stands in `epoch`, the first as the primary, and agrees that it is open.
     pub async fn open(&self, epoch: u64, servers: &[(&str, &Server)]) {
         for (name, server) in servers {
@@ -304,20 +310,6 @@ pub async fn three() -> [Server; 3] {
         Server::start("b", at(2)).await,
         Server::start("c", at(3)).await,
     ]
-}
-
-pub async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let bound = tokio::time::timeout(BOUND, future).await;
-    bound.unwrap_or_else(|_| panic!("not within {BOUND:?}: {what}"))
-}
-
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    bounded(what, async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
 }
 
 /// Returns a port below the range from which the kernel takes the ports of clients, free on all loopback addresses.

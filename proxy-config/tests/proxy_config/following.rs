@@ -7,7 +7,8 @@ use proto::{ClusterSpec, Epoch, document};
 use store::{Store, clock};
 
 use crate::scene::{open, primary, sealing, standby};
-use crate::world::{Haproxy, Member, Proxy, World, bounded, eventually};
+use crate::waiting::{bounded, eventually};
+use crate::world::{Haproxy, Member, Proxy, World};
 
 struct Cluster {
     world: World,

@@ -9,4 +9,5 @@ mod rendering;
 mod routing;
 mod scene;
 mod starting;
+mod waiting;
 mod world;

@@ -12,7 +12,8 @@ use store::Store;
 use tokio::net::TcpListener;
 
 use crate::scene::{open, primary, standby};
-use crate::world::{Haproxy, Member, World, eventually};
+use crate::waiting::eventually;
+use crate::world::{Haproxy, Member, World};
 
 async fn once(world: &World) -> anyhow::Result<Done> {
     let store: Arc<dyn Store> = Arc::new(world.store.clone());

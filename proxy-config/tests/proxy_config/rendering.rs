@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use proto::{ClusterSpec, Moment};
 use proxy_config::HaproxyConfig;
-use proxy_config::haproxy::{Installed, Rendered, read_back, states_path};
+use proxy_config::haproxy::{Rendered, states_path};
+use proxy_config::header::{Comment, Installed, read_back};
 use proxy_config::push::{Hold, commands};
 use proxy_config::route::{Answer, Known, Lag, Routes, route};
 
@@ -159,7 +160,10 @@ fn what_was_written_is_read_back() {
         // What is remembered of those who get nothing is found out anew.
         let (aside, reluctant) = Default::default();
         let routes = Box::new(Routes { aside, reluctant, ..routes });
-        assert_eq!(read_back(&text), Installed::Ours { cluster: "main".into(), routes });
+        assert_eq!(
+            read_back(Comment::Haproxy, &text),
+            Installed::Ours { cluster: "main".into(), routes }
+        );
     }
 }
 
@@ -172,7 +176,7 @@ fn a_file_that_is_not_ours_or_is_damaged_is_foreign() {
         ours.replace("epoch 7", "epoch seven"),
         ours.replace("# pgdeputy write a", "# pgdeputy write A"),
     ] {
-        assert_eq!(read_back(&foreign), Installed::Foreign);
+        assert_eq!(read_back(Comment::Haproxy, &foreign), Installed::Foreign);
     }
 }
 

@@ -9,7 +9,8 @@ use store::{Operation, Store, Txn, clock};
 use tokio_util::sync::CancellationToken;
 
 use crate::scene::{open, primary, routed};
-use crate::world::{Etcd, Haproxy, Member, World, bounded, eventually};
+use crate::waiting::{bounded, eventually};
+use crate::world::{Etcd, Haproxy, Member, World};
 
 async fn error_of(world: &World, config: Config) -> String {
     let store = std::sync::Arc::new(world.store.clone());

@@ -1,6 +1,5 @@
 //! A store in memory, members that answer like PostgreSQL and its keeper, and a real HAProxy.
 
-use std::future::Future;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
@@ -20,8 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Nothing here takes longer unless it is broken.
-const BOUND: Duration = Duration::from_secs(20);
+use crate::waiting::{bounded, eventually};
 
 /// A member of which the test decides whether it answers as primary.
 pub struct Member {
@@ -320,20 +318,6 @@ impl Session {
         let answer = self.stream.try_read(&mut [0; 8]);
         matches!(answer, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
     }
-}
-
-pub async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let bound = tokio::time::timeout(BOUND, future).await;
-    bound.unwrap_or_else(|_| panic!("not within {BOUND:?}: {what}"))
-}
-
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    bounded(what, async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
 }
 
 /// Returns a port below the range from which the kernel takes the ports of clients: one of that range may be taken

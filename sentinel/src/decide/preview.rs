@@ -23,6 +23,8 @@ pub struct Preview {
     pub members: BTreeMap<MemberName, Candidate>,
     /// The proxies that would hold their clients.
     pub holders: Vec<String>,
+    /// Whose clients would be cut although they could be held, and why.
+    pub cut: Vec<String>,
 }
 
 /// One member that could be the next primary.
@@ -61,6 +63,7 @@ pub fn preview(
         target: target(&inputs, terms, left),
         members: others.map(|member| (member.clone(), candidate(member))).collect(),
         holders: holders(&inputs).into_iter().map(|p| p.id.clone()).collect(),
+        cut: seen.proxies.values().flat_map(|p| p.cut()).collect(),
     }
 }
 

@@ -141,8 +141,8 @@ fn held_or_stop(
     left: &BTreeMap<MemberName, u64>,
 ) -> Step {
     let holds = |p: &&ProxyReport| p.holds_for(&switchover.request);
-    let missing: Vec<String> =
-        holders(inputs).into_iter().filter(|p| !holds(p)).map(|p| p.id.clone()).collect();
+    let unheld_by: Vec<&ProxyReport> = holders(inputs).into_iter().filter(|p| !holds(p)).collect();
+    let missing: Vec<String> = unheld_by.iter().map(|p| p.id.clone()).collect();
     if missing.is_empty() {
         return stop(inputs, switchover, left);
     }
@@ -159,15 +159,22 @@ fn held_or_stop(
     match (inputs.patience_left(&condition, within), switchover.unheld) {
         (Some(until), _) => Step::wait_until(WaitingOn::Held { target, proxies: missing }, until),
         (None, Unheld::Cut) => stop(inputs, switchover, left),
-        (None, Unheld::CallOff) => call_off(inputs, unheld(&missing, within)),
+        (None, Unheld::CallOff) => call_off(inputs, unheld(&unheld_by, within)),
     }
 }
 
-fn unheld(missing: &[String], within: Duration) -> String {
+fn unheld(by: &[&ProxyReport], within: Duration) -> String {
+    let names: Vec<String> = by.iter().map(|p| p.id.clone()).collect();
+    let refusing: Vec<String> = by.iter().flat_map(|p| p.cut()).collect();
+    let why = match refusing.is_empty() {
+        true => "because transactions ran on: end those that are long or idle (pg_stat_activity), or ask again with a \
+                 longer --hold"
+            .to_owned(),
+        false => refusing.join("; "),
+    };
     format!(
-        "{} did not get hold of all clients within {} s, because transactions ran on: end those that are long or idle \
-         (pg_stat_activity), or ask again with a longer --hold",
-        list(missing),
+        "{} did not get hold of all clients within {} s, {why}",
+        list(&names),
         within.as_secs_f32()
     )
 }

@@ -255,7 +255,8 @@ impl Scene {
     /// A live proxy says whether it can hold clients, and for which switchover it does.
     pub fn proxy(&mut self, id: &str, clients: Clients, held: Option<&RequestId>) {
         let epoch = self.state().epoch;
-        let report = ProxyReport { id: id.into(), epoch, clients, held: held.cloned() };
+        let (held, refusing) = (held.cloned(), BTreeMap::new());
+        let report = ProxyReport { id: id.into(), epoch, clients, held, refusing };
         self.seen.proxies.insert(id.into(), report);
     }
 
