@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::OutputArgs;
 use crate::failure::Failure;
 use crate::output::Reader;
-use crate::table::{Table, bytes};
+use crate::table::{Table, bytes, milliseconds};
 use crate::target::Target;
 use crate::{output, read, runtime, status};
 
@@ -56,6 +56,8 @@ struct Member {
     replay_lsn: Option<Lsn>,
     /// How much of the primary's WAL it has not replayed.
     lag_bytes: Option<u64>,
+    /// For how long the oldest of that has been known to it; 0 while all that it has heard of is replayed.
+    lag_ms: Option<u64>,
 }
 
 /// Runs the command.
@@ -98,12 +100,14 @@ fn shown(
     let members = topology.members.into_iter().map(|(name, place)| {
         let replay_lsn = positions(&name).and_then(|p| p.replay_lsn);
         let lag_bytes = end.zip(replay_lsn).map(|(end, at)| end.bytes_ahead_of(at));
+        let lag_ms = answers.get(&name).and_then(|a| a.lag).map(|lag| lag.ms);
         Member {
             role: place.role,
             address: place.postgres,
             zone: place.zone,
             replay_lsn,
             lag_bytes: lag_bytes.filter(|_| place.role == Role::Standby),
+            lag_ms: lag_ms.filter(|_| place.role == Role::Standby),
             name,
         }
     });
@@ -170,7 +174,7 @@ impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let primary = self.primary.as_ref().map_or("none, it is being replaced", |p| p.as_str());
         writeln!(f, "cluster {}: epoch {}, primary {primary}", self.cluster, self.epoch)?;
-        let mut table = Table::new(&["member", "role", "address", "zone", "lag"]);
+        let mut table = Table::new(&["member", "role", "address", "zone", "lag", "behind for"]);
         for member in &self.members {
             let role = match member.role {
                 Role::Primary => "primary",
@@ -184,6 +188,9 @@ impl fmt::Display for Shown {
                 or_dash(&member.address),
                 or_dash(&member.zone),
                 member.lag_bytes.map_or("-".into(), bytes),
+                member
+                    .lag_ms
+                    .map_or("-".into(), |ms| milliseconds(i64::try_from(ms).unwrap_or(i64::MAX))),
             ]);
         }
         write!(f, "{table}")

@@ -218,6 +218,7 @@ fn view(report: MemberReport, flush_lsn: Lsn) -> View {
         remote_apply: None,
         fenced_by: None,
         rejoin_progress: None,
+        prepared: Default::default(),
         asked,
     };
     View {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::report::{
     Confirmed, DataDirectory, Ended, Handover, MemberReport, Opened, Rejoin, Seal, Server,
 };
+use proto::status::Prepared;
 use proto::{
     CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Moment, PrimaryKey, Timeline, WalPosition,
     WallTime,
@@ -144,6 +145,8 @@ pub struct Local {
     pub disks: Disks,
     /// What a rewind or copy of this member would lack: see `prerequisites`.
     pub prerequisites: BTreeSet<String>,
+    /// What an operator wants to know before a switchover; its slots are `slots_for`.
+    pub prepared: Prepared,
     /// Commits wait until they are replayed, see `commit_level`.
     pub remote_apply: Option<bool>,
     /// Why the last PostgreSQL process ended, until the next one starts.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::report::{DataDirectory, MemberReport, RejoinOutcome};
-use proto::status::{MemberStatus, Positions, StandbyPositions};
+use proto::status::{MemberStatus, Positions, Prepared, StandbyPositions};
 use proto::{Epoch, Lsn, MemberName, Moment};
 
 use crate::config::Config;
@@ -67,6 +67,10 @@ pub fn view(view: &ClusterView, facts: &Facts, report: MemberReport, moving: Mov
             remote_apply: facts.local.remote_apply,
             fenced_by: facts.local.fence_way.map(|way| way.to_string()),
             rejoin_progress: facts.local.copying.map(|copying| copying.progress()),
+            prepared: Prepared {
+                slots: facts.local.slots_for.as_ref().map(|(members, _)| members.clone()),
+                ..facts.local.prepared.clone()
+            },
             asked: store::clock::wall(),
             report,
         },

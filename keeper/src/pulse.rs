@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 use proto::Cfg;
+use proto::status::{Prepared, Space};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::facts::Process;
 use crate::health::{Answer, Disk, Pulse};
+use crate::postgres::control::ControlFile;
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::session::{Knock, Session, SqlError};
 use crate::worker::Worker;
@@ -159,22 +161,29 @@ async fn disks(worker: &Worker) {
             continue;
         }
         let (data, wal) = (worker.place.data_dir.clone(), worker.pg_wal());
-        let seen = tokio::task::spawn_blocking(move || (see(&data), see(&wal))).await;
+        let look = move || (see(&data), see(&wal), ControlFile::read(&data).ok());
+        let seen = tokio::task::spawn_blocking(look).await;
         let synced = write_file(worker).await.map_err(|error| error.to_string());
         let before = worker.local().disks;
         let mut disks = before.clone();
-        let (data, wal) = seen.unwrap_or_default();
+        let (data, wal, control) = seen.unwrap_or_default();
+        let mut prepared = Prepared {
+            rewindable: control.map(|c| c.data_checksums || c.wal_log_hints),
+            ..Prepared::default()
+        };
         for (name, disk) in [("data directory", data), ("WAL", wal)] {
             if let Some(disk) = disk {
                 disks.see(name, disk);
+                let Disk { size, available, read_only } = disk;
+                prepared.disks.insert(name.to_owned(), Space { available, size, read_only });
             }
         }
         disks.synced(synced);
         if disks.problems() != before.problems() {
             tracing::warn!(problems = ?disks.problems(), "what is known of the disks changed");
-            worker.update(|local| local.disks = disks);
+            worker.update(|local| (local.disks, local.prepared) = (disks, prepared));
         } else {
-            worker.note_quietly(|local| local.disks = disks);
+            worker.note_quietly(|local| (local.disks, local.prepared) = (disks, prepared));
         }
     }
 }

@@ -12,7 +12,7 @@ use proto::rpc::keeper::StatusRequest;
 use proto::rpc::keeper::keeper_client::KeeperClient;
 use proto::rpc::topology::topology_server::{Topology as Service, TopologyServer};
 use proto::rpc::topology::{Member, Reader, View, WatchRequest};
-use proto::status::{MemberStatus, Positions};
+use proto::status::MemberStatus;
 use proto::topology::{Epochs, Place, Topology};
 use proto::{ClusterName, Epoch, MemberName};
 use tokio::sync::{mpsc, watch};
@@ -86,14 +86,14 @@ impl Service for Served {
 async fn send(mut source: Source, seen: Epoch, views: mpsc::Sender<Result<View, Status>>) {
     let mut epochs = Epochs::from(seen);
     let (mut before, mut sent) = (None, None);
-    let mut positions = BTreeMap::new();
+    let mut answers = BTreeMap::new();
     loop {
         let topology = {
             let known = source.view.borrow_and_update();
             known.state.as_ref().map(|s| Topology::of(s, &known.reports, before.as_ref()))
         };
         if let Some(topology) = topology.filter(|t| epochs.admit(t.epoch)) {
-            let view = view(&source.cluster, &topology, &positions);
+            let view = view(&source.cluster, &topology, &answers);
             if sent.as_ref() != Some(&view) {
                 if views.send(Ok(view.clone())).await.is_err() {
                     return;
@@ -106,13 +106,15 @@ async fn send(mut source: Source, seen: Epoch, views: mpsc::Sender<Result<View, 
         tokio::select! {
             () = views.closed() => return,
             changed = source.view.changed() => if changed.is_err() { return },
-            asked = ask_all(before.as_ref()) => positions = asked,
+            asked = ask_all(before.as_ref()) => answers = asked,
         }
     }
 }
 
-/// Returns where the members stand, after a pause.
-async fn ask_all(topology: Option<&Topology>) -> BTreeMap<MemberName, Positions> {
+type Answers = BTreeMap<MemberName, MemberStatus>;
+
+/// Returns what the members' keepers say of where they stand, after a pause.
+async fn ask_all(topology: Option<&Topology>) -> Answers {
     tokio::time::sleep(POSITIONS_EVERY).await;
     let mut asked = JoinSet::new();
     for (name, place) in topology.iter().flat_map(|t| &t.members) {
@@ -121,7 +123,7 @@ async fn ask_all(topology: Option<&Topology>) -> BTreeMap<MemberName, Positions>
             asked.spawn(async move {
                 let answer = timeout(ANSWER_WITHIN, ask(&address)).await.ok()?;
                 let status = answer.ok().filter(|s| s.report.member == name)?;
-                Some((name, status.positions?))
+                Some((name, status))
             });
         }
     }
@@ -134,19 +136,17 @@ async fn ask(address: &str) -> anyhow::Result<MemberStatus> {
     Ok(serde_json::from_str(&answer.status_json)?)
 }
 
-fn view(
-    cluster: &ClusterName,
-    topology: &Topology,
-    positions: &BTreeMap<MemberName, Positions>,
-) -> View {
+fn view(cluster: &ClusterName, topology: &Topology, answers: &Answers) -> View {
     let primary = topology.primary.as_ref();
-    let end = primary.and_then(|p| positions.get(p)).map(|p| p.flush_lsn);
+    let positions = |name: &MemberName| answers.get(name).and_then(|s| s.positions);
+    let end = primary.and_then(positions).map(|p| p.flush_lsn);
     let reader = |name: &MemberName, place: &Place| {
-        let replayed = positions.get(name).and_then(|p| p.replay_lsn);
+        let replayed = positions(name).and_then(|p| p.replay_lsn);
         Reader {
             member: Some(member(name, place)),
             lag_bytes: end.zip(replayed).map(|(end, at)| end.bytes_ahead_of(at)),
             replay_lsn: replayed.map(|lsn| lsn.to_string()),
+            lag_ms: answers.get(name).and_then(|s| s.lag).map(|lag| lag.ms),
         }
     };
     View {

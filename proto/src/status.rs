@@ -1,5 +1,7 @@
 //! What a keeper answers when asked directly: its report, and the positions that move with every commit.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Epoch, Lsn, MemberName, MemberReport, Timeline, WallTime};
@@ -29,6 +31,9 @@ pub struct MemberStatus {
     /// How far the copying of a rejoin is, while it lasts.
     #[serde(default)]
     pub rejoin_progress: Option<RejoinProgress>,
+    /// What a change of primary needs of this member beside its WAL.
+    #[serde(default)]
+    pub prepared: Prepared,
     pub asked: WallTime,
 }
 
@@ -41,6 +46,25 @@ pub struct RejoinProgress {
     pub bytes_per_second: Option<u64>,
     /// The time left at this rate, in milliseconds.
     pub left_ms: Option<u64>,
+}
+
+/// How this member is prepared to be the next primary, or to follow one, as far as its keeper has looked.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Whether pg_rewind could take it back: data checksums or wal_log_hints are on, by its control file.
+    pub rewindable: Option<bool>,
+    /// The members for which it has a replication slot.
+    pub slots: Option<Vec<MemberName>>,
+    /// The disks of its data directory and of its WAL, by what an operator calls them.
+    pub disks: BTreeMap<String, Space>,
+}
+
+/// A disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    pub available: u64,
+    pub size: u64,
+    pub read_only: bool,
 }
 
 /// How far a standby is behind.

@@ -161,6 +161,7 @@ fn answers() -> Answers {
             remote_apply: None,
             fenced_by: Some("cgroup.kill".into()),
             rejoin_progress: None,
+            prepared: Default::default(),
             asked: ASKED,
         };
         (name(n), status)

@@ -12,6 +12,7 @@ use sentinel::observe::{Stored, World, observe};
 use serde::Serialize;
 use store::{Store, clock};
 
+use super::checks::{Check, checks};
 use crate::status;
 use crate::table::{Table, bytes};
 use crate::target::Target;
@@ -28,7 +29,11 @@ pub struct DryRun {
     reason: Option<String>,
     /// Proxies that would keep their clients waiting; all others cut them.
     holding: Vec<String>,
+    /// PgBouncers whose clients are cut because they do not do what they are told, and why.
+    cut: Vec<String>,
     members: Vec<Candidate>,
+    /// What it needs beside the leader's consent; empty where there is no target.
+    checks: Vec<Check>,
     /// What the primary's keeper complains of.
     problems: Vec<String>,
 }
@@ -63,18 +68,16 @@ pub async fn ask(store: &dyn Store, target: &Target, terms: &Terms) -> anyhow::R
         target.cluster
     );
     let primary = state.primary.clone();
-    let asked: BTreeMap<_, _> = world
-        .seen
-        .members
-        .iter()
-        .filter(|(name, _)| Some(*name) == primary.as_ref())
-        .map(|(name, report)| (name.clone(), report.clone()))
-        .collect();
-    let answers = status::ask::all(&asked).await;
+    let answers = status::ask::all(&world.seen.members).await;
     let left = primary.as_ref().and_then(|p| answers.get(p)).map(left).unwrap_or_default();
     let now = (clock::now(), clock::wall());
     let preview = preview((spec, state), &world.seen, terms, &left, now);
-    Ok(dry_run(target.cluster.clone(), primary, preview, &world))
+    let all: Vec<MemberName> = state.members.keys().cloned().collect();
+    let checks = match (&primary, &preview.target) {
+        (Some(from), Ok(to)) => checks((from, to), &all, left.get(to).copied(), &answers),
+        (Some(_) | None, _) => Vec::new(),
+    };
+    Ok(dry_run(target.cluster.clone(), primary, (preview, checks), &world))
 }
 
 /// Returns what each standby has left to receive and to replay, by the primary's walsenders.
@@ -91,7 +94,7 @@ fn left(status: &MemberStatus) -> BTreeMap<MemberName, u64> {
 fn dry_run(
     cluster: ClusterName,
     from: Option<MemberName>,
-    preview: Preview,
+    (preview, checks): (Preview, Vec<Check>),
     world: &World,
 ) -> DryRun {
     let report = |member: &MemberName| world.seen.members.get(member);
@@ -111,7 +114,9 @@ fn dry_run(
         to: preview.target.as_ref().ok().cloned(),
         reason: preview.target.err(),
         holding: preview.holders,
+        cut: preview.cut,
         members: members.collect(),
+        checks,
         problems: problems.unwrap_or_default(),
     }
 }
@@ -134,6 +139,12 @@ impl fmt::Display for DryRun {
         match self.holding.is_empty() {
             true => writeln!(f, "no proxy holds clients: sessions to the old primary are cut")?,
             false => writeln!(f, "clients are held by {}", self.holding.join(", "))?,
+        }
+        for check in &self.checks {
+            writeln!(f, "{check}")?;
+        }
+        for cut in &self.cut {
+            writeln!(f, "{cut}")?;
         }
         for problem in &self.problems {
             writeln!(f, "problem of {}: {problem}", name(&self.from))?;

@@ -57,6 +57,7 @@ fn view(server: Server, serving: Serving) -> View {
         remote_apply: None,
         fenced_by: None,
         rejoin_progress: None,
+        prepared: Default::default(),
         asked,
     };
     View {

@@ -69,7 +69,14 @@ impl Proxy {
     }
 
     async fn says(&self, held: Option<RequestId>) {
-        let report = ProxyReport { id: "p1".into(), epoch: Epoch(1), clients: Clients::Held, held };
+        let refusing = [("127.0.0.1:6433".to_owned(), "it does not answer RELOAD".to_owned())];
+        let report = ProxyReport {
+            id: "p1".into(),
+            epoch: Epoch(1),
+            clients: Clients::Held,
+            held,
+            refusing: refusing.into(),
+        };
         let (key, value) = (self.keys.proxy("p1"), encode(&report).into_bytes());
         let put = Operation::Put { key, value, lease: Some(self.lease) };
         self.store.commit(Txn { when: vec![], then: vec![put] }).await.unwrap();
@@ -100,7 +107,22 @@ async fn a_switchover_waits_for_a_proxy_to_hold_its_clients_or_comes_to_nothing(
     let (code, said, _) = run(&scene, &["switchover", "--dry-run", "--to", target.as_str()]).await;
     assert_eq!((code, &said["to"]), (Some(0), &target.as_str().into()));
     assert_eq!(said["holding"], serde_json::json!(["p1"]));
+    assert!(
+        said["cut"][0].as_str().unwrap().starts_with("PgBouncer 127.0.0.1:6433 of p1"),
+        "{said}"
+    );
     assert!(said["members"].as_array().unwrap().iter().all(|m| m["left_bytes"].is_u64()), "{said}");
+    let kinds = ["caught-up", "rewind-back", "slots", "disk"];
+    let checks = |said: &Value| said["checks"].as_array().unwrap().clone();
+    assert!(kinds.iter().all(|k| checks(&said).iter().any(|c| c["check"] == *k)), "{said}");
+    // A keeper looks at its disks every 5 s, and at its slots once its member has settled.
+    let asked = clock::now();
+    let mut said = said;
+    while !checks(&said).iter().all(|c| c["ok"] == true) {
+        assert!(clock::now() < asked + BOUND, "not all is ready: {said}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        said = run(&scene, &["switchover", "--dry-run", "--to", target.as_str()]).await.1;
+    }
     let after = state(&scene).await;
     assert_eq!(
         (proxy.asked().await, after.requests),
@@ -177,6 +199,11 @@ async fn a_scheduled_switchover_happens_once_a_zone_is_left_and_routers_of_other
     let (target, witness) = (others.next().unwrap().clone(), others.next().unwrap().clone());
     let mut heard = listen(&scene, &witness).await;
     heard_of(&mut heard, first.epoch.0, &primary).await;
+    // Nobody writes: the readers lag by nothing, however old the last commit is.
+    let has_no_lag =
+        |v: &View| v.readers.len() == 2 && v.readers.iter().all(|r| r.lag_ms == Some(0));
+    let waiting = heard.wait_for(|all| all.iter().any(has_no_lag));
+    timeout(BOUND, waiting).await.expect("their lag is told in time").unwrap();
 
     // One that is cancelled, and one whose leader is killed before its time.
     let at = proto::WallTime(clock::wall().0 + 4_000).to_string();
@@ -222,6 +249,8 @@ async fn a_scheduled_switchover_happens_once_a_zone_is_left_and_routers_of_other
     let (_, shown, _) = run(&scene, &["topology"]).await;
     assert_eq!(shown["primary"], survivor.as_str());
     assert_eq!(shown["epoch"], last.epoch.0);
+    let is_told = |m: &Value| m["role"] != "standby" || m["lag_ms"].is_u64();
+    assert!(shown["members"].as_array().unwrap().iter().all(is_told), "{shown}");
 
     // Every change was a planned one but the last.
     let history = scene.lab.history().await.unwrap();
