@@ -10,6 +10,7 @@ use tokio_postgres::Config;
 use tokio_postgres::types::ToSql;
 
 use super::Lab;
+use super::pgbouncer::LOOKUP;
 use crate::session::Session;
 use crate::verdict::Holding;
 
@@ -86,6 +87,25 @@ impl Lab {
         let primary = self.primary().await?;
         let session = Session::open(&self.application_at(&primary)?, DEADLINE).await?;
         session.client().batch_execute(statements).await.context("make more tables")
+    }
+
+    /// Lets PgBouncer look up users that are not in its file, and creates `user` for it to find; its password is the
+    /// application's. The database has to be prepared.
+    pub async fn allow_lookups(&self, user: &str) -> anyhow::Result<()> {
+        let mut config = self.superuser_at(&self.primary().await?)?;
+        config.dbname(APPLICATION);
+        let session = Session::open(&config, DEADLINE).await.context("log in as superuser")?;
+        let password = &self.application_password;
+        // As PgBouncer's documentation of auth_query has it: the role reads the secrets by this function and nothing else.
+        let lookup = format!(
+            "CREATE ROLE {LOOKUP} LOGIN PASSWORD '{password}'; CREATE ROLE {user} LOGIN PASSWORD '{password}';
+             CREATE FUNCTION pgbouncer_secret(wanted text, OUT name text, OUT secret text) RETURNS SETOF record
+             LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog AS
+             $$SELECT rolname::text, rolpassword FROM pg_authid WHERE rolname = wanted AND rolcanlogin$$;
+             REVOKE ALL ON FUNCTION pgbouncer_secret(text) FROM PUBLIC;
+             GRANT EXECUTE ON FUNCTION pgbouncer_secret(text) TO {LOOKUP};"
+        );
+        session.client().batch_execute(&lookup).await.context("allow lookups of users")
     }
 
     /// Returns what each member holds, read from each directly. Before a standby is read it has replayed all

@@ -18,6 +18,9 @@ pub const CONSOLE: &str = "pgdeputy_console";
 /// The file of its password, among the lab's passwords.
 pub const CONSOLE_PASSWORD: &str = "console";
 
+/// The role as which PgBouncer looks up users that are not in its file: see `Lab::allow_lookups`.
+pub const LOOKUP: &str = "pgbouncer_lookup";
+
 /// The server connections of one database: enough for a benchmark with 16 clients.
 const POOL_SIZE: usize = 20;
 
@@ -61,6 +64,8 @@ listen_port = {port}
 unix_socket_dir = {}
 auth_type = scram-sha-256
 auth_file = {}
+auth_user = {LOOKUP}
+auth_query = SELECT name, secret FROM pgbouncer_secret($1)
 admin_users = {CONSOLE}
 pool_mode = transaction
 max_client_conn = 500
@@ -93,7 +98,7 @@ impl Lab {
         let password = self.home.layout.password(CONSOLE_PASSWORD);
         let password = std::fs::read_to_string(&password).context("read the console's password")?;
         let users = format!(
-            "\"{APPLICATION}\" \"{}\"\n\"{CONSOLE}\" \"{}\"\n",
+            "\"{APPLICATION}\" \"{0}\"\n\"{LOOKUP}\" \"{0}\"\n\"{CONSOLE}\" \"{1}\"\n",
             self.application_password,
             password.trim_end()
         );

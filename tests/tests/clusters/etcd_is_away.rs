@@ -3,19 +3,83 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chaos::demo::{Config, RecoveredBy};
 use chaos::evidence::Watchers;
 use chaos::fault::Fault;
+use chaos::lab::Port;
 use chaos::lab::cleanup::Found;
 use proto::MemberName;
 use system_tests::{minutes, scene};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+/// Asks which server answers, by its port.
+async fn asked(session: &Client) -> String {
+    let answer = timeout(Duration::from_secs(5), session.simple_query("SHOW port"));
+    let rows = answer.await.expect("an answer in time").expect("no error");
+    let port = rows.iter().find_map(|m| match m {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    port.expect("a row")
+}
+
+async fn session(target: &tokio_postgres::Config) -> Client {
+    let (client, connection) = target.connect(NoTls).await.expect("a session");
+    tokio::spawn(connection);
+    client
+}
+
+/// Asks by a session that is kept and by new ones, until `stopped`: no session may be cut, and each is led to one of `to`.
+/// Returns how many were asked.
+async fn is_led(
+    target: tokio_postgres::Config,
+    to: BTreeSet<String>,
+    mut stopped: watch::Receiver<()>,
+) -> usize {
+    let kept = session(&target).await;
+    let mut asks = 0;
+    loop {
+        for at in [asked(&kept).await, asked(&session(&target).await).await] {
+            assert!(to.contains(&at), "led to {at}, and not to one of {to:?}");
+            asks += 1;
+        }
+        if timeout(Duration::from_millis(250), stopped.changed()).await.is_ok() {
+            return asks;
+        }
+    }
+}
 
 async fn without_etcd_no_transaction_fails_for(down_for: Duration) {
-    let mut scene = scene(|_| {}).await;
+    let mut scene = scene(|config| config.pgbouncers = 1).await;
+    let lab = &scene.lab;
+    lab.wait_redundant(Duration::from_secs(120)).await.unwrap();
+    lab.prepare_database().await.unwrap();
+    let primary = lab.primary().await.unwrap();
+    let port = |m: &MemberName| lab.address(m).unwrap().postgres.to_string();
+    let (writes, reads): (BTreeSet<_>, BTreeSet<_>) =
+        lab.members().into_iter().partition(|m| *m == primary);
+    let ports = |members: &BTreeSet<MemberName>| members.iter().map(port).collect();
+    let routers = [
+        (lab.application_by(&Port::Write).unwrap(), ports(&writes)),
+        (lab.application_by(&Port::Read).unwrap(), ports(&reads)),
+        (lab.pooled_application(0).unwrap(), ports(&writes)),
+        (lab.pooled_reader(0).unwrap(), ports(&reads)),
+    ];
+    let (stop, stopped) = watch::channel(());
+    let led = routers.map(|(target, to)| tokio::spawn(is_led(target, to, stopped.clone())));
     let away = Config { fault: Fault::Etcd, down_for, ..Config::default() };
     let report = scene.survives_as(away).await;
+    drop(stop);
+    for led in led {
+        let asks = led.await.expect("no session was cut, and no pool has changed");
+        eprintln!("{asks} questions by one router");
+        assert!(asks as u64 > down_for.as_secs(), "{asks} questions");
+    }
     assert_eq!(report.recovered_by, RecoveredBy::None);
     assert_eq!(
         (report.epoch_after, &report.primary_after),

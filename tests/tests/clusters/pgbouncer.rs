@@ -57,7 +57,12 @@ async fn an_unplanned_change_is_over_for_clients_of_pgbouncer_as_soon_as_for_tho
     pooled.acknowledged_count(200, BOUND).await.unwrap();
     let steady = (steady_from, clock::now());
 
+    // A user that PgBouncer's file does not have is looked up at the primary, whichever that is.
+    scene.lab.allow_lookups("tenant").await.unwrap();
+    let mut tenant = scene.lab.pooled_application(0).unwrap();
+    tenant.user("tenant");
     let (before, victim) = scene.lab.cluster().await.unwrap().service().unwrap();
+    assert_eq!(answers(&scene, &tenant).await.as_ref(), Some(&victim), "{}", scene.lab.log_tails());
     let struck = scene.lab.kill_member(&victim).unwrap();
     let (after, primary) = scene.lab.wait_served_after(before, BOUND).await.unwrap();
     watchers.load.acknowledged_after(clock::now(), BOUND).await.unwrap();
@@ -66,6 +71,7 @@ async fn an_unplanned_change_is_over_for_clients_of_pgbouncer_as_soon_as_for_tho
     let (haproxy, pgbouncer) = (gap(watchers.load.told()), gap(pooled.told()));
     eprintln!("without writes: {haproxy:?} by HAProxy, {pgbouncer:?} by PgBouncer");
     assert!(pgbouncer < haproxy + LATER, "{pgbouncer:?} by PgBouncer, {haproxy:?} by HAProxy");
+    assert_eq!(answers(&scene, &tenant).await.as_ref(), Some(&primary), "a lookup follows too");
 
     // proxy-config stands still while the primary changes once more, and goes on with old news.
     scene.lab.member_gone(&victim).await.unwrap();
