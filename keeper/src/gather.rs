@@ -69,6 +69,7 @@ pub async fn gather(
         tokio::select! {
             () = sleep(wait) => {}
             _ = pace.changed() => {}
+            () = worker.ask.notified() => {}
             () = stop.cancelled() => {}
         }
     }

@@ -248,6 +248,7 @@ impl Shell {
         let Some(action) = self.running.take() else { return };
         let now = store::clock::now();
         self.settled = now;
+        self.wires.worker.ask.notify_one();
         self.busy_until = now + BUSY_FOR;
         let kind = action.kind();
         let problem = match done {

@@ -1,5 +1,6 @@
 //! Does what `reconcile` chose. No choices are left here; each action is safe when it is cut anywhere (I20).
 
+mod checkpoint;
 mod compare;
 mod copy;
 mod diverged;
@@ -100,6 +101,8 @@ pub struct Worker {
     pub changed: Arc<Notify>,
     /// Notified when a Cfg was confirmed.
     pub voters_follow: Arc<Notify>,
+    /// Notified when the running server should be asked at once: what it said before an action ended is old.
+    pub ask: Arc<Notify>,
     local: Mutex<Local>,
     files: Mutex<MemberStore>,
     admin: tokio::sync::Mutex<Option<Arc<Session>>>,
@@ -121,6 +124,7 @@ impl Worker {
             parts,
             changed: Arc::new(Notify::new()),
             voters_follow: Arc::new(Notify::new()),
+            ask: Arc::new(Notify::new()),
             local: Mutex::new(local),
             files: Mutex::new(files),
             admin: tokio::sync::Mutex::new(None),

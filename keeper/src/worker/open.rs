@@ -122,7 +122,7 @@ fn note_open(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
     worker.update(|local| {
         local.opened = Some(Opened { epoch: lead.epoch, timeline, start_lsn, restart });
     });
-    worker.checkpoint_soon();
+    worker.checkpoint_soon(lead.epoch);
     Ok(())
 }
 

@@ -1,24 +1,18 @@
 //! Becoming the primary of an epoch. The names for it are in force before PostgreSQL is promoted, and the timeline
 //! is the one that the promote commit named.
 
-use std::time::Duration;
-
 use anyhow::{Context, bail};
 use proto::assignment::Lead;
 use proto::report::Opened;
-use proto::{Cfg, ClusterSpec, Lsn, MemberName, Moment, Timeline};
-use tokio::time::timeout;
+use proto::{Cfg, ClusterSpec, Lsn, Moment, Timeline};
 
 use super::readers::PATIENCE_WITH_READERS;
 use super::{Worker, prove, right, slots};
-use crate::facts::Names;
+use crate::facts::{Local, Names};
 use crate::member_files::Role;
 use crate::postgres::session::Session;
 use crate::postgres::settings::{Access, Settings};
 use crate::postgres::wal_files;
-
-/// Voters follow within a tenth of a second here; a member that waits to be rewound can wait this long too.
-const CHECKPOINT_AT_THE_LATEST: Duration = Duration::from_millis(300);
 
 /// Promotes the running standby and lets clients in.
 pub async fn promote(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
@@ -52,7 +46,7 @@ pub async fn promote(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
     };
     tracing::info!(epoch = %lead.epoch, timeline = %lead.timeline, %start_lsn, "promoted and open");
     worker.update(|local| local.opened = Some(opened));
-    worker.checkpoint_soon();
+    worker.checkpoint_soon(lead.epoch);
     Ok(())
 }
 
@@ -93,10 +87,15 @@ async fn promote_server(
         worker.fence("the promotion left out WAL that was sealed").await?;
         bail!("timeline {timeline} begins at {start_lsn}, this member had replayed {replayed}");
     }
-    worker.update(|local| {
+    let promoted = |local: &mut Local| {
         local.names = if cfg.k == 0 { Names::Impossible } else { Names::Proven(cfg.id) };
         local.promoted = Some(timeline);
-    });
+    };
+    // Told in one report with the opening, where that follows at once: two would be written one after the other.
+    match lead.open_at_once {
+        true => worker.note_quietly(promoted),
+        false => worker.update(promoted),
+    }
     Ok(start_lsn)
 }
 
@@ -168,35 +167,5 @@ impl Worker {
             None => store::clock::now(),
         };
         self.fencer.serve_until(Some(until));
-    }
-
-    /// Writes a checkpoint on the new timeline in the background: pg_rewind of 15 takes a source without one for a
-    /// server on the old timeline, and calls a diverged target clean. It begins when a voter has followed, or soon: the
-    /// checkpoint's fsyncs would stand in the way of the first commits.
-    pub fn checkpoint_soon(&self) {
-        let door = self.door.clone();
-        let state = self.state().ok();
-        let members: Vec<MemberName> = state
-            .iter()
-            .flat_map(|state| state.members.keys())
-            .filter(|member| **member != self.place.member)
-            .cloned()
-            .collect();
-        let voters = self.voters_follow.clone();
-        tokio::spawn(async move {
-            // Without voters it begins all the same: the one to come may be waiting for it.
-            let _ = timeout(CHECKPOINT_AT_THE_LATEST, voters.notified()).await;
-            let checkpoint = async {
-                let session = door.open().await?;
-                // Whoever is down now may be for long; one that fails costs that member a copy at worst.
-                if let Err(error) = slots::reserve(&session, &members).await {
-                    tracing::warn!(%error, "make slots before the first checkpoint");
-                }
-                session.run_within(Duration::from_secs(3600), "CHECKPOINT").await
-            };
-            if let Err(error) = checkpoint.await {
-                tracing::warn!(%error, "checkpoint after the promotion");
-            }
-        });
     }
 }

@@ -29,7 +29,8 @@ use crate::postgres::settings::REWIND_ROLE;
 use crate::postgres::source::Source;
 use crate::postgres::{wal_files, wal_scan};
 
-/// The checkpoint after a promotion is asked for at once; with very large buffers it takes minutes.
+/// The source's keeper begins it at once, or when it sees the rejoin (see `checkpoint`); with very large buffers it takes
+/// minutes.
 const SOURCE_CHECKPOINT_AT_MOST: Duration = Duration::from_secs(600);
 
 /// A source that is silent for longer is frozen or cut off. Waiting for it would keep this member from sealing.

@@ -10,9 +10,13 @@ use proto::report::{Handover, NEAR, Readiness};
 use proto::{Lsn, MemberName, RequestId};
 use tokio::time::{sleep, timeout};
 
-use super::{Worker, seal};
+use super::{Worker, prove, seal};
 use crate::postgres::control::ControlFile;
 use crate::postgres::session::Session;
+
+/// How long it is waited that standbys have a new WAL segment. It is sent and made within a tenth of a second; a standby
+/// that lags is waited for as the target, if it is.
+const SEGMENT_AT_MOST: Duration = Duration::from_millis(500);
 
 /// How often standbys are asked for while one catches up.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -41,9 +45,11 @@ pub async fn prepare(
     let session = worker.door.open().await.context("open a session for the checkpoint")?;
     let began = store::clock::now();
     session.run_within(patience, "CHECKPOINT").await.context("write a checkpoint")?;
+    let begun_anew = begin_segment(&session).await?;
     let took_ms = store::clock::now().since(began).as_millis() as u64;
-    tracing::info!(took_ms, "the checkpoint before the stop is written");
-    let give_up_at = store::clock::now() + patience;
+    tracing::info!(took_ms, %begun_anew, "the checkpoint before the stop is written");
+    let switched = store::clock::now();
+    let give_up_at = switched + patience;
     let readiness = loop {
         let left = left_to_replay(&session).await?;
         let near = |bytes: &u64| *bytes <= NEAR;
@@ -51,7 +57,9 @@ pub async fn prepare(
             Some(name) => left.get(name).is_some_and(near),
             None => left.values().any(near),
         };
-        if is_near {
+        let is_sent = store::clock::now().since(switched) >= SEGMENT_AT_MOST
+            || all_have_replayed(&session, begun_anew).await?;
+        if is_near && is_sent {
             let members = left.into_iter().filter(|(_, bytes)| near(bytes));
             let left = members.filter_map(|(name, bytes)| Some((member(&name)?, bytes))).collect();
             break Readiness::Ready { left };
@@ -59,11 +67,28 @@ pub async fn prepare(
         if store::clock::now() >= give_up_at {
             break Readiness::Impossible { reason: too_far(target, &left) };
         }
-        sleep(LOOK_EVERY).await;
+        sleep(if is_sent { LOOK_EVERY } else { SOON * 5 }).await;
     };
     let handover = Handover { request: request.clone(), readiness };
     worker.update(|local| local.handover = Some(handover));
     Ok(())
+}
+
+/// Begins a new WAL segment, and returns the end of the first record in it.
+///
+/// At the change of timelines a receiver begins with the start of its segment, and the new primary copies that much: a
+/// segment that has just begun is short. That it is made and sent is waited for before clients are held, not after.
+async fn begin_segment(session: &Session) -> anyhow::Result<Lsn> {
+    session.row("SELECT pg_switch_wal()", &[]).await.context("begin a new WAL segment")?;
+    prove::own_record(session, "switchover").await
+}
+
+async fn all_have_replayed(session: &Session, lsn: Lsn) -> anyhow::Result<bool> {
+    let lsn = lsn.to_string();
+    let question = "SELECT COALESCE(bool_and(replay_lsn >= $1::text::pg_lsn), true)
+                      FROM pg_stat_replication WHERE state = 'streaming'";
+    let asking = async { anyhow::Ok(session.row(question, &[&lsn]).await?.get(0)) };
+    timeout(QUERY_PATIENCE, asking).await.context("ask for the standbys")?
 }
 
 fn too_far(target: Option<&str>, left: &BTreeMap<String, u64>) -> String {

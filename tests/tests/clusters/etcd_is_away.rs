@@ -59,6 +59,8 @@ async fn without_etcd_no_transaction_fails_for(down_for: Duration) {
     let lab = &scene.lab;
     lab.wait_redundant(Duration::from_secs(120)).await.unwrap();
     lab.prepare_database().await.unwrap();
+    // The standbys have replayed that before they are asked.
+    lab.holdings(Duration::from_secs(60)).await.unwrap();
     let primary = lab.primary().await.unwrap();
     let port = |m: &MemberName| lab.address(m).unwrap().postgres.to_string();
     let (writes, reads): (BTreeSet<_>, BTreeSet<_>) =
