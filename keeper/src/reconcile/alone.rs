@@ -35,7 +35,6 @@ pub fn without_etcd(view: &ClusterView, facts: &Facts, wanted: Action) -> Action
         | Action::MarkComplete { .. }
         | Action::Promote(_)
         | Action::TakeRight { .. }
-        | Action::Compare { .. }
         | Action::DropUnreplayed(_)
         | Action::Rewind { .. }
         | Action::Copy { .. }

@@ -45,6 +45,20 @@ fn wal_that_was_never_replayed_is_set_aside_once_the_primary_was_asked_and_a_cut
 }
 
 #[test]
+fn without_etcd_a_member_asks_its_primary_and_follows_and_gives_up_nothing() {
+    let mut view = view();
+    view.state_revision = 0;
+    let mut facts = facts("c", 1, Role::Standby);
+    facts.local.end_of_wal = Some(at(1, 90));
+    facts.local.stopped = Some(stopped(80));
+    assert!(matches!(decide(&view, &facts), Action::Compare { .. }));
+    facts.local.compared = says(WalProof::Same { from: Lsn(50), to: Lsn(90) });
+    assert!(matches!(decide(&view, &facts), Action::StartStandby { .. }));
+    facts.local.end_of_wal = Some(at(1, 101));
+    assert_eq!(decide(&view, &facts), Action::Hold(Hold::WaitingForEtcd));
+}
+
+#[test]
 fn a_member_follows_without_an_answer_but_never_against_one() {
     let mut facts = facts("c", 1, Role::Standby);
     facts.local.end_of_wal = Some(at(1, 90));
