@@ -72,6 +72,9 @@ look() {
     need make make command -v make
     need ip iproute2 command -v ip
     need nft nftables command -v nft
+    need mkfs.ext4 e2fsprogs command -v mkfs.ext4
+    need mount mount command -v mount
+    need strace strace command -v strace
     need "CA certificates" ca-certificates ca_certificates
     need openssl openssl command -v openssl
     [ ${#missing[@]} = 0 ]

@@ -82,20 +82,17 @@ async fn rewinds_that_are_cut_at_drawn_points_are_taken_up_again_and_end_equal()
     let expected = fork(&old, &new);
     old.keep_data();
     let whole = measure(&old, &new, expected).await;
-    let kinds: &[Cut] = match whole.calls.len() {
-        0 => &[Cut::Keeper, Cut::Rewind, Cut::Gateway, Cut::Source],
-        // Half of them while files are being written.
-        _ => &[
-            Cut::Keeper,
-            Cut::Call,
-            Cut::Rewind,
-            Cut::Source,
-            Cut::Gateway,
-            Cut::Call,
-            Cut::Call,
-            Cut::Call,
-        ],
-    };
+    // Half of them while files are being written.
+    let kinds = [
+        Cut::Keeper,
+        Cut::Call,
+        Cut::Rewind,
+        Cut::Source,
+        Cut::Gateway,
+        Cut::Call,
+        Cut::Call,
+        Cut::Call,
+    ];
     println!("seed={seed} interruptions={interruptions} {whole:?}");
     let (mut cut, mut finished) = (0, 0);
     for turn in 0..interruptions {
@@ -147,17 +144,14 @@ async fn measure(old: &Cluster, new: &Cluster, expected: (Timeline, Lsn)) -> Who
     );
     let bytes = relay.sent();
     old.put_back();
-    let mut calls = Vec::new();
-    if let Some(programs) = traced(old.root(), None) {
-        let outcome = rewind_by(old, &new.source(), (expected, &programs), &notes).await;
-        through_gateway(outcome);
-        let trace = std::fs::read_to_string(old.root().join("calls")).unwrap();
-        for call in CHANGES {
-            let is_one = |line: &&str| line.starts_with(&format!("{call}("));
-            calls.push((call, trace.lines().filter(is_one).count() as u64));
-        }
-    }
-    Whole { bytes, calls }
+    let programs = traced(old.root(), None);
+    through_gateway(rewind_by(old, &new.source(), (expected, &programs), &notes).await);
+    let trace = std::fs::read_to_string(old.root().join("calls")).unwrap();
+    let count = |call| {
+        let is_one = |line: &&str| line.starts_with(&format!("{call}("));
+        (call, trace.lines().filter(is_one).count() as u64)
+    };
+    Whole { bytes, calls: CHANGES.map(count).into() }
 }
 
 async fn rewind_by(
@@ -242,7 +236,7 @@ async fn at_call(
     (expected, call): ((Timeline, Lsn), (&str, u64)),
     notes: &Notes,
 ) -> bool {
-    let programs = traced(old.root(), Some(call)).expect("strace was there before");
+    let programs = traced(old.root(), Some(call));
     match rewind_by(old, &new.source(), (expected, &programs), notes).await {
         RewindOutcome::Failed(_) => true,
         RewindOutcome::Rewound(_) => false,
@@ -275,13 +269,10 @@ async fn take_up_again(
 /// The calls by which pg_rewind changes files.
 const CHANGES: [&str; 6] = ["pwrite64", "write", "ftruncate", "unlink", "rmdir", "mkdir"];
 
-/// Returns PostgreSQL's programs with a pg_rewind that strace counts the calls of, and kills at the one given. `None`
-/// where there is no strace.
-fn traced(root: &Path, kill_at: Option<(&str, u64)>) -> Option<PostgresBinaries> {
+/// Returns PostgreSQL's programs with a pg_rewind that strace counts the calls of, and kills at the one given.
+fn traced(root: &Path, kill_at: Option<(&str, u64)>) -> PostgresBinaries {
     let found = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
-    if !found.is_ok_and(|status| status.success()) {
-        return None;
-    }
+    found.expect("strace is missing: run make deps");
     let dir =
         root.join(kill_at.map_or("counting".to_owned(), |(call, n)| format!("killing-{call}-{n}")));
     if !dir.exists() {
@@ -300,10 +291,10 @@ fn traced(root: &Path, kill_at: Option<(&str, u64)>) -> Option<PostgresBinaries>
         wrap(&dir.join("pg_rewind"), &trace, &binaries().pg_rewind());
     }
     let programs = PostgresBinaries::find(Some(&dir)).unwrap();
-    Some(match binaries().user() {
+    match binaries().user() {
         Some(user) => programs.run_as(user),
         None => programs,
-    })
+    }
 }
 
 /// Puts a script in the place of a program, which runs it by another one.
