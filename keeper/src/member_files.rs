@@ -52,6 +52,29 @@ pub struct MemberFiles {
     pub frozen: bool,
 }
 
+impl MemberFiles {
+    /// The record of a member that never was one.
+    pub fn new(member: MemberName, incarnation: Incarnation) -> Self {
+        Self {
+            member,
+            incarnation,
+            promise: Default::default(),
+            epoch: Default::default(),
+            role: Role::None,
+            complete: false,
+            state_number: Default::default(),
+            etcd_cluster_id: None,
+            system_identifier: None,
+            confirmed: None,
+            lease_id: None,
+            restarted: 0,
+            rejoin: None,
+            acted_on: None,
+            frozen: false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {

@@ -288,23 +288,10 @@ fn bind_echo(address: &HostPort) -> anyhow::Result<UdpSocket> {
 fn first_files(config: &Config, store: &mut MemberStore) -> anyhow::Result<()> {
     let empty = is_absent_or_empty(&config.data_dir)?;
     let Some(mut files) = store.load()? else {
-        store.save(&MemberFiles {
-            member: config.member.clone(),
-            incarnation: Incarnation::from_random(rand::random()),
-            promise: Default::default(),
-            epoch: Default::default(),
-            role: Role::None,
-            complete: false,
-            state_number: Default::default(),
-            etcd_cluster_id: None,
-            system_identifier: None,
-            confirmed: None,
-            lease_id: None,
-            restarted: 0,
-            rejoin: None,
-            acted_on: None,
-            frozen: false,
-        })?;
+        store.save(&MemberFiles::new(
+            config.member.clone(),
+            Incarnation::from_random(rand::random()),
+        ))?;
         return Ok(());
     };
     if empty && files.complete {

@@ -253,21 +253,11 @@ fn data(at: At, standby: bool) -> Data {
 
 fn files(member: proto::MemberName, number: usize) -> MemberFiles {
     MemberFiles {
-        member,
-        incarnation: Incarnation::from_random(number as u64),
         promise: EPOCH,
         epoch: EPOCH,
         role: if number == 0 { Role::Primary } else { Role::Standby },
         complete: true,
-        state_number: Default::default(),
-        etcd_cluster_id: None,
-        system_identifier: None,
-        confirmed: None,
-        lease_id: None,
-        restarted: 0,
-        rejoin: None,
-        acted_on: None,
-        frozen: false,
+        ..MemberFiles::new(member, Incarnation::from_random(number as u64))
     }
 }
 

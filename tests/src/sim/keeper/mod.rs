@@ -110,23 +110,7 @@ fn first_files(sim: &Sim, member: usize) -> MemberFiles {
     });
     let forgets = sim.with(|w| w.members[member].disk.forgets.take());
     let Some(mut files) = files else {
-        let files = MemberFiles {
-            member: name,
-            incarnation: Incarnation::from_random(sim.fresh()),
-            promise: Default::default(),
-            epoch: Default::default(),
-            role: Role::None,
-            complete: false,
-            state_number: Default::default(),
-            etcd_cluster_id: None,
-            system_identifier: None,
-            confirmed: None,
-            lease_id: None,
-            restarted: 0,
-            rejoin: None,
-            acted_on: None,
-            frozen: false,
-        };
+        let files = MemberFiles::new(name, Incarnation::from_random(sim.fresh()));
         sim.put_files(member, files.clone());
         return files;
     };
