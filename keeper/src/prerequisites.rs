@@ -18,7 +18,7 @@ use crate::postgres::rewindable::{Found, Room, ask_other, ask_own, data_bytes, p
 use crate::postgres::session::SqlError;
 use crate::postgres::settings::REWIND_ROLE;
 use crate::postgres::source::Source;
-use crate::worker::Worker;
+use crate::worker::{Worker, address};
 
 /// Soon after a change, and for what is to be found a second time.
 const SOON: Duration = Duration::from_secs(5);
@@ -127,10 +127,9 @@ fn others(worker: &Worker) -> BTreeMap<MemberName, Source> {
         if !runs || *member == worker.place.member {
             continue;
         }
-        let Some((host, port)) = report.postgres_address.rsplit_once(':') else { continue };
-        let Ok(port) = port.parse() else { continue };
+        let Ok((host, port)) = address(report) else { continue };
         let source = Source {
-            host: host.trim_matches(['[', ']']).to_owned(),
+            host,
             port,
             user: REWIND_ROLE.to_owned(),
             // The password is given beside it.

@@ -44,6 +44,7 @@ use crate::postgres::binaries::PostgresBinaries;
 use crate::postgres::session::{Door, Session};
 use crate::postgres::settings::{self, Place, Settings};
 
+pub use follow::address;
 pub use promote::serve_until;
 pub use prove::{own_record, wait_for_voters};
 

@@ -105,15 +105,7 @@ pub async fn data_bytes(session: &Session) -> Result<u64, SqlError> {
 
 /// Asks another member just as a rewind would: over the network, by the role and the password of rewinds.
 pub async fn ask_other(source: &Source, password: &str) -> anyhow::Result<Other> {
-    let mut config = tokio_postgres::Config::new();
-    config
-        .host(&source.host)
-        .port(source.port)
-        .user(&source.user)
-        .password(password)
-        .dbname(super::gateway::DATABASE)
-        .application_name(&source.application_name)
-        .connect_timeout(ANSWERS_WITHIN);
+    let config = source.config(password, ANSWERS_WITHIN);
     let asking = async {
         let (client, connection) =
             config.connect(NoTls).await.map_err(|e| anyhow!("{}", describe(&e)))?;

@@ -3,6 +3,7 @@
 //! Rule: a password is never in a command line or in this process's logs, only in a passfile.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A server to which replication or rewind connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,20 @@ const KEEPALIVES: [(&str, &str); 5] = [
 ];
 
 impl Source {
+    /// Returns how a keeper itself opens a session there, in the database that pg_rewind uses.
+    pub fn config(&self, password: &str, connect_timeout: Duration) -> tokio_postgres::Config {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(&self.host)
+            .port(self.port)
+            .user(&self.user)
+            .password(password)
+            .dbname(super::gateway::DATABASE)
+            .application_name(&self.application_name)
+            .connect_timeout(connect_timeout);
+        config
+    }
+
     /// Returns the connection string for one of `major`'s own programs.
     pub fn conninfo(&self, major: u32, dbname: Option<&str>) -> String {
         let port = self.port.to_string();

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Context;
 use proto::assignment::Follow;
 use proto::cfg::unsatisfiable_names;
-use proto::report::{RejoinBy, RejoinOutcome};
+use proto::report::{MemberReport, RejoinBy, RejoinOutcome};
 use proto::{Epoch, MemberName, WalPosition};
 
 use super::seal::set_unreached_aside;
@@ -121,15 +121,20 @@ pub fn write_signal_file(worker: &Worker) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns the host and the port at which a member's PostgreSQL listens, by its report.
+pub fn address(report: &MemberReport) -> anyhow::Result<(String, u16)> {
+    let (host, port) =
+        report.postgres_address.rsplit_once(':').context("address without a port")?;
+    Ok((host.trim_matches(['[', ']']).to_owned(), port.parse().context("port of an address")?))
+}
+
 impl Worker {
     /// Returns where `member`'s PostgreSQL listens, by its report.
     pub fn address_of(&self, member: &MemberName) -> anyhow::Result<(String, u16)> {
         let view = self.view.borrow();
         let report =
             view.reports.get(member).with_context(|| format!("{member} does not report"))?;
-        let (host, port) =
-            report.postgres_address.rsplit_once(':').context("address without a port")?;
-        Ok((host.trim_matches(['[', ']']).to_owned(), port.parse().context("port of an address")?))
+        address(report)
     }
 
     /// Starts the postmaster through the fencer.

@@ -289,15 +289,7 @@ pub(super) async fn source_is_ready(
 }
 
 async fn session_with(worker: &Worker, source: &Source) -> anyhow::Result<(Client, Talking)> {
-    let mut config = tokio_postgres::Config::new();
-    config
-        .host(&source.host)
-        .port(source.port)
-        .user(&source.user)
-        .password(&worker.secrets.rewind)
-        .dbname("postgres")
-        .application_name(&source.application_name)
-        .connect_timeout(Duration::from_secs(5));
+    let config = source.config(&worker.secrets.rewind, Duration::from_secs(5));
     let (client, connection) = timeout(SOURCE_ANSWERS_WITHIN, config.connect(NoTls))
         .await
         .context("the source accepts no session")?
