@@ -15,3 +15,28 @@ pub mod observer;
 pub mod pgbench;
 pub mod session;
 pub mod verdict;
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+/// The exit status of a run that was interrupted, as shells count it.
+const INTERRUPTED: u8 = 130;
+
+/// Forming a cluster takes some seconds; this is for a machine under load.
+const FORM_BOUND: Duration = Duration::from_secs(120);
+
+/// Returns the exit status of a run that is dropped when `stop` is cancelled: its lab goes with it, which ends all processes and
+/// removes the directory.
+async fn until_stopped(
+    stop: CancellationToken,
+    run: impl Future<Output = anyhow::Result<u8>>,
+) -> anyhow::Result<u8> {
+    tokio::select! {
+        () = stop.cancelled() => {
+            eprintln!("interrupted: everything was stopped and removed");
+            Ok(INTERRUPTED)
+        }
+        done = run => done,
+    }
+}

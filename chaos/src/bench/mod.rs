@@ -22,6 +22,7 @@ use crate::fault::Fault;
 use crate::lab::network::Placement;
 use crate::lab::{Lab, LabConfig, Service, demo_spec};
 use crate::load::{Load, Told};
+use crate::until_stopped;
 use crate::verdict::{Verdict, judge};
 use cases::{Case, Expected};
 use table::Row;
@@ -38,9 +39,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 const STEADY: Duration = Duration::from_secs(2);
 
 const WRITERS: usize = 4;
-
-/// The exit status of a run that was interrupted, as shells count it.
-const INTERRUPTED: u8 = 130;
 
 /// What is measured.
 #[derive(Debug, Clone)]
@@ -66,10 +64,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<u8> 
     ensure!((1..=1000).contains(&config.runs), "--runs is {}: use 1 to 1000", config.runs);
     let cases = chosen(&config.only).map_err(anyhow::Error::msg)?;
     let pgdeputy = std::env::current_exe().context("find the pgdeputy program")?;
-    tokio::select! {
-        () = stop.cancelled() => Ok(INTERRUPTED),
-        done = measure_all(&config, &cases, pgdeputy) => done,
-    }
+    until_stopped(stop, measure_all(&config, &cases, pgdeputy)).await
 }
 
 /// What one cluster has given.

@@ -15,9 +15,10 @@ use proto::{Epoch, WallTime};
 use store::clock;
 use tokio_util::sync::CancellationToken;
 
-use super::{BOUND, INTERRUPTED, SETTLE, STEADY};
+use super::{BOUND, SETTLE, STEADY};
 use crate::lab::{Lab, LabConfig};
 use crate::pgbench::{self, Benched, Pgbench, Transaction};
+use crate::until_stopped;
 
 /// Small enough that filling it takes a second, large enough that simple updates of 16 clients seldom meet.
 const SCALE: usize = 5;
@@ -70,10 +71,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<u8> 
         println!("{}", report.text());
         Ok(u8::from(report.failed > 0))
     };
-    tokio::select! {
-        () = stop.cancelled() => Ok(INTERRUPTED),
-        status = measured => status,
-    }
+    until_stopped(stop, measured).await
 }
 
 /// One switchover: when it was asked for, and from when on writes were served by the next primary.

@@ -19,9 +19,7 @@ pub use timeline::Timeline;
 
 use crate::fault::Fault;
 use crate::lab::{cleanup, kept};
-
-/// The exit status of a run that was interrupted, as shells count it.
-const INTERRUPTED: u8 = 130;
+use crate::until_stopped;
 
 /// What the demo shows.
 #[derive(Debug, Clone)]
@@ -88,14 +86,7 @@ impl Config {
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<u8> {
     config.check()?;
     let pgdeputy = std::env::current_exe().context("find the pgdeputy program")?;
-    tokio::select! {
-        // Dropping the run drops its lab, which ends all processes and removes the directory.
-        () = stop.cancelled() => {
-            eprintln!("interrupted: everything was stopped and removed");
-            Ok(INTERRUPTED)
-        }
-        done = run::run(&config, pgdeputy) => done,
-    }
+    until_stopped(stop, run::run(&config, pgdeputy)).await
 }
 
 /// Ends a cluster that `--keep` left running (`pgdeputy demo --stop DIR`).

@@ -13,6 +13,7 @@ use super::Config;
 use super::follow;
 use super::report::{RecoveredBy, Recovery, Report, violations};
 use super::timeline::Timeline;
+use crate::FORM_BOUND;
 use crate::evidence::Watchers;
 use crate::fault::Injury;
 use crate::lab::{Cluster, Lab, LabConfig, Lifetime, Service, Struck, await_cluster, demo_spec};
@@ -21,9 +22,6 @@ use crate::verdict::{Evidence, LEAST_ACKNOWLEDGED, judge};
 
 /// Enough that the gap around a fault does not hang on one slow client.
 const WRITERS: usize = 4;
-
-/// initdb and two copies of it take 5 s; a machine under load several times that.
-const FORM_BOUND: Duration = Duration::from_secs(120);
 
 /// Far above any lease: a run that takes longer is judged as failed.
 const WRITES_BOUND: Duration = Duration::from_secs(90);

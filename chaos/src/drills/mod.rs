@@ -27,13 +27,11 @@ use crate::lab::network::Placement;
 use crate::lab::{FIRST_POOLED_ID, Lab, LabConfig, demo_spec};
 use crate::load::{Load, Told};
 use crate::verdict::judge;
+use crate::{FORM_BOUND, until_stopped};
 use clients::{Clients, MONEY, TABLES};
 use drill::{Drill, Stuck, play};
 use outcome::{Outcome, Shown};
 use roles::{Roles, Seen};
-
-/// Forming a cluster takes some seconds; this is for a machine under load.
-const FORM_BOUND: Duration = Duration::from_secs(120);
 
 /// The load's rate is measured over this long before the first fault.
 const STEADY: Duration = Duration::from_secs(2);
@@ -52,9 +50,6 @@ const LEAST: Counts = Counts {
     totals: 20,
     members: 3,
 };
-
-/// The exit status of a run that was interrupted, as shells count it.
-const INTERRUPTED: u8 = 130;
 
 /// What is drilled.
 #[derive(Debug, Clone)]
@@ -100,13 +95,7 @@ impl Config {
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<u8> {
     config.check()?;
     let pgdeputy = std::env::current_exe().context("find the pgdeputy program")?;
-    tokio::select! {
-        () = stop.cancelled() => {
-            eprintln!("interrupted: everything was stopped and removed");
-            Ok(INTERRUPTED)
-        }
-        done = drill_all(&config, pgdeputy) => done,
-    }
+    until_stopped(stop, drill_all(&config, pgdeputy)).await
 }
 
 async fn drill_all(config: &Config, pgdeputy: PathBuf) -> anyhow::Result<u8> {

@@ -3,19 +3,13 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tokio_util::sync::CancellationToken;
 
 use super::network::Placement;
 use super::{CLUSTER, Lab, LabConfig, Lifetime, cleanup};
-
-/// Forming a cluster takes some seconds; this is for a machine under load.
-const FORM_BOUND: Duration = Duration::from_secs(120);
-
-/// The exit status of a run that was interrupted, as shells count it.
-const INTERRUPTED: u8 = 130;
+use crate::{FORM_BOUND, INTERRUPTED};
 
 /// What is started.
 #[derive(Debug, Clone)]
