@@ -13,13 +13,20 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chaos::demo::{Config, Report, Timeline, play};
+use chaos::evidence::Watchers;
 use chaos::fault::Fault;
-use chaos::lab::{Lab, LabConfig};
+use chaos::lab::{Lab, LabConfig, Service};
+use chaos::verdict::{Verdict, judge};
+use proto::{MemberName, Moment};
+use store::clock;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Clusters at a time in one test program: more of them would measure the machine and not pgdeputy.
 const AT_ONCE: u32 = 2;
 static CLUSTERS: Semaphore = Semaphore::const_new(AT_ONCE as usize);
+
+/// Forming a cluster takes some seconds; this is for a machine under load.
+const BOUND: Duration = Duration::from_secs(120);
 
 /// A running cluster of a test's own. Everything of it ends with this value, also when the test fails.
 pub struct Scene {
@@ -97,4 +104,36 @@ pub fn pgdeputy() -> PathBuf {
         program.display()
     );
     program
+}
+
+/// A cluster under load, from before the first fault on.
+pub struct UnderLoad {
+    pub scene: Scene,
+    pub watchers: Watchers,
+    /// When the load ran steadily, before the first fault.
+    steady: (Moment, Moment),
+}
+
+impl UnderLoad {
+    /// Starts a cluster as `scene` does, and returns once it is redundant and `commits` are acknowledged.
+    pub async fn start(change: impl FnOnce(&mut LabConfig), commits: usize) -> Self {
+        let scene = scene(change).await;
+        scene.lab.wait_redundant(BOUND).await.expect("form the cluster");
+        let watchers = Watchers::start(&scene.lab, 4).await.expect("start the load");
+        let from = clock::now();
+        watchers.load.acknowledged_count(commits, BOUND).await.expect("the load commits");
+        Self { scene, watchers, steady: (from, clock::now()) }
+    }
+
+    /// Returns what is served, and by whom.
+    pub async fn served(&self) -> (Service, MemberName) {
+        self.scene.lab.cluster().await.expect("read the cluster").service().expect("it is served")
+    }
+
+    /// Ends the load, and judges what clients were told by what all members hold.
+    pub async fn verdict(self) -> Verdict {
+        let finished = self.watchers.finish(&self.scene.lab, self.steady).await;
+        let (evidence, _) = finished.expect("read all members");
+        judge(&evidence)
+    }
 }

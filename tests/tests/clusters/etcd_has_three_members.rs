@@ -3,16 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use chaos::evidence::Watchers;
 use chaos::lab::network::cut::{Cut, How, Others, Traffic, Way};
 use chaos::lab::network::{Placement, Site};
 use chaos::lab::{Lab, LabConfig, Part, Service};
-use chaos::verdict::judge;
 use proto::{MemberName, Moment};
 use store::clock;
-use system_tests::{Scene, scene};
+use system_tests::UnderLoad;
 
 const BOUND: Duration = Duration::from_secs(120);
 
@@ -23,28 +22,29 @@ const LONGER_THAN_ANY_LEASE: Duration = Duration::from_secs(7);
 const A_WHILE: Duration = Duration::from_secs(3);
 
 /// A cluster under load with three etcd members.
-struct Cluster {
-    scene: Scene,
-    watchers: Watchers,
-    steady: (Moment, Moment),
+struct Cluster(UnderLoad);
+
+impl Deref for Cluster {
+    type Target = UnderLoad;
+
+    fn deref(&self) -> &UnderLoad {
+        &self.0
+    }
+}
+
+impl DerefMut for Cluster {
+    fn deref_mut(&mut self) -> &mut UnderLoad {
+        &mut self.0
+    }
 }
 
 impl Cluster {
     async fn start(change: impl FnOnce(&mut LabConfig)) -> Self {
-        let scene = scene(|config| {
+        let change = |config: &mut LabConfig| {
             config.etcd_members = 3;
             change(config);
-        })
-        .await;
-        scene.lab.wait_redundant(BOUND).await.unwrap();
-        let watchers = Watchers::start(&scene.lab, 4).await.unwrap();
-        let from = clock::now();
-        watchers.load.acknowledged_count(500, BOUND).await.unwrap();
-        Self { scene, watchers, steady: (from, clock::now()) }
-    }
-
-    async fn served(&self) -> (Service, MemberName) {
-        self.scene.lab.cluster().await.unwrap().service().unwrap()
+        };
+        Self(UnderLoad::start(change, 500).await)
     }
 
     /// Demands that since `struck` no role has changed, no session was cut, and no commit had to wait for etcd.
@@ -59,10 +59,8 @@ impl Cluster {
     }
 
     async fn kept_the_promise(self) {
-        let lab = &self.scene.lab;
-        lab.wait_redundant(BOUND).await.unwrap();
-        let (evidence, _) = self.watchers.finish(lab, self.steady).await.unwrap();
-        let verdict = judge(&evidence);
+        self.scene.lab.wait_redundant(BOUND).await.unwrap();
+        let verdict = self.0.verdict().await;
         assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");
     }
 }

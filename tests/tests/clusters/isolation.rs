@@ -5,45 +5,45 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use chaos::evidence::Watchers;
 use chaos::lab::network::cut::{Cut, Others, Way};
 use chaos::lab::network::{Placement, Site};
-use chaos::lab::{LabConfig, Service, Struck};
+use chaos::lab::{LabConfig, Struck};
+use proto::MemberName;
 use proto::report::RejoinBy;
-use proto::{MemberName, Moment};
 use store::clock;
-use system_tests::{Scene, scene};
+use system_tests::UnderLoad;
 
 const BOUND: Duration = Duration::from_secs(120);
 
 /// A cluster under load whose members can be cut off.
-struct Cluster {
-    scene: Scene,
-    watchers: Watchers,
-    /// When the load ran steadily, before the first cut.
-    steady: (Moment, Moment),
+struct Cluster(UnderLoad);
+
+impl Deref for Cluster {
+    type Target = UnderLoad;
+
+    fn deref(&self) -> &UnderLoad {
+        &self.0
+    }
+}
+
+impl DerefMut for Cluster {
+    fn deref_mut(&mut self) -> &mut UnderLoad {
+        &mut self.0
+    }
 }
 
 impl Cluster {
     async fn start(change: impl FnOnce(&mut LabConfig)) -> Self {
-        let scene = scene(|config| {
+        let change = |config: &mut LabConfig| {
             config.placement = Placement::Namespaces;
             // Below the default of 10 s, to save time: nothing but waiting depends on it.
             config.spec.isolation_grace = Duration::from_secs(5);
             change(config);
-        })
-        .await;
-        scene.lab.wait_redundant(BOUND).await.unwrap();
-        let watchers = Watchers::start(&scene.lab, 4).await.unwrap();
-        let from = clock::now();
-        watchers.load.acknowledged_count(1_000, BOUND).await.unwrap();
-        Self { scene, watchers, steady: (from, clock::now()) }
-    }
-
-    async fn primary(&self) -> (Service, MemberName) {
-        self.scene.lab.cluster().await.unwrap().service().unwrap()
+        };
+        Self(UnderLoad::start(change, 1_000).await)
     }
 
     /// Cuts the primary off, expects another one, and heals. Returns how long writes were away.
@@ -52,7 +52,7 @@ impl Cluster {
         what: &str,
         cut: impl FnOnce(&MemberName) -> Cut,
     ) -> Duration {
-        let (before, primary) = self.primary().await;
+        let (before, primary) = self.served().await;
         let struck = self.scene.lab.partition(&cut(&primary)).await.unwrap();
         let (_, after) = self.scene.lab.wait_served_after(before, BOUND).await.unwrap();
         assert_ne!(after, primary, "{what}");
@@ -62,21 +62,21 @@ impl Cluster {
 
     /// Cuts a member off as it asks, expects that no role changes for `time`, and heals. Returns how long writes were away.
     async fn keeps_its_primary(&mut self, what: &str, cuts: &[Cut], time: Duration) -> Duration {
-        let before = self.primary().await;
+        let before = self.served().await;
         let struck = self.scene.lab.partition(&cuts[0]).await.unwrap();
         for cut in &cuts[1..] {
             self.scene.lab.partition(cut).await.unwrap();
         }
         self.watchers.load.acknowledged_after(clock::now() + time, BOUND).await.unwrap();
         let gap = self.heals(struck, what).await;
-        assert_eq!(self.primary().await, before, "{what}");
+        assert_eq!(self.served().await, before, "{what}");
         gap
     }
 
     /// What the voters said before they sealed comes to the primary when they have: a late reply extends nothing.
     async fn hears_its_voters_late(&mut self) {
         let what = "late replies";
-        let (before, primary) = self.primary().await;
+        let (before, primary) = self.served().await;
         let lab = &mut self.scene.lab;
         let replies = Cut::between(&primary, Others::Members).way(Way::In);
         let struck = lab.partition(&Cut::between(&primary, Others::Etcd)).await.unwrap();
@@ -93,7 +93,7 @@ impl Cluster {
     }
 
     async fn standby(&self) -> MemberName {
-        let (_, primary) = self.primary().await;
+        let (_, primary) = self.served().await;
         let mut others = self.scene.lab.members().into_iter().filter(|m| *m != primary);
         others.next().unwrap()
     }
@@ -151,8 +151,7 @@ impl Cluster {
     }
 
     async fn held_the_promise(self) {
-        let (evidence, _) = self.watchers.finish(&self.scene.lab, self.steady).await.unwrap();
-        let verdict = chaos::verdict::judge(&evidence);
+        let verdict = self.0.verdict().await;
         assert!(verdict.is_good(), "{verdict:?}");
     }
 }
@@ -160,7 +159,7 @@ impl Cluster {
 #[tokio::test]
 async fn a_primary_that_is_cut_off_is_replaced_and_never_acknowledges_beside_its_successor() {
     let mut cluster = Cluster::start(|_| {}).await;
-    let (_, first) = cluster.primary().await;
+    let (_, first) = cluster.served().await;
     let gap = cluster.loses_its_primary("cut from the cluster", Cut::isolated).await;
     cluster.tells_what_was_given_up(&first).await;
     assert!(gap < Duration::from_secs(4), "silence is enough, no lease was waited for: {gap:?}");
@@ -191,7 +190,7 @@ async fn cuts_that_leave_enough_voters_change_no_role_and_those_that_do_not_are_
         .await;
     assert!(gap < Duration::from_secs(2), "the other standby acknowledges: {gap:?}");
     // The primary and one voter together, without etcd: they acknowledge, and nobody else can.
-    let (_, primary) = cluster.primary().await;
+    let (_, primary) = cluster.served().await;
     let alone = cluster.standby().await;
     let voter =
         cluster.scene.lab.members().into_iter().find(|m| *m != primary && *m != alone).unwrap();
@@ -216,17 +215,17 @@ async fn cuts_that_leave_enough_voters_change_no_role_and_those_that_do_not_are_
 async fn of_two_members_the_standby_is_believed_when_the_leader_hears_nothing_either() {
     let mut cluster = Cluster::start(|config| config.members = 2).await;
     // The leader hears the primary: the standby's own link may be the one that is cut. Commits wait for it.
-    let (before, primary) = cluster.primary().await;
+    let (before, primary) = cluster.served().await;
     let standby = cluster.standby().await;
     let one = Cut::between(&standby, Others::One(Site::Member(primary.clone())));
     let struck = cluster.scene.lab.partition(&one).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(cluster.primary().await, (before, primary));
+    assert_eq!(cluster.served().await, (before, primary));
     cluster.scene.lab.heal().await.unwrap();
     cluster.heals(struck, "one link of two members").await;
-    assert_eq!(cluster.primary().await.0, before);
+    assert_eq!(cluster.served().await.0, before);
     // Commits wait for the old primary's return, as two members in strict mode do.
-    let (_, primary) = cluster.primary().await;
+    let (_, primary) = cluster.served().await;
     let struck = cluster.scene.lab.partition(&Cut::isolated(&primary)).await.unwrap();
     cluster.scene.lab.wait_served_after(before, BOUND).await.unwrap();
     let cause = cluster.last_cause().await;
