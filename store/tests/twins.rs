@@ -217,6 +217,8 @@ async fn outside(
             .await;
         }
         Step::Compact(revision) => {
+            // The twin tells of the past at once.
+            process.watches_are_caught_up().await;
             twin.store.compact(*revision);
             process.compact(*revision).await;
         }

@@ -113,6 +113,22 @@ impl Etcd {
         client.compact(revision, Some(finished)).await.unwrap();
     }
 
+    /// Waits until every watch is told of what happens as it happens. One that begins in the past is told of that up to 0.1 s
+    /// later, and is closed if the past is compacted before.
+    pub async fn watches_are_caught_up(&self) {
+        within("etcd to have told all watches of the past", async {
+            let behind = "\netcd_debugging_mvcc_slow_watcher_total ";
+            while !get(self.place.health(), "/metrics")
+                .await
+                .unwrap()
+                .contains(&format!("{behind}0\n"))
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+
     /// Returns whether this lease is there still, without renewing it. One that has run out is, until its keys are gone.
     pub async fn knows_lease(&self, id: i64) -> bool {
         let mut client = etcd_client::Client::connect([self.url()], None).await.unwrap();
@@ -229,14 +245,15 @@ impl Place {
 }
 
 async fn healthy(address: SocketAddr) -> bool {
-    let ask = async {
-        let mut connection = TcpStream::connect(address).await?;
-        connection
-            .write_all(b"GET /health HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\n\r\n")
-            .await?;
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).await?;
-        std::io::Result::Ok(answer)
-    };
-    matches!(ask.await, Ok(answer) if answer.contains("\"health\":\"true\""))
+    matches!(get(address, "/health").await, Ok(answer) if answer.contains("\"health\":\"true\""))
+}
+
+async fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut connection = TcpStream::connect(address).await?;
+    // By 1.0 an answer comes in one piece, without the lengths of chunks between its lines.
+    let question = format!("GET {path} HTTP/1.0\r\nHost: etcd\r\n\r\n");
+    connection.write_all(question.as_bytes()).await?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await?;
+    Ok(answer)
 }
