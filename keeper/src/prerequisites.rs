@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
 use proto::report::Server;
-use proto::{MemberName, Moment};
+use proto::{Epoch, MemberName, Moment};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -53,11 +53,22 @@ async fn ask_again_and_again(worker: &Worker) {
     }
 }
 
+/// Who is asked: where one of these is another, all are asked soon.
+#[derive(PartialEq, Eq)]
+struct Asked {
+    /// Of this member.
+    process: Process,
+    /// Whose primary would be the source of a rewind.
+    epoch: Option<Epoch>,
+    /// Those that ran.
+    others: Vec<MemberName>,
+}
+
 /// What was asked before.
 #[derive(Default)]
 struct Asking {
-    /// Whom: the process of this member, and the others that ran.
-    asked: Option<(Process, Vec<MemberName>, Moment)>,
+    /// Whom, and when.
+    asked: Option<(Asked, Moment)>,
     /// What was found the last time, told or not.
     found: BTreeSet<String>,
     room: Option<(Room, Moment)>,
@@ -72,15 +83,17 @@ impl Asking {
             return false;
         }
         let now = store::clock::now();
-        let others: Vec<MemberName> = others(worker).into_keys().collect();
+        let epoch = worker.view.borrow().state.as_ref().map(|state| state.epoch);
+        let asked = Asked { process, epoch, others: others(worker).into_keys().collect() };
         let is_settled = self.found == local.prerequisites;
-        let same = self.asked.as_ref().is_some_and(|(asked_of, members, at)| {
-            (*asked_of, members) == (process, &others) && now.since(*at) < EVERY
-        });
+        let same = self
+            .asked
+            .as_ref()
+            .is_some_and(|(known, at)| *known == asked && now.since(*at) < EVERY);
         if same && is_settled {
             return false;
         }
-        self.asked = Some((process, others, now));
+        self.asked = Some((asked, now));
         true
     }
 
