@@ -364,7 +364,9 @@ fn fewer(inputs: &Inputs, newest: &Cfg, desired: &BTreeSet<MemberName>) -> Optio
             Some(report) if matches!(report.server, Server::Dead { .. } | Server::Stopped) => {
                 Duration::ZERO
             }
-            Some(_) => inputs.spec.settle,
+            // It lives and receives nothing, and so it is where the primary was lost a moment ago: a primary that could
+            // have gone on alone is replaced by nobody. If the right is held a lease from now, the primary lives.
+            Some(_) => inputs.spec.lease_ttl,
             None => RETURN_GRACE,
         });
     }

@@ -66,6 +66,33 @@ fn with_no_voter_left_and_durability_available_the_primary_goes_on_alone_and_nob
 }
 
 #[test]
+fn with_durability_available_voters_that_hear_nothing_stay_voters_until_the_primary_has_shown_that_it_lives()
+ {
+    for standbys in [&["b"][..], &["b", "c"]] {
+        // Lost with its host: its right is held until its lease ends, and nobody streams any more.
+        let mut scene = Scene::serving_with(available(), "a", standbys);
+        for standby in standbys {
+            scene.silent(standby);
+        }
+        scene.pass(scene.spec.lease_ttl - millis(1));
+        scene.settle();
+        assert_eq!(cfgs(&scene).len(), 1, "nothing says that a lives");
+        scene.vanishes("a");
+        scene.settle();
+        assert_eq!(scene.sealing(), Some(Epoch(2)), "and so it can be replaced");
+
+        // It lives, and is heard by nobody but etcd.
+        let mut scene = Scene::serving_with(available(), "a", standbys);
+        for standby in standbys {
+            scene.silent(standby);
+        }
+        scene.pass(scene.spec.lease_ttl);
+        scene.settle();
+        assert_eq!(cfgs(&scene).last().unwrap(), "#3 {a; ; 0}");
+    }
+}
+
+#[test]
 fn a_voter_that_is_back_votes_again_and_only_its_proof_ends_the_time_without() {
     let mut scene = Scene::serving_with(available(), "a", &["b"]);
     scene.dies("b");
