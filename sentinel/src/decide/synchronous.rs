@@ -364,9 +364,12 @@ fn fewer(inputs: &Inputs, newest: &Cfg, desired: &BTreeSet<MemberName>) -> Optio
             Some(report) if matches!(report.server, Server::Dead { .. } | Server::Stopped) => {
                 Duration::ZERO
             }
-            // It lives and receives nothing, and so it is where the primary was lost a moment ago: a primary that could
-            // have gone on alone is replaced by nobody. If the right is held a lease from now, the primary lives.
-            Some(_) => inputs.spec.lease_ttl,
+            // A standby that receives nothing may be without its stream because the primary was lost a moment ago, and a
+            // primary that could have gone on alone is replaced by nobody. If the right is held a lease later, it lives.
+            Some(report) if matches!(report.server, Server::Standby { .. }) => {
+                inputs.spec.lease_ttl
+            }
+            Some(_) => inputs.spec.settle,
             None => RETURN_GRACE,
         });
     }
