@@ -13,6 +13,7 @@ use clap::Args;
 use keeper::config::{Config, PasswordSource, SecretsSource};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Uid, User};
+use proto::drill::LiveFault;
 use proto::{HostPort, MemberName};
 
 use crate::failure::{Failure, USAGE_STATUS};
@@ -59,6 +60,9 @@ pub struct KeeperArgs {
     /// Leave PostgreSQL running when told to stop, for the next keeper; SIGUSR2 does that for once
     #[arg(long)]
     leave_postgres: bool,
+    /// What no `pgdeputy drill` may break here, divided by commas; all: nothing at all
+    #[arg(long, value_name = "DRILLS", value_delimiter = ',', value_parser = refused_drill)]
+    refuse_drills: Vec<Refused>,
     /// Where the keeper keeps its own files [default: the data directory's name with .pgdeputy]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -93,6 +97,17 @@ impl RestartKeeper {
                     && variable("SUPERVISOR_ENABLED").is_none()
             }
         }
+    }
+}
+
+/// What one word of `--refuse-drills` means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Refused(Vec<LiveFault>);
+
+fn refused_drill(given: &str) -> Result<Refused, String> {
+    match given {
+        "all" => Ok(Refused(LiveFault::ALL.to_vec())),
+        name => name.parse().map(|fault| Refused(vec![fault])),
     }
 }
 
@@ -221,6 +236,7 @@ fn config(args: KeeperArgs, variable: impl Fn(&str) -> Option<String>) -> Result
         restarted_by_fencer: args.restart_keeper.by_fencer(std::process::id(), variable),
         hand_over_within: args.hand_over_within,
         leave_postgres: args.leave_postgres,
+        refused_drills: args.refuse_drills.into_iter().flat_map(|refused| refused.0).collect(),
         secrets,
     })
 }

@@ -1,9 +1,11 @@
 //! What a keeper is started with, already checked: the command line, environment and file were read elsewhere.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use proto::drill::LiveFault;
 use proto::{ClusterName, HostPort, MemberName};
 use store::EtcdAccess;
 
@@ -32,6 +34,8 @@ pub struct Config {
     pub hand_over_within: Duration,
     /// Being asked to stop means to leave PostgreSQL running for the next keeper, as SIGUSR2 always does.
     pub leave_postgres: bool,
+    /// What no drill may break here.
+    pub refused_drills: BTreeSet<LiveFault>,
     pub secrets: SecretsSource,
 }
 

@@ -5,6 +5,7 @@ pub mod announce;
 pub mod cluster;
 mod commit_level;
 pub mod config;
+pub mod drill;
 pub mod durable;
 pub mod echo;
 pub mod facts;

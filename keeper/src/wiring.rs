@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::announce::{Announcing, announce};
 use crate::cluster::watch_cluster;
 use crate::config::Config;
+use crate::drill::Drilling;
 use crate::echo::{Echo, echo};
 use crate::facts::{ClusterView, Facts, Local, Names, Process};
 use crate::fencer::{Fencer, FencerCommand, FencerEvent, KeeperCommand, Watched};
@@ -31,7 +32,7 @@ use crate::startup::Prepared;
 use crate::topology::Source;
 use crate::view::View;
 use crate::worker::{LeaseView, Parts, Worker};
-use crate::{commit_level, http, kept, prerequisites, present, take_over, topology};
+use crate::{commit_level, drill, http, kept, prerequisites, present, take_over, topology};
 
 /// A keeper's tasks, running, and the loop's ends of the channels to them.
 pub struct Wires {
@@ -106,10 +107,9 @@ pub async fn wire(
     let signing = Signing { worker: worker.clone(), renewed: renewed.clone(), signed: signed_tx };
     tasks.spawn(sign(signing, ended.clone()));
     let (pace, pace_rx) = watch::channel(Pace::Eager);
-    let sql = question(&mut tasks, &worker, pace_rx, &ended);
+    let sql = question(&mut tasks, (&worker, config), pace_rx, &ended);
     let socket = UdpSocket::from_std(echo_socket).context("take the echo's socket")?;
-    let echoing = Echo { worker: worker.clone(), socket, sql: sql.clone() };
-    tasks.spawn(echo(echoing, ended.clone()));
+    tasks.spawn(echo(Echo { worker: worker.clone(), socket, sql: sql.clone() }, ended.clone()));
     let (http_tx, http_rx) = watch::channel(first_view(config, &identity, &worker, &view.borrow()));
     let agents = Arc::new(Agents::default());
     let answers = (http_rx, agents.clone(), routes(config, &view));
@@ -133,10 +133,10 @@ pub async fn wire(
     })
 }
 
-/// Starts the tasks that ask the running PostgreSQL.
+/// Starts the tasks that ask the running PostgreSQL, and the one that does to it what drills want.
 fn question(
     tasks: &mut JoinSet<()>,
-    worker: &Arc<Worker>,
+    (worker, config): (&Arc<Worker>, &Config),
     pace: watch::Receiver<Pace>,
     ended: &CancellationToken,
 ) -> watch::Receiver<Option<SqlFacts>> {
@@ -146,6 +146,8 @@ fn question(
     tasks.spawn(wake_for_receivers(worker.clone(), sql.clone(), ended.clone()));
     tasks.spawn(commit_level::follow(worker.clone(), ended.clone()));
     tasks.spawn(prerequisites::follow(worker.clone(), ended.clone()));
+    let drilling = Drilling::new(worker.clone(), config.refused_drills.clone());
+    tasks.spawn(drill::carry_out(drilling, ended.clone()));
     sql
 }
 

@@ -6,6 +6,7 @@ pub mod address;
 pub mod assignment;
 pub mod cfg;
 pub mod document;
+pub mod drill;
 pub mod echo;
 pub mod explanation;
 pub mod history;

@@ -1,7 +1,7 @@
 //! Every key in one place, under `/pgdeputy/<cluster>/`.
 
 use proto::request::RequestKind;
-use proto::{ClusterName, Epoch, MemberName, RequestId};
+use proto::{ClusterName, Epoch, MemberName, RequestId, WallTime};
 
 /// The keys of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +86,26 @@ impl Keys {
     /// The prefix of all of these.
     pub fn all_scheduled(&self) -> String {
         format!("{}scheduled/", self.prefix)
+    }
+
+    /// The drill that is under way, under its runner's lease.
+    pub fn drill(&self) -> String {
+        self.key("drill/now")
+    }
+
+    /// The last word of a member's keeper on a drill.
+    pub fn drilled(&self, member: &MemberName) -> String {
+        format!("{}drill/answers/{member}", self.prefix)
+    }
+
+    /// What came of one drill, in the order of their beginnings.
+    pub fn drill_record(&self, begun: WallTime, id: &RequestId) -> String {
+        format!("{}drills/{:015}-{id}", self.prefix, begun.0)
+    }
+
+    /// The prefix of all of these.
+    pub fn all_drill_records(&self) -> String {
+        format!("{}drills/", self.prefix)
     }
 
     /// The record of the change that led to `epoch`; `restart` above 0: of that restart in place.
