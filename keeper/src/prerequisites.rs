@@ -47,7 +47,9 @@ async fn ask_again_and_again(worker: &Worker) {
         match asking.ask(worker).await {
             Ok(found) => asking.tell(worker, problems(&found, worker.spec().rejoin.copy)),
             Err(error) => {
-                tracing::debug!(%error, "whether this member could be rewound is not known")
+                // Such as a PostgreSQL that has just been started: nothing was learnt, so it is asked again soon.
+                asking.asked = None;
+                tracing::debug!(%error, "whether this member could be rewound is not known");
             }
         }
     }
