@@ -186,14 +186,17 @@ pub fn note_replay(worker: &Worker, facts: &Facts, now: Moment) {
 /// Notes the end of a rejoin: the member streams under the name that it should have.
 pub fn note_rejoin(worker: &Arc<Worker>, view: &ClusterView, facts: &Facts) {
     let Some(rejoin) = &facts.local.rejoin else { return };
-    if !matches!(rejoin.outcome, RejoinOutcome::Running { .. }) || !facts.files.complete {
+    if matches!(rejoin.outcome, RejoinOutcome::Done { .. }) || !facts.files.complete {
         return;
     }
     let streams = facts.sql.as_ref().and_then(|s| s.receiver.as_ref()).is_some_and(|receiver| {
         let timeline = view.state.as_ref().map(|s| s.timeline);
         receiver.streaming && Some(receiver.timeline) == timeline
     });
-    if streams {
+    if streams && matches!(rejoin.outcome, RejoinOutcome::Failed { .. }) {
+        // It came back by a way that needed none: what failed is in the history, and is of no use any more.
+        worker.update(|local| local.rejoin = None);
+    } else if streams {
         worker.update(|local| {
             if let Some(rejoin) = &mut local.rejoin {
                 let ended = store::clock::wall();

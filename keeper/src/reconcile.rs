@@ -13,6 +13,8 @@ pub(crate) mod tests;
 
 use proto::{Assignment, ClusterState, Moment};
 
+pub use rejoin::REWIND_ATTEMPTS;
+
 use crate::action::{Action, ActionKind, FenceReason, Hold, backoff};
 use crate::facts::{ClusterView, Facts, Process};
 

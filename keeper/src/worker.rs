@@ -132,8 +132,16 @@ impl Worker {
         }
     }
 
-    /// Does `action`.
+    /// Does `action`. Of one that was to bring this member back it tells if it failed.
     pub async fn perform(&self, action: &Action) -> anyhow::Result<()> {
+        let done = self.act(action).await;
+        if let Err(error) = &done {
+            self.rejoin_failed(action.kind(), error);
+        }
+        done
+    }
+
+    async fn act(&self, action: &Action) -> anyhow::Result<()> {
         match action {
             Action::Hold(_) => Ok(()),
             Action::TakeSettings(wanted) => self.take_settings(wanted).await,

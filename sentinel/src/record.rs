@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use proto::explanation::Rejection;
 use proto::history::{HistoryKind, HistoryRecord, Note, PhaseRecord, RejoinRecord};
-use proto::report::{MemberReport, RejoinOutcome};
+use proto::report::{MemberReport, RejoinBy, RejoinOutcome};
 use proto::state::{Switchover, SwitchoverStep};
 use proto::{ClusterState, Epoch, MemberName};
 
@@ -137,12 +137,16 @@ pub(crate) fn promote(inputs: &Inputs, epoch: Epoch, choice: &Choice) -> Vec<His
 /// Notes something in the record of the present change.
 pub(crate) fn note(inputs: &Inputs, text: String) -> Vec<HistoryWrite> {
     let record = inputs.seen.history.clone().map(|mut record| {
-        record.notes.push(Note { at: inputs.wall, text });
-        let surplus = record.notes.len().saturating_sub(NOTES_KEPT);
-        record.notes.drain(..surplus);
+        add_note(&mut record, Note { at: inputs.wall, text });
         write(record)
     });
     record.into_iter().collect()
+}
+
+fn add_note(record: &mut HistoryRecord, note: Note) {
+    record.notes.push(note);
+    let surplus = record.notes.len().saturating_sub(NOTES_KEPT);
+    record.notes.drain(..surplus);
 }
 
 /// How many notes one record keeps: an epoch may last for years.
@@ -162,9 +166,9 @@ pub(crate) fn follow(inputs: &Inputs) -> Option<Step> {
     let mut record = before.clone();
     let mut news = Vec::new();
     for name in inputs.state.members.keys() {
-        let Some(rejoin) = inputs.report(name).and_then(|r| rejoined(r, inputs.state)) else {
-            continue;
-        };
+        let Some(report) = inputs.report(name) else { continue };
+        news.extend(note_failure(&mut record, report, inputs.state));
+        let Some(rejoin) = rejoined(report, inputs.state) else { continue };
         if !record.rejoined.iter().any(|r| r.member == rejoin.member && r.start == rejoin.start) {
             news.push(format!("{name} is back"));
             record.rejoined.push(rejoin);
@@ -181,6 +185,32 @@ pub(crate) fn follow(inputs: &Inputs) -> Option<Step> {
     let verdict = Verdict::Record { history: vec![write(record)], why: news.join("; ") };
     Some(Step { verdict, wake_at: None })
 }
+
+/// Notes a return that failed, and returns that as news. One that fails again for the same reason is noted once.
+fn note_failure(
+    record: &mut HistoryRecord,
+    report: &MemberReport,
+    state: &ClusterState,
+) -> Option<String> {
+    let rejoin = report.rejoin.as_ref().filter(|r| r.epoch == state.epoch)?;
+    let RejoinOutcome::Failed { ended, problem } = &rejoin.outcome else { return None };
+    let way = match rejoin.by {
+        RejoinBy::Follow => "followed",
+        RejoinBy::Rewind => "rewound",
+        RejoinBy::Copy => "copied anew",
+    };
+    let begin = format!("{} could not be {way}: ", report.member);
+    let text = format!("{begin}{problem}");
+    let known = record.notes.iter().filter(|note| note.text.starts_with(&begin));
+    if known.clone().any(|note| note.text == text) || known.count() >= FAILURES_NOTED {
+        return None;
+    }
+    add_note(record, Note { at: *ended, text: text.clone() });
+    Some(text)
+}
+
+/// How many failures of one way of one member an epoch's record notes: reasons that carry positions differ each time.
+const FAILURES_NOTED: usize = 5;
 
 fn rejoined(report: &MemberReport, state: &ClusterState) -> Option<RejoinRecord> {
     let rejoin = report.rejoin.as_ref().filter(|r| r.epoch == state.epoch)?;

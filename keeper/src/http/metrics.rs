@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use proto::Moment;
+use proto::report::RejoinOutcome;
 
 use super::Shared;
 use crate::view::{Serving, View};
@@ -100,6 +101,12 @@ fn rejoin(page: &mut Page, view: &View) {
         "pgdeputy_rejoin_total_bytes",
         "What the rejoin that is under way has to copy.",
         rejoin.map(|r| r.total_bytes),
+    );
+    let told = view.status.report.rejoin.as_ref();
+    page.flag(
+        "pgdeputy_rejoin_failed",
+        "1 after a rejoin has failed, until the next one begins.",
+        told.is_some_and(|r| matches!(r.outcome, RejoinOutcome::Failed { .. })),
     );
 }
 

@@ -29,6 +29,7 @@ use super::kept_wal::{self, ForkSegment};
 use super::source::{Source, quote};
 use super::wal_files::{self, Segment};
 use super::wal_scan;
+use crate::durable;
 use listing::Shown;
 use upstream::{AnyStream, As};
 use wire::Frame;
@@ -56,6 +57,8 @@ pub struct Plan<'a> {
     pub source: &'a Source,
     pub password: &'a str,
     pub data_dir: &'a Path,
+    /// Where the socket's directory is made, see `Delta::place`.
+    pub place: &'a Path,
     /// What pg_rewind must find: the end of the common timeline by both histories.
     pub expected: (Timeline, Lsn),
     /// Told before the first second name is made; an error ends the rewind with nothing changed.
@@ -109,11 +112,20 @@ pub struct Gateway<'a> {
 }
 
 impl<'a> Gateway<'a> {
-    /// Begins to listen in a new directory that only `user` may enter.
+    /// Begins to listen in a directory that only `user` may enter. One that a killed keeper has left is taken over: its
+    /// name is always the same.
     pub fn listen(plan: Plan<'a>, user: Option<RunAs>) -> anyhow::Result<Self> {
-        let template = std::env::temp_dir().join("pgdeputy-rewind-XXXXXX");
-        let dir = nix::unistd::mkdtemp(&template).context("create a directory for a socket")?;
+        let dir = plan.place.join(DIRECTORY);
         let socket = socket_in(&dir);
+        durable::remove_if_there(&socket).context("remove the socket of a killed keeper")?;
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).context("create a directory for a socket");
+            }
+            Ok(()) | Err(_) => {}
+        }
+        fs::set_permissions(&dir, Permissions::from_mode(0o700))
+            .context("close the socket's directory")?;
         let listener = UnixListener::bind(&socket)
             .with_context(|| format!("listen on {}", socket.display()))?;
         fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
@@ -130,7 +142,7 @@ impl<'a> Gateway<'a> {
         let host = quote(&self.dir.to_string_lossy());
         let user = quote(&self.plan.source.user);
         format!(
-            "host={host} port=5432 user={user} dbname={DATABASE} sslmode=disable gssencmode=disable"
+            "host={host} port={PORT} user={user} dbname={DATABASE} sslmode=disable gssencmode=disable"
         )
     }
 
@@ -292,5 +304,52 @@ impl Drop for Gateway<'_> {
 }
 
 fn socket_in(dir: &Path) -> PathBuf {
-    dir.join(".s.PGSQL.5432")
+    dir.join(format!(".s.PGSQL.{PORT}"))
+}
+
+/// The directory of the socket, and the number in the socket's name. Together no longer than the path of PostgreSQL's own
+/// socket, which was checked when the keeper started.
+const DIRECTORY: &str = "gate";
+const PORT: u16 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_killed_keeper_has_left_is_taken_over_and_goes() {
+        let place = tempfile::tempdir().unwrap();
+        let source = Source {
+            host: "/nonexistent".into(),
+            port: 5432,
+            user: "x".into(),
+            passfile: "/nonexistent".into(),
+            application_name: "x".into(),
+        };
+        let plan = || Plan {
+            source: &source,
+            password: "",
+            data_dir: Path::new("/nonexistent"),
+            place: place.path(),
+            expected: (Timeline(1), Lsn(1)),
+            on_fork: &|_| Ok(()),
+        };
+        // A killed keeper runs no destructor.
+        let _killed = std::mem::ManuallyDrop::new(Gateway::listen(plan(), None).unwrap());
+        let dir = place.path().join(DIRECTORY);
+        assert!(socket_in(&dir).exists());
+        let gateway = Gateway::listen(plan(), None).unwrap();
+        let (_tell, said) = watch::channel(None);
+        tokio::select! {
+            trouble = gateway.serve(&said) => panic!("{trouble:?}"),
+            connected = UnixStream::connect(socket_in(&dir)) => drop(connected.unwrap()),
+        }
+        drop(gateway);
+        assert!(!dir.exists());
+        // Whatever else lies there stays.
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("other"), "").unwrap();
+        drop(Gateway::listen(plan(), None).unwrap());
+        assert!(dir.join("other").exists() && !socket_in(&dir).exists());
+    }
 }

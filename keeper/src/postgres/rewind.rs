@@ -94,6 +94,9 @@ pub enum Route {
 /// What a rewind through the gateway needs besides.
 pub struct Delta<'a> {
     pub password: &'a str,
+    /// A directory of this member alone, outside its data: the gateway's socket lies in one of its own in it, which a killed
+    /// keeper leaves there and the next rewind takes over.
+    pub place: &'a Path,
     /// Where both histories part: pg_rewind must find the same.
     pub expected: (Timeline, Lsn),
     /// Notes the fork, durably, before the first file of the member gets a second name.
@@ -174,6 +177,7 @@ async fn gated_or_stock(
         source: target.source,
         password: delta.password,
         data_dir: target.data_dir,
+        place: delta.place,
         expected: delta.expected,
         on_fork: &on_fork,
     };

@@ -15,7 +15,7 @@ use crate::action::{Action, ActionKind, Dropping, Hold};
 use crate::facts::{ClusterView, Facts};
 
 /// How often a rewind is tried against one source timeline before the data is copied instead.
-const REWIND_ATTEMPTS: u32 = 2;
+pub const REWIND_ATTEMPTS: u32 = 2;
 
 /// How often an incomplete member's scan fails before its data counts for nothing: once may be a disk's mood.
 const SCANS: u32 = 3;

@@ -4,11 +4,15 @@
 
 use proto::history::PhaseRecord;
 use proto::rejoin::RejoinDetails;
-use proto::report::RejoinOutcome;
+use proto::report::{RejoinBy, RejoinOutcome};
+use proto::spec::Permission;
 
 use super::Worker;
+use crate::action::ActionKind;
 use crate::facts::Copying;
+use crate::member_files::MemberFiles;
 use crate::postgres::copy::{CopyPhase, CopyProgress};
+use crate::reconcile::REWIND_ATTEMPTS;
 
 /// The step in which PostgreSQL is started and receives what is still missing.
 pub const CATCH_UP: &str = "catch-up";
@@ -32,6 +36,77 @@ impl Worker {
                 change(&mut rejoin.details);
             }
         });
+    }
+}
+
+impl Worker {
+    /// Tells that the rejoin under way has failed by `error`, and what comes next. Does nothing where the action of this
+    /// kind is no part of one.
+    pub(super) fn rejoin_failed(&self, kind: ActionKind, error: &anyhow::Error) {
+        let Some(by) = rejoins_by(kind) else { return };
+        let next = next_step(by, &self.files(), self.spec().rejoin.copy);
+        self.update(|local| {
+            let Some(rejoin) = local.rejoin.as_mut().filter(|rejoin| {
+                rejoin.by == by && matches!(rejoin.outcome, RejoinOutcome::Running { .. })
+            }) else {
+                return;
+            };
+            let ended = store::clock::wall();
+            end_step(&mut rejoin.details, ended);
+            rejoin.outcome = RejoinOutcome::Failed { ended, problem: format!("{error:#}; {next}") };
+            local.copying = None;
+        });
+    }
+}
+
+fn rejoins_by(kind: ActionKind) -> Option<RejoinBy> {
+    match kind {
+        ActionKind::DropUnreplayed => Some(RejoinBy::Follow),
+        ActionKind::Rewind => Some(RejoinBy::Rewind),
+        ActionKind::Copy => Some(RejoinBy::Copy),
+        ActionKind::Hold
+        | ActionKind::Fence
+        | ActionKind::Found
+        | ActionKind::Seal
+        | ActionKind::Scan
+        | ActionKind::StartStandby
+        | ActionKind::StartSealed
+        | ActionKind::Repoint
+        | ActionKind::MarkComplete
+        | ActionKind::Promote
+        | ActionKind::StartPrimary
+        | ActionKind::Open
+        | ActionKind::OpenBySigns
+        | ActionKind::TakeRight
+        | ActionKind::Confirm
+        | ActionKind::TakeSettings
+        | ActionKind::KeepSlots
+        | ActionKind::PrepareHandOver
+        | ActionKind::HandOver
+        | ActionKind::Compare => None,
+    }
+}
+
+/// Returns what comes after a failure, as `reconcile` goes on from what is on disk.
+fn next_step(by: RejoinBy, files: &MemberFiles, copy: Permission) -> String {
+    const AGAIN: &str = "it is tried again by itself";
+    let marker = files.rejoin.as_ref().filter(|marker| marker.by == by && !marker.may_start());
+    let Some(marker) = marker.filter(|_| !files.complete) else {
+        return format!("nothing of its data has changed, {AGAIN}");
+    };
+    let copied = match copy {
+        Permission::Allowed => "its data is copied anew, beside what is there",
+        Permission::Never => {
+            "its data waits for you, because rejoin.copy is never: allow it, or put a copy of the primary in its place"
+        }
+    };
+    match by {
+        RejoinBy::Copy => format!("what is there is not started, {AGAIN}"),
+        RejoinBy::Follow => format!("while {} is primary {AGAIN}", marker.source),
+        RejoinBy::Rewind if marker.attempt < REWIND_ATTEMPTS => {
+            format!("while {} is primary {AGAIN}, once, and then {copied}", marker.source)
+        }
+        RejoinBy::Rewind => copied.to_owned(),
     }
 }
 
@@ -72,5 +147,44 @@ pub(super) fn note_progress(worker: &Worker, progress: CopyProgress) {
                 rejoin.outcome = next;
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::member_files::{RejoinMarker, RejoinPhase};
+    use proto::{Epoch, Incarnation, Timeline, WallTime};
+
+    fn cut(by: RejoinBy, attempt: u32) -> MemberFiles {
+        let mut files = MemberFiles::new("a".parse().unwrap(), Incarnation("one".into()));
+        files.rejoin = Some(RejoinMarker {
+            by,
+            epoch: Epoch(2),
+            source: "b".parse().unwrap(),
+            source_timeline: Timeline(2),
+            attempt,
+            phase: RejoinPhase::Modifying,
+            until: None,
+            fork: None,
+            boot: None,
+            started: WallTime(0),
+        });
+        files
+    }
+
+    #[test]
+    fn what_comes_after_a_failure_is_told_as_it_is_decided() {
+        let next = |by, files: &MemberFiles, copy| next_step(by, files, copy);
+        let (rewind, allowed) = (RejoinBy::Rewind, Permission::Allowed);
+        let untouched = MemberFiles { complete: true, rejoin: None, ..cut(rewind, 1) };
+        assert!(next(rewind, &untouched, allowed).starts_with("nothing of its data has changed"));
+        assert!(next(rewind, &cut(rewind, 1), allowed).contains("while b is primary"));
+        let last = cut(rewind, REWIND_ATTEMPTS);
+        assert!(next(rewind, &last, allowed).starts_with("its data is copied anew"));
+        assert!(next(rewind, &last, Permission::Never).contains("rejoin.copy is never"));
+        assert!(next(RejoinBy::Copy, &cut(RejoinBy::Copy, 3), allowed).contains("is not started"));
+        // A copy that begins beside data that counts marks nothing.
+        assert!(next(RejoinBy::Copy, &untouched, allowed).starts_with("nothing of its data"));
     }
 }

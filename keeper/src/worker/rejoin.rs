@@ -61,6 +61,7 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
     diverged.sum_up(worker, fork).await;
     let delta = Delta {
         password: &worker.secrets.rewind,
+        place: &worker.place.state_dir,
         expected: (fork.timeline, fork.lsn),
         // It is in the marker.
         on_fork: &|_| Ok(()),

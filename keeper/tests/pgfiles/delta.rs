@@ -121,8 +121,13 @@ pub async fn rejoin(
         notes.saved.lock().unwrap().insert(name.to_owned(), fs::metadata(path)?.len());
         Ok(())
     };
-    let delta =
-        Delta { password: PASSWORD, expected, on_fork: &on_fork, on_diverged: &on_diverged };
+    let delta = Delta {
+        password: PASSWORD,
+        place: old.root(),
+        expected,
+        on_fork: &on_fork,
+        on_diverged: &on_diverged,
+    };
     let source = new.source();
     let target = target_of(old, &source, notes.crash_recovery);
     rewind_delta(&binaries(), &target, &delta, progress).await
@@ -294,6 +299,7 @@ async fn a_wrong_password_and_a_source_that_is_gone_cost_nothing_but_a_retry() {
     let (old, mut new) = diverged(2).await;
     let expected = fork(&old, &new);
     let delta = Delta {
+        place: old.root(),
         password: "wrong",
         expected,
         on_fork: &|_| panic!("nothing was listed"),

@@ -164,8 +164,13 @@ async fn rewind_by(
         *notes.fork.lock().unwrap() = Some(fork);
         Ok(())
     };
-    let delta =
-        Delta { password: PASSWORD, expected, on_fork: &on_fork, on_diverged: &|_, _| Ok(()) };
+    let delta = Delta {
+        password: PASSWORD,
+        place: old.root(),
+        expected,
+        on_fork: &on_fork,
+        on_diverged: &|_, _| Ok(()),
+    };
     rewind_delta(programs, &target_of(old, source, notes.crash_recovery), &delta, |_| {}).await
 }
 
@@ -255,6 +260,7 @@ async fn take_up_again(
     if was_finished(&old.data, newest).unwrap() {
         let delta = Delta {
             password: PASSWORD,
+            place: old.root(),
             expected,
             on_fork: &|_| Ok(()),
             on_diverged: &|_, _| Ok(()),
@@ -316,7 +322,6 @@ fn keeper_process(
     let skip = if crash_recovery == CrashRecovery::Skip { "skip" } else { "run" };
     Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "interrupted::as_a_keeper"])
-        .env("TMPDIR", old.root())
         .env("PGDEPUTY_CUT_DATA", &old.data)
         .env("PGDEPUTY_CUT_SOURCE", &source.host)
         .env("PGDEPUTY_CUT_FORK", format!("{timeline} {lsn} {skip}"))
@@ -350,8 +355,13 @@ async fn as_a_keeper() {
         crash_recovery,
         end: None,
     };
-    let delta =
-        Delta { password: PASSWORD, expected, on_fork: &|_| Ok(()), on_diverged: &|_, _| Ok(()) };
+    let delta = Delta {
+        password: PASSWORD,
+        place: Path::new(&data).parent().unwrap(),
+        expected,
+        on_fork: &|_| Ok(()),
+        on_diverged: &|_, _| Ok(()),
+    };
     let outcome = rewind_delta(&binaries(), &target, &delta, |_| {}).await;
     assert!(matches!(outcome, RewindOutcome::Rewound(_)), "{outcome:?}");
 }

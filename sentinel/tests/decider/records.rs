@@ -66,6 +66,43 @@ fn a_failover_is_recorded_phase_by_phase_until_all_are_back() {
     assert!(record.rejected.iter().any(|r| r.member == name("c")));
 }
 
+#[test]
+fn a_return_that_failed_is_noted_once_for_each_reason() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.dies("a");
+    scene.settle();
+    scene.seals("b", "0/5000000");
+    scene.seals("c", "0/5000000");
+    scene.settle();
+    scene.opens("b");
+    scene.streams("c");
+    scene.settle();
+    let mut fails = |why: String, epoch: u64| {
+        let ended = scene.wall();
+        scene.report("a").rejoin = Some(Rejoin {
+            epoch: Epoch(epoch),
+            by: RejoinBy::Rewind,
+            reason: "its WAL ends past the fork".into(),
+            started: ended,
+            outcome: RejoinOutcome::Failed { ended, problem: why },
+            kept: None,
+            details: RejoinDetails::default(),
+        });
+        scene.settle();
+        scene.pass(millis(20));
+        let notes = scene.history[&(Epoch(2), 0)].notes.iter();
+        notes.filter(|n| n.text.contains("rewound")).map(|n| n.text.clone()).collect::<Vec<_>>()
+    };
+    assert!(fails("of an older epoch".into(), 1).is_empty());
+    let told = fails("disk full; it is tried again".into(), 2);
+    assert_eq!(told, ["a could not be rewound: disk full; it is tried again"]);
+    assert_eq!(fails("disk full; it is tried again".into(), 2).len(), 1);
+    for position in 0..10 {
+        fails(format!("ended at 0/{position}"), 2);
+    }
+    assert_eq!(fails("ended at 0/77".into(), 2).len(), 5, "an epoch may last for years");
+}
+
 fn discarded() -> Discarded {
     Discarded {
         timeline: Timeline(1),

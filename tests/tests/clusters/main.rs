@@ -2,6 +2,7 @@
 //!
 //! One suite alone: `cargo test -p pgdeputy-tests --test clusters isolation::`.
 
+mod a_rejoin_fails;
 mod all_is_stopped;
 mod bad_input;
 mod calm;
