@@ -20,6 +20,9 @@ use crate::failure::{Failure, USAGE_STATUS};
 use crate::runtime;
 use crate::target::Target;
 
+mod tls;
+use tls::TlsArgs;
+
 /// The longest path of a Unix socket that Linux takes, without the final zero byte.
 const LONGEST_SOCKET_PATH: usize = 107;
 
@@ -75,6 +78,8 @@ pub struct KeeperArgs {
     /// The same for role pgdeputy_rewind
     #[arg(long, value_name = "FILE")]
     rewind_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 /// Whether the fencer starts a dead keeper again.
@@ -222,6 +227,7 @@ fn config(args: KeeperArgs, variable: impl Fn(&str) -> Option<String>) -> Result
         rewind: password("rewind", args.rewind_password_file, &variable)?,
     };
     check_all_or_none(&secrets)?;
+    let tls = args.tls.checked()?;
     Ok(Config {
         cluster: args.target.cluster,
         member: args.member,
@@ -238,6 +244,7 @@ fn config(args: KeeperArgs, variable: impl Fn(&str) -> Option<String>) -> Result
         leave_postgres: args.leave_postgres,
         refused_drills: args.refuse_drills.into_iter().flat_map(|refused| refused.0).collect(),
         secrets,
+        tls,
     })
 }
 

@@ -9,6 +9,8 @@ use proto::drill::LiveFault;
 use proto::{ClusterName, HostPort, MemberName};
 use store::EtcdAccess;
 
+use crate::postgres::tls::Tls;
+
 /// One keeper's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -37,6 +39,8 @@ pub struct Config {
     /// What no drill may break here.
     pub refused_drills: BTreeSet<LiveFault>,
     pub secrets: SecretsSource,
+    /// How the PostgreSQL of other members is reached; `None`: as it speaks, and by our own connections in the clear.
+    pub tls: Option<Tls>,
 }
 
 /// Where the passwords of the keeper's roles come from. All three are given, or none: then they are read from

@@ -150,6 +150,7 @@ fn others(worker: &Worker) -> BTreeMap<MemberName, Source> {
             // The password is given beside it.
             passfile: worker.place.state_dir.join("none"),
             application_name: "pgdeputy-prerequisites".to_owned(),
+            tls: worker.place.tls.clone(),
         };
         found.insert(member.clone(), source);
     }

@@ -21,6 +21,7 @@ use crate::member_files::{MemberFiles, MemberStore, Role};
 use crate::postgres::binaries::PostgresBinaries;
 use crate::postgres::control::ControlFile;
 use crate::postgres::initdb::is_absent_or_empty;
+use crate::postgres::tls::Tls;
 
 /// The longest path of a Unix socket, in bytes (sockaddr_un).
 const LONGEST_SOCKET_PATH: usize = 107;
@@ -72,7 +73,8 @@ pub fn prepare(config: &Config, known: Known) -> anyhow::Result<Prepared> {
 
 /// Checks all that can be checked beside the keeper that runs on this directory.
 pub fn rehearse(config: &Config, known: &Known) -> anyhow::Result<()> {
-    examine(config, known).map(drop)
+    examine(config, known)?;
+    config.tls.as_ref().map_or(Ok(()), Tls::check)
 }
 
 fn check(config: &Config, known: Known) -> anyhow::Result<Checked> {
@@ -80,6 +82,7 @@ fn check(config: &Config, known: Known) -> anyhow::Result<Checked> {
     let exists = config.state_dir.join("lock").exists();
     let files = exists.then(|| MemberStore::open(&config.state_dir)).transpose()?;
     let (binaries, secrets, view) = examine(config, &known)?;
+    check_tls(config)?;
     let http = bind(&config.http, "--http")?;
     let echo = bind_echo(&config.http)?;
     if crate::fencer::of_data_directory(&config.data_dir, None).is_empty() {
@@ -108,6 +111,17 @@ fn examine(
     check_data(config, &view, known.as_ref())?;
     let secrets = secrets(config, &keys, snapshot)?;
     Ok((binaries, secrets, view))
+}
+
+/// Files that cannot be read are refused before PostgreSQL is started. Beside one that runs they are told and no more: to
+/// leave it without a keeper would end it.
+fn check_tls(config: &Config) -> anyhow::Result<()> {
+    let Some(Err(error)) = config.tls.as_ref().map(Tls::check) else { return Ok(()) };
+    if crate::fencer::of_data_directory(&config.data_dir, None).is_empty() {
+        return Err(error);
+    }
+    tracing::error!(error = format!("{error:#}"), "other members cannot be reached by TLS");
+    Ok(())
 }
 
 fn check_socket_path(config: &Config) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use nix::sys::signal::Signal;
-use proto::{MemberReport, Moment};
+use proto::{ClusterSpec, MemberReport, Moment};
 use store::keys::Keys;
 use store::{LeaseId, Store};
 use tokio::net::{TcpListener, UdpSocket};
@@ -98,8 +98,7 @@ pub async fn wire(
         view: view.clone(),
     };
     tasks.spawn(announce(announcing, ended.clone()));
-    let mut local = first_local(settings::installed(&place), &watched);
-    local.accepted = settings::accepted(&place);
+    let local = found(&place, &view.borrow(), &watched);
     settle(&fencer, &watched).await;
     let parts = Parts { place, binaries, keys, store, secrets, fencer, view: view.clone(), lease };
     let worker = Arc::new(Worker::new(parts, local, files));
@@ -194,6 +193,7 @@ fn place(config: &Config, major: u32) -> Place {
         host: config.listen.host.clone(),
         port: config.listen.port,
         major,
+        tls: config.tls.clone(),
     }
 }
 
@@ -227,6 +227,27 @@ pub fn first_local(settings: Option<Settings>, watched: &Watched) -> Local {
     };
     let fence_way = Some(watched.way);
     Local { process, fence_way, settings, names, ..Local::default() }
+}
+
+/// Returns what an earlier keeper has left. The settings of a running PostgreSQL are written anew: this keeper may have been
+/// started with another way to reach other members. They are read with the signal that follows.
+fn found(place: &Place, view: &ClusterView, watched: &Watched) -> Local {
+    let accepted = settings::accepted(place);
+    let local = Local { accepted, ..first_local(settings::installed(place), watched) };
+    write_anew(place, view, &local);
+    local
+}
+
+fn write_anew(place: &Place, view: &ClusterView, local: &Local) {
+    let (Process::Running { .. }, Some(spec), Some(settings), Some(accepted)) =
+        (local.process, &view.spec, &local.settings, &local.accepted)
+    else {
+        return;
+    };
+    let spec = ClusterSpec { postgres: accepted.clone(), ..spec.clone() };
+    if let Err(error) = settings::install(place, &spec, settings) {
+        tracing::warn!(error = format!("{error:#}"), "write the settings anew");
+    }
 }
 
 /// Brings what an earlier keeper has left to a known end: a change of settings that it wrote and did not signal, or

@@ -188,6 +188,9 @@ pub fn keeper(
     if let Some(zone) = index.and_then(|index| config.zones.get(index)) {
         command.args(["--zone", zone]);
     }
+    if let Some(ca) = addresses.access.ca.as_ref().filter(|_| config.members_by_tls) {
+        command.arg("--sslrootcert").arg(ca);
+    }
     if let Some(bin) = &config.postgres_bin {
         command.arg("--postgres-bin").arg(bin);
     }

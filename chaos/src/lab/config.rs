@@ -28,6 +28,8 @@ pub struct LabConfig {
     pub members: usize,
     pub etcd_members: usize,
     pub etcd_security: EtcdSecurity,
+    /// Members reach each other's PostgreSQL by TLS only, with certificates of the authority that etcd's are of.
+    pub members_by_tls: bool,
     pub sentinels: usize,
     /// PgBouncers beside HAProxy, each in front of the same databases.
     pub pgbouncers: usize,
@@ -69,6 +71,7 @@ impl LabConfig {
             members: 3,
             etcd_members: 1,
             etcd_security: EtcdSecurity::None,
+            members_by_tls: false,
             sentinels: 3,
             pgbouncers: 0,
             spec: demo_spec(),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
+use proto::ClusterSpec;
 use store::etcd::{ClientCertificate, EtcdAccess, Login};
 
 use super::commands::{self, Addresses};
@@ -73,6 +74,19 @@ pub fn issue(home: &Home, name: &str, days: i32) -> anyhow::Result<ClientCertifi
     home.hand_over(&key)?;
     home.hand_over(&certificate)?;
     Ok(ClientCertificate { certificate, key })
+}
+
+/// Gives every member's PostgreSQL one certificate, which is for the hosts of etcd: on the loopback network that is one
+/// host. Fails where etcd has no certificates.
+pub fn let_postgres_speak_tls(home: &Home, spec: &mut ClusterSpec) -> anyhow::Result<()> {
+    let shown = issue(home, "postgres", DAYS).context("make a certificate for PostgreSQL")?;
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    spec.postgres.parameters.extend([
+        ("ssl".to_owned(), "on".to_owned()),
+        ("ssl_cert_file".to_owned(), text(&shown.certificate)),
+        ("ssl_key_file".to_owned(), text(&shown.key)),
+    ]);
+    Ok(())
 }
 
 /// What etcd itself shows, where the lab has certificates.

@@ -28,7 +28,7 @@ const STOP_BOUND: Duration = Duration::from_secs(5);
 
 impl Lab {
     /// Starts everything; returns as soon as all processes run, before the cluster is formed.
-    pub async fn start(config: LabConfig) -> anyhow::Result<Self> {
+    pub async fn start(mut config: LabConfig) -> anyhow::Result<Self> {
         config.spec.check()?;
         let home = Home::make(&config)?;
         let mut ports = Ports::claim()?;
@@ -42,6 +42,9 @@ impl Lab {
         let pools = config.spec.members.values().filter_map(|member| member.pool.clone());
         let pools: std::collections::BTreeSet<_> = pools.collect();
         let access = access(&home, config.etcd_security, &etcd)?;
+        if config.members_by_tls {
+            secured::let_postgres_speak_tls(&home, &mut config.spec)?;
+        }
         let addresses = Addresses {
             etcd,
             access,

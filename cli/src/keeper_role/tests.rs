@@ -72,6 +72,25 @@ fn passwords_are_given_for_all_three_roles_or_for_none() {
 }
 
 #[test]
+fn tls_to_other_members_needs_an_authority_and_verifies_in_full_unless_told_otherwise() {
+    use keeper::postgres::tls::{OwnCertificate, SslMode};
+    assert_eq!(config(given(&[]), |_| None).unwrap().tls, None);
+    let ca = "--sslrootcert=/etc/ca.pem";
+    let tls = config(given(&[ca]), |_| None).unwrap().tls.unwrap();
+    assert_eq!((tls.mode, tls.own), (SslMode::VerifyFull, None));
+    let own = ["--sslcert=/etc/own.pem", "--sslkey=/etc/own.key"];
+    let tls = config(given(&[ca, own[0], own[1], "--sslmode=verify-ca"]), |_| None).unwrap().tls;
+    let own_files =
+        OwnCertificate { certificate: "/etc/own.pem".into(), key: "/etc/own.key".into() };
+    assert_eq!(tls.map(|t| (t.mode, t.own)), Some((SslMode::VerifyCa, Some(own_files))));
+    assert!(refused(&[ca, own[0]]).contains("give both"));
+    for alone in [&own[..], &["--sslmode=verify-full"]] {
+        assert!(refused(alone).contains("need --sslrootcert"));
+    }
+    assert!(Line::try_parse_from(USUAL.iter().chain(&["--sslmode=require"])).is_err());
+}
+
+#[test]
 fn root_becomes_postgres_by_itself_and_stays_root_for_nobody() {
     assert!(user(Some("root"), true).unwrap_err().line().contains("refuses to run as root"));
     assert!(user(Some("no-such-user"), true).unwrap_err().line().contains("no such user"));

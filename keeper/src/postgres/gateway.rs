@@ -325,6 +325,7 @@ mod tests {
             user: "x".into(),
             passfile: "/nonexistent".into(),
             application_name: "x".into(),
+            tls: None,
         };
         let plan = || Plan {
             source: &source,

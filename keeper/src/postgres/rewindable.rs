@@ -10,7 +10,6 @@ use anyhow::{Context, anyhow};
 use proto::MemberName;
 use proto::spec::Permission;
 use tokio::time::timeout;
-use tokio_postgres::NoTls;
 
 use super::session::{Session, SqlError, describe};
 use super::settings::REWIND_ROLE;
@@ -105,10 +104,8 @@ pub async fn data_bytes(session: &Session) -> Result<u64, SqlError> {
 
 /// Asks another member just as a rewind would: over the network, by the role and the password of rewinds.
 pub async fn ask_other(source: &Source, password: &str) -> anyhow::Result<Other> {
-    let config = source.config(password, ANSWERS_WITHIN);
     let asking = async {
-        let (client, connection) =
-            config.connect(NoTls).await.map_err(|e| anyhow!("{}", describe(&e)))?;
+        let (client, connection) = source.session(password).await?;
         let talking = tokio::spawn(connection);
         let question = format!(
             "SELECT (SELECT coalesce(array_agg(f), '{{}}') FROM unnest($1::text[]) f

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::binaries::PostgresBinaries;
 use super::program;
+use super::tls::Tls;
 use crate::durable::{replace, write_atomic};
 
 /// Reading a configuration file takes milliseconds.
@@ -90,6 +91,8 @@ pub struct Place {
     pub port: u16,
     /// `server_version_num` divided by 10000.
     pub major: u32,
+    /// How other members are connected to, and then also how they have to come.
+    pub tls: Option<Tls>,
 }
 
 impl Place {
@@ -220,18 +223,22 @@ fn quote(value: &str) -> String {
 fn conninfo(place: &Place, upstream: &Upstream) -> String {
     let passfile = place.replication_passfile(upstream.epoch);
     let part = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
-    format!(
+    let mut text = format!(
         "host={} port={} user={REPLICATION_ROLE} passfile={} application_name={} connect_timeout=2 \
          keepalives_idle=1 keepalives_interval=1 keepalives_count=3",
         part(&upstream.host),
         upstream.port,
         part(&passfile.to_string_lossy()),
         stream_name(&place.member, upstream),
-    )
+    );
+    for (name, value) in place.tls.as_ref().map_or_else(Vec::new, Tls::parameters) {
+        write!(text, " {name}={}", part(&value)).expect("writing to a String cannot fail");
+    }
+    text
 }
 
 /// Returns the text of `pg_hba.conf`.
-pub fn render_hba(spec: &ClusterSpec, access: Access) -> String {
+pub fn render_hba(place: &Place, spec: &ClusterSpec, access: Access) -> String {
     let mut text = String::from(
         "# Written by pgdeputy; changes here are overwritten. See postgres.pg_hba in the spec.\n",
     );
@@ -240,9 +247,15 @@ pub fn render_hba(spec: &ClusterSpec, access: Access) -> String {
         text.push('\n');
     };
     line(&format!("local all {SUPERUSER} scram-sha-256"));
-    line(&format!("host replication {REPLICATION_ROLE} all scram-sha-256"));
+    let by = if place.tls.is_some() { "hostssl" } else { "host" };
+    line(&format!("{by} replication {REPLICATION_ROLE} all scram-sha-256"));
     // Also while it is closed: it may wait for a voter that has to be rewound first.
-    line(&format!("host postgres {REWIND_ROLE} all scram-sha-256"));
+    line(&format!("{by} postgres {REWIND_ROLE} all scram-sha-256"));
+    if place.tls.is_some() {
+        // No line of the spec lets them in otherwise.
+        line(&format!("host replication {REPLICATION_ROLE} all reject"));
+        line(&format!("host all {REPLICATION_ROLE},{REWIND_ROLE} all reject"));
+    }
     if access == Access::Closed {
         line("local all all reject");
         line("host all all all reject");
@@ -318,7 +331,7 @@ pub async fn check(
 /// PostgreSQL reads them at its next start or reload. Nothing is synced: they are written anew before each start, and a
 /// sync here would stand in the way of every seal and promotion.
 pub fn install(place: &Place, spec: &ClusterSpec, settings: &Settings) -> anyhow::Result<()> {
-    let hba = render_hba(spec, settings.access);
+    let hba = render_hba(place, spec, settings.access);
     replace(&place.state_dir.join("pg_hba.conf"), hba.as_bytes(), 0o600)
         .context("write pg_hba.conf")?;
     let conf = render_conf(place, spec, settings);
@@ -360,6 +373,7 @@ fn guard_auto_conf(data_dir: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::tls::SslMode;
 
     fn place() -> Place {
         Place {
@@ -370,6 +384,7 @@ mod tests {
             host: "10.0.0.2".into(),
             port: 5432,
             major: 15,
+            tls: None,
         }
     }
 
@@ -431,9 +446,31 @@ mod tests {
     #[test]
     fn closed_lets_in_the_keepers_and_nobody_else() {
         let spec = ClusterSpec::default();
-        assert!(render_hba(&spec, Access::Closed).ends_with("host all all all reject\n"));
-        assert!(render_hba(&spec, Access::Closed).contains(REWIND_ROLE));
-        assert!(render_hba(&spec, Access::Open).contains("host all all all scram-sha-256"));
+        assert!(render_hba(&place(), &spec, Access::Closed).ends_with("host all all all reject\n"));
+        assert!(render_hba(&place(), &spec, Access::Closed).contains(REWIND_ROLE));
+        assert!(
+            render_hba(&place(), &spec, Access::Open).contains("host all all all scram-sha-256")
+        );
+    }
+
+    #[test]
+    fn with_tls_members_come_and_go_by_nothing_else() {
+        let tls = Tls { mode: SslMode::VerifyFull, root: "/etc/it's/ca.pem".into(), own: None };
+        let place = Place { tls: Some(tls), ..place() };
+        let hba = render_hba(&place, &ClusterSpec::default(), Access::Open);
+        let lines: Vec<&str> =
+            hba.lines().filter(|l| l.starts_with("host") && l.contains("pgdeputy_")).collect();
+        let expected = [
+            "hostssl replication pgdeputy_replication all scram-sha-256",
+            "hostssl postgres pgdeputy_rewind all scram-sha-256",
+            "host replication pgdeputy_replication all reject",
+            "host all pgdeputy_replication,pgdeputy_rewind all reject",
+        ];
+        assert_eq!(lines, expected, "before any line of the spec");
+        let text = render_conf(&place, &ClusterSpec::default(), &following(StreamName::Joining));
+        // Quoted for the connection string, and that for the file.
+        let root = r"sslrootcert=''/etc/it\\''s/ca.pem''";
+        assert!(text.contains(" sslmode=''verify-full''") && text.contains(root), "{text}");
     }
 
     #[test]

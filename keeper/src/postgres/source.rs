@@ -3,7 +3,15 @@
 //! Rule: a password is never in a command line or in this process's logs, only in a passfile.
 
 use std::path::PathBuf;
-use std::time::Duration;
+
+use anyhow::anyhow;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{Client, Connection, NoTls};
+
+use super::gateway::upstream::{self, AnyStream};
+use super::session::describe;
+use super::tls::Tls;
 
 /// A server to which replication or rewind connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +23,8 @@ pub struct Source {
     /// libpq reads it at each connect; others must not be able to read it, or libpq ignores it.
     pub passfile: PathBuf,
     pub application_name: String,
+    /// `None`: in the clear where that is what the server speaks.
+    pub tls: Option<Tls>,
 }
 
 /// A source that sends nothing for so long that the connection is as good as lost: keepalives notice a host that
@@ -28,18 +38,22 @@ const KEEPALIVES: [(&str, &str); 5] = [
 ];
 
 impl Source {
-    /// Returns how a keeper itself opens a session there, in the database that pg_rewind uses.
-    pub fn config(&self, password: &str, connect_timeout: Duration) -> tokio_postgres::Config {
+    /// Opens a session of a keeper's own there, in the database that pg_rewind uses. The caller bounds it, and carries it
+    /// on by polling the connection.
+    pub async fn session(
+        &self,
+        password: &str,
+    ) -> anyhow::Result<(Client, Connection<AnyStream, NoTlsStream>)> {
+        let stream = upstream::open(self).await?;
         let mut config = tokio_postgres::Config::new();
         config
-            .host(&self.host)
-            .port(self.port)
             .user(&self.user)
             .password(password)
             .dbname(super::gateway::DATABASE)
             .application_name(&self.application_name)
-            .connect_timeout(connect_timeout);
-        config
+            // Where there is to be TLS the stream has it.
+            .ssl_mode(SslMode::Disable);
+        config.connect_raw(stream, NoTls).await.map_err(|e| anyhow!("{}", describe(&e)))
     }
 
     /// Returns the connection string for one of `major`'s own programs.
@@ -53,6 +67,8 @@ impl Source {
             ("passfile", &passfile),
             ("application_name", &self.application_name),
         ];
+        let tls = self.tls.as_ref().map_or_else(Vec::new, Tls::parameters);
+        parts.extend(tls.iter().map(|(name, value)| (*name, value.as_str())));
         parts.extend(KEEPALIVES);
         parts.extend(dbname.map(|name| ("dbname", name)));
         // Who answers on a port that was the source's must not talk the client into a password in the clear.
@@ -73,6 +89,7 @@ pub fn quote(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::tls::{self, OwnCertificate};
 
     #[test]
     fn a_conninfo_names_the_passfile_and_quotes_what_libpq_would_split() {
@@ -82,6 +99,7 @@ mod tests {
             user: "pgdeputy_rewind".into(),
             passfile: "/var/lib/o'brien\\x/pass".into(),
             application_name: "b.e7.joining".into(),
+            tls: None,
         };
         let text = source.conninfo(15, Some("postgres"));
         assert!(text.starts_with("host='::1' port='5433' user='pgdeputy_rewind' "), "{text}");
@@ -89,5 +107,12 @@ mod tests {
         assert!(text.ends_with("dbname='postgres'"), "{text}");
         assert!(!text.contains("require_auth"));
         assert!(source.conninfo(16, None).ends_with("require_auth='scram-sha-256'"));
+        assert!(!text.contains("ssl"));
+        let own = OwnCertificate { certificate: "/c.pem".into(), key: "/c.key".into() };
+        let tls = Tls { mode: tls::SslMode::VerifyFull, root: "/ca.pem".into(), own: Some(own) };
+        let text = Source { tls: Some(tls), ..source }.conninfo(15, None);
+        let parameters =
+            "sslmode='verify-full' sslrootcert='/ca.pem' sslcert='/c.pem' sslkey='/c.key'";
+        assert!(text.contains(parameters), "{text}");
     }
 }

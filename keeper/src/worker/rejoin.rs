@@ -11,7 +11,7 @@ use proto::cfg::joining_name;
 use proto::report::RejoinBy;
 use proto::{Lsn, Timeline, TimelineHistory};
 use tokio::time::timeout;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 use super::Worker;
 use super::diverged::Diverged;
@@ -247,7 +247,8 @@ pub(super) fn source_of(
     let line = passfile_line(&host, port, user, password);
     write_atomic(&passfile, line.as_bytes(), 0o600).context("write a password file")?;
     let application_name = joining_name(&worker.place.member, follow.epoch);
-    Ok(Source { host, port, user: user.to_owned(), passfile, application_name })
+    let tls = worker.place.tls.clone();
+    Ok(Source { host, port, user: user.to_owned(), passfile, application_name, tls })
 }
 
 /// Waits until the source is the primary of the timeline wanted and has written a checkpoint on it: pg_rewind of 15
@@ -290,11 +291,11 @@ pub(super) async fn source_is_ready(
 }
 
 async fn session_with(worker: &Worker, source: &Source) -> anyhow::Result<(Client, Talking)> {
-    let config = source.config(&worker.secrets.rewind, Duration::from_secs(5));
-    let (client, connection) = timeout(SOURCE_ANSWERS_WITHIN, config.connect(NoTls))
-        .await
-        .context("the source accepts no session")?
-        .map_err(|e| anyhow::anyhow!("connect to the source: {}", describe(&e)))?;
+    let (client, connection) =
+        timeout(SOURCE_ANSWERS_WITHIN, source.session(&worker.secrets.rewind))
+            .await
+            .context("the source accepts no session")?
+            .context("connect to the source")?;
     Ok((client, tokio::spawn(connection)))
 }
 

@@ -56,6 +56,8 @@ pub struct Cluster {
     pub data: PathBuf,
     postmaster: Option<Child>,
     keep_wal_mb: u32,
+    /// Where it listens besides its Unix socket, from its next start on; empty: nowhere.
+    pub address: String,
     root: tempfile::TempDir,
 }
 
@@ -76,7 +78,13 @@ impl Cluster {
         fs::write(&passfile, format!("*:*:*:*:{escaped}\n")).unwrap();
         fs::set_permissions(&passfile, Permissions::from_mode(0o600)).unwrap();
         own(&passfile);
-        Self { data: root.path().join("data"), postmaster: None, keep_wal_mb: 1024, root }
+        Self {
+            data: root.path().join("data"),
+            postmaster: None,
+            keep_wal_mb: 1024,
+            address: String::new(),
+            root,
+        }
     }
 
     pub fn source(&self) -> Source {
@@ -86,6 +94,7 @@ impl Cluster {
             user: SUPERUSER.to_owned(),
             passfile: self.root.path().join("pass"),
             application_name: "x.e1.joining".to_owned(),
+            tls: None,
         }
     }
 
@@ -155,7 +164,6 @@ impl Cluster {
         let mut command = Command::new(binaries().postgres());
         command.arg("-D").arg(&self.data).arg("-k").arg(self.root.path());
         for setting in [
-            "listen_addresses=",
             "port=5432",
             "fsync=off",
             "shared_buffers=16MB",
@@ -166,6 +174,7 @@ impl Cluster {
         ] {
             command.arg("-c").arg(setting);
         }
+        command.arg("-c").arg(format!("listen_addresses={}", self.address));
         command.arg("-c").arg(format!("wal_keep_size={}MB", self.keep_wal_mb));
         command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.unwrap());
         as_postgres(&mut command);

@@ -113,6 +113,17 @@ pub async fn rejoin(
     notes: &Notes,
     progress: impl Fn(CopyProgress) + Send,
 ) -> RewindOutcome {
+    rejoin_by(old, &new.source(), expected, notes, progress).await
+}
+
+/// The same, reaching the source as `source` says.
+pub async fn rejoin_by(
+    old: &Cluster,
+    source: &Source,
+    expected: (Timeline, Lsn),
+    notes: &Notes,
+    progress: impl Fn(CopyProgress) + Send,
+) -> RewindOutcome {
     let on_fork = |fork: ForkSegment| {
         *notes.fork.lock().unwrap() = Some(fork);
         Ok(())
@@ -128,8 +139,7 @@ pub async fn rejoin(
         on_fork: &on_fork,
         on_diverged: &on_diverged,
     };
-    let source = new.source();
-    let target = target_of(old, &source, notes.crash_recovery);
+    let target = target_of(old, source, notes.crash_recovery);
     rewind_delta(&binaries(), &target, &delta, progress).await
 }
 

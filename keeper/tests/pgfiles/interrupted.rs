@@ -347,6 +347,7 @@ async fn as_a_keeper() {
         user: crate::cluster::SUPERUSER.to_owned(),
         passfile: PathBuf::from("/nonexistent"),
         application_name: "x.e1.joining".to_owned(),
+        tls: None,
     };
     let target = keeper::postgres::rewind::Target {
         data_dir: Path::new(&data),

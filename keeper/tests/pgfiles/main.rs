@@ -15,5 +15,6 @@ mod relay;
 mod rewindable;
 mod scan_made;
 mod scan_real;
+mod tls;
 mod tools;
 mod waiting;

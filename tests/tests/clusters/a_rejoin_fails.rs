@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use chaos::lab::{Lab, Part};
+use chaos::lab::{EtcdSecurity, Lab, Part};
 use proto::MemberName;
 use proto::history::HistoryRecord;
 use proto::report::{RejoinBy, RejoinOutcome};
@@ -37,7 +37,12 @@ async fn diverges_and_is_lost(lab: &mut Lab, primary: &MemberName) {
 #[tokio::test]
 #[ignore = "takes half a minute: make test-long"]
 async fn a_rejoin_that_fails_tells_why_and_what_comes_next_and_is_done_once_it_can_be() {
-    let mut scene = scene(|_| {}).await;
+    let mut scene = scene(|config| {
+        // The rewind that succeeds in the end goes by TLS.
+        config.etcd_security = EtcdSecurity::TlsAndUsers;
+        config.members_by_tls = true;
+    })
+    .await;
     let lab = &mut scene.lab;
     lab.wait_redundant(BOUND).await.unwrap();
     let (before, primary) = lab.cluster().await.unwrap().service().unwrap();
@@ -71,4 +76,6 @@ async fn a_rejoin_that_fails_tells_why_and_what_comes_next_and_is_done_once_it_c
     let rejoin = cluster.reports[&primary].rejoin.clone().unwrap();
     assert!(matches!(rejoin.outcome, RejoinOutcome::Done { .. }), "{rejoin:?}");
     assert_eq!(rejoin.by, RejoinBy::Rewind, "{rejoin:?}");
+    assert_eq!(rejoin.details.without_gateway, None, "{rejoin:?}");
+    eprintln!("rewound by TLS, used=gateway, bytes {:?}", rejoin.details.copied_bytes);
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 use chaos::evidence::Watchers;
 use chaos::lab::{CLUSTER, EtcdSecurity, Lab};
 use chaos::verdict::judge;
+use proto::report::RejoinBy;
+use proto::{MemberName, MemberReport};
 use store::clock;
 use system_tests::attempt::{Intruder, attempt, command};
 use system_tests::scene;
@@ -89,9 +91,41 @@ async fn is_refused_to_every_role(lab: &mut Lab, wrong: Wrong) {
     std::fs::remove_dir(keeper.directory()).unwrap();
 }
 
+/// Every standby receives by TLS, who came back did not need all WAL of its source for it, and nobody replicates without.
+async fn members_speak_tls_only(lab: &Lab, primary: &MemberName, back: &MemberReport) {
+    let session = lab.superuser(primary).await.unwrap();
+    let row = session
+        .client()
+        .query_one(
+            "SELECT count(*), count(*) FILTER (WHERE ssl) FROM pg_stat_replication JOIN pg_stat_ssl USING (pid)",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (2, 2), "receivers, and those by TLS");
+    let rules = session
+        .client()
+        .query_one(
+            "SELECT count(*) FROM pg_hba_file_rules WHERE type = 'host' AND auth_method <> 'reject'
+                AND 'pgdeputy_replication' = ANY(user_name)",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!(rules.get::<_, i64>(0), 0);
+    let rejoin = back.rejoin.as_ref().expect("it came back");
+    eprintln!("under TLS: back by {:?}, {:?}", rejoin.by, rejoin.details.copied_bytes);
+    assert_eq!(rejoin.details.without_gateway, None, "{rejoin:?}");
+    assert_ne!(rejoin.by, RejoinBy::Copy, "{rejoin:?}");
+}
+
 #[tokio::test]
 async fn a_cluster_with_certificates_and_users_fails_over_and_who_is_not_let_in_changes_nothing() {
-    let mut scene = scene(|config| config.etcd_security = EtcdSecurity::TlsAndUsers).await;
+    let mut scene = scene(|config| {
+        config.etcd_security = EtcdSecurity::TlsAndUsers;
+        config.members_by_tls = true;
+    })
+    .await;
     let lab = &mut scene.lab;
     lab.wait_redundant(BOUND).await.unwrap();
     let watchers = Watchers::start(lab, 4).await.unwrap();
@@ -116,7 +150,8 @@ async fn a_cluster_with_certificates_and_users_fails_over_and_who_is_not_let_in_
     eprintln!("under TLS, the primary's member lost: longest write gap {gap:?}");
     lab.member_gone(&primary).await.unwrap();
     lab.start_member(&primary).unwrap();
-    lab.wait_redundant(BOUND).await.unwrap();
+    let back = lab.wait_redundant(BOUND).await.unwrap();
+    members_speak_tls_only(lab, &next, &back.reports[&primary]).await;
     let (evidence, _) = watchers.finish(lab, (steady_from, struck)).await.unwrap();
     let verdict = judge(&evidence);
     assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");

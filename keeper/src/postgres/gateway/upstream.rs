@@ -78,7 +78,8 @@ pub async fn connect(source: &Source, password: &str, what_for: As) -> anyhow::R
     }
 }
 
-async fn open(source: &Source) -> io::Result<AnyStream> {
+/// Connects to `source`, by TLS where that is wanted, and says nothing yet.
+pub async fn open(source: &Source) -> anyhow::Result<AnyStream> {
     if source.host.starts_with('/') {
         let path = format!("{}/.s.PGSQL.{}", source.host, source.port);
         return Ok(Box::pin(UnixStream::connect(path).await?));
@@ -86,7 +87,10 @@ async fn open(source: &Source) -> io::Result<AnyStream> {
     let stream = TcpStream::connect((source.host.as_str(), source.port)).await?;
     stream.set_nodelay(true)?;
     keep_alive(&stream)?;
-    Ok(Box::pin(stream))
+    match &source.tls {
+        Some(tls) => Ok(Box::pin(tls.over(stream, &source.host).await?)),
+        None => Ok(Box::pin(stream)),
+    }
 }
 
 /// A host that vanished is noticed after 30 s, where the kernel's own default takes two hours.
