@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use keeper::postgres::binaries::PostgresBinaries;
 use keeper::postgres::control::{ControlFile, ControlState};
+use keeper::postgres::copy::{CopyPhase, CopyProgress};
 use keeper::postgres::kept_wal::ForkSegment;
 use keeper::postgres::rewind::{Delta, RewindOutcome, finish, rewind_delta, was_finished};
 use keeper::postgres::source::Source;
@@ -36,6 +37,10 @@ enum Cut {
     Source,
     /// pg_rewind, at one of the calls by which it changes files.
     Call,
+    /// The keeper's action, when pg_rewind has ended and what it wrote is made durable.
+    Durable,
+    /// The same, when the member's own WAL is settled.
+    Settling,
 }
 
 /// Draws numbers from a seed (splitmix64).
@@ -90,6 +95,9 @@ async fn rewinds_that_are_cut_at_drawn_points_are_taken_up_again_and_end_equal()
         Cut::Source,
         Cut::Gateway,
         Cut::Call,
+        Cut::Settling,
+        Cut::Call,
+        Cut::Durable,
         Cut::Call,
         Cut::Call,
     ];
@@ -103,11 +111,15 @@ async fn rewinds_that_are_cut_at_drawn_points_are_taken_up_again_and_end_equal()
         let at = match kind {
             Cut::Call => format!("{} number {}", call.0, call.1),
             Cut::Keeper | Cut::Rewind | Cut::Gateway | Cut::Source => format!("byte {byte}"),
+            Cut::Durable | Cut::Settling => "its end".to_owned(),
         };
         println!("interruption {turn}: {kind:?} at {at}, crash recovery {crash_recovery:?}");
         let notes = Notes { crash_recovery, ..Notes::default() };
         let was_cut = match kind {
             Cut::Call => at_call(&old, &new, (expected, call), &notes).await,
+            Cut::Durable | Cut::Settling => {
+                after_its_end(&old, &new, (kind, expected), &notes).await
+            }
             kind => at_byte(&old, &mut new, (kind, expected, byte), &notes).await,
         };
         cut += u64::from(was_cut);
@@ -116,7 +128,9 @@ async fn rewinds_that_are_cut_at_drawn_points_are_taken_up_again_and_end_equal()
         let is_begun = notes.fork.lock().unwrap().is_some();
         let may_recover = !control.is_clean() && control.state != ControlState::InArchiveRecovery;
         assert!(!(is_begun && may_recover), "{control:?}");
-        finished += u64::from(take_up_again(&old, &new, expected, &notes).await);
+        let had_finished = take_up_again(&old, &new, expected, &notes).await;
+        assert!(had_finished || !matches!(kind, Cut::Durable | Cut::Settling), "{kind:?}");
+        finished += u64::from(had_finished);
         let segment_of_fork = fork_segment(expected);
         let (ours, theirs) =
             (segments_before(&old, &segment_of_fork), segments_before(&new, &segment_of_fork));
@@ -225,7 +239,7 @@ async fn at_byte(
             fails(rewinding.await);
             new.start().await;
         }
-        Cut::Gateway | Cut::Keeper | Cut::Call => {}
+        Cut::Gateway | Cut::Keeper | Cut::Call | Cut::Durable | Cut::Settling => {}
     }
     true
 }
@@ -247,6 +261,49 @@ async fn at_call(
         RewindOutcome::Rewound(_) => false,
         RewindOutcome::NotRequired => panic!("it saw no divergence"),
     }
+}
+
+/// Cuts between the end of pg_rewind and that of the rewind. It always comes to that.
+async fn after_its_end(
+    old: &Cluster,
+    new: &Cluster,
+    (kind, expected): (Cut, (Timeline, Lsn)),
+    notes: &Notes,
+) -> bool {
+    let on_fork = |fork: ForkSegment| {
+        *notes.fork.lock().unwrap() = Some(fork);
+        Ok(())
+    };
+    let on_diverged = |_: &Path, _: &str| match kind {
+        Cut::Settling => Err(std::io::Error::other("cut")),
+        _ => Ok(()),
+    };
+    let delta = Delta {
+        password: PASSWORD,
+        place: old.root(),
+        expected,
+        on_fork: &on_fork,
+        on_diverged: &on_diverged,
+    };
+    // pg_rewind writes the control file last: by then it has nothing left to do.
+    let newest = Timeline(expected.0.0 + 1);
+    let has_ended = || {
+        let control = ControlFile::read(&old.data).unwrap();
+        control.state == ControlState::InArchiveRecovery && control.min_recovery_timeline == newest
+    };
+    let ended = tokio::sync::Notify::new();
+    let progress = |told: CopyProgress| {
+        if kind == Cut::Durable && told.phase == CopyPhase::Syncing && has_ended() {
+            ended.notify_one();
+        }
+    };
+    let (source, programs) = (new.source(), binaries());
+    let target = target_of(old, &source, notes.crash_recovery);
+    tokio::select! {
+        () = ended.notified() => {}
+        outcome = rewind_delta(&programs, &target, &delta, progress) => fails(outcome),
+    }
+    true
 }
 
 /// What a keeper does that finds a rewind cut. Returns whether pg_rewind had ended by then.
