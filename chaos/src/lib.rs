@@ -4,6 +4,7 @@
 //! member holds at the end. Nothing here believes pgdeputy's own word about what was lost.
 
 pub mod bench;
+pub mod canary;
 pub mod checker;
 pub mod demo;
 pub mod drills;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chaos::bench::switchover::measure;
+use chaos::canary::{self, Canary};
 use chaos::evidence::Watchers;
 use chaos::load::Load;
 use chaos::session::Session;
@@ -26,12 +27,25 @@ async fn pooled() -> Scene {
 #[tokio::test]
 async fn no_transaction_fails_in_planned_changes_of_primary() {
     let mut scene = pooled().await;
+    scene.lab.wait_redundant(BOUND).await.unwrap();
+    scene.lab.prepare_database().await.unwrap();
+    let canary = Canary::start_at(scene.lab.pooled_application(0).unwrap()).await.unwrap();
     let report = measure(&mut scene.lab, 3, 16).await.unwrap_or_else(|error| {
         panic!("{error:#}\n{}", scene.lab.log_tails());
     });
     eprintln!("{}", report.text());
     assert_eq!((report.switchovers, report.failed), (3, 0));
     assert_eq!(report.phases.get("hold").map(Vec::len), Some(3), "{:?}", report.phases);
+    every_canary_is_kept(canary, 3).await;
+}
+
+/// Ends a canary that saw so many changes of primary, and demands the proof that nothing of it was lost.
+async fn every_canary_is_kept(canary: Canary, changes: u32) {
+    let verdict = canary::judge(&canary.finish(BOUND).await.expect("it runs until now"));
+    eprintln!("{verdict}");
+    assert!(verdict.is_good(), "{verdict}");
+    let newest = verdict.proofs.iter().map(|proof| proof.origin.timeline.0).max();
+    assert!(newest > Some(changes), "each promotion begins a timeline: {verdict}");
 }
 
 /// Asks by PgBouncer which member answers.
@@ -56,6 +70,7 @@ async fn an_unplanned_change_is_over_for_clients_of_pgbouncer_as_soon_as_for_tho
     watchers.load.acknowledged_count(200, BOUND).await.unwrap();
     pooled.acknowledged_count(200, BOUND).await.unwrap();
     let steady = (steady_from, clock::now());
+    let canary = Canary::start_at(scene.lab.pooled_application(0).unwrap()).await.unwrap();
 
     // A user that PgBouncer's file does not have is looked up at the primary, whichever that is.
     scene.lab.allow_lookups("tenant").await.unwrap();
@@ -103,6 +118,7 @@ async fn an_unplanned_change_is_over_for_clients_of_pgbouncer_as_soon_as_for_tho
         assert_eq!(answers(&scene, &target).await, Some(next.clone()));
     }
     assert_eq!(scene.lab.cluster().await.unwrap().service().map(|s| s.0), Some(last));
+    every_canary_is_kept(canary, 2).await;
     let told = pooled.stop().await;
     let (mut evidence, _) = watchers.finish(&scene.lab, steady).await.unwrap();
     evidence.acknowledged.extend(told.acknowledged);
