@@ -74,6 +74,8 @@ pub enum Command {
     Dsn(crate::dsn::DsnArgs),
     /// Show where clients find the primary and whom they may read from
     Topology(crate::topology::TopologyArgs),
+    /// Break one thing of a live cluster on purpose, within guard rails, and judge what became of it
+    Drill(crate::drill::DrillArgs),
     /// Vouch for an etcd that was restored or swapped, by what the members know (shows first what it would do)
     AdoptStore(crate::adopt_store::AdoptStoreArgs),
     /// Run beside one PostgreSQL: start it, watch it, bring it in line with what was agreed

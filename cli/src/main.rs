@@ -6,6 +6,7 @@ mod adopt_store;
 mod args;
 mod ask;
 mod demo;
+mod drill;
 mod dsn;
 mod explain;
 mod failover;
@@ -66,6 +67,7 @@ fn run() -> Result<u8, Failure> {
         Command::Failover(args) => failover::run(args),
         Command::Dsn(args) => dsn::run(args),
         Command::Topology(args) => topology::run(args),
+        Command::Drill(args) => drill::run(args),
         Command::AdoptStore(args) => adopt_store::run(args),
         Command::Keeper(args) => keeper_role::run(args),
         Command::Sentinel(args) => sentinel_role::run(args),

@@ -93,6 +93,11 @@ impl Keys {
         self.key("drill/now")
     }
 
+    /// The same drill, until its verdict is written: what has ended is still watched.
+    pub fn drill_runner(&self) -> String {
+        self.key("drill/runner")
+    }
+
     /// The last word of a member's keeper on a drill.
     pub fn drilled(&self, member: &MemberName) -> String {
         format!("{}drill/answers/{member}", self.prefix)

@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proto::report::NEAR;
 use proto::request::{Request, RequestId, Terms, Wanted};
-use proto::{ClusterSpec, ClusterState, MemberName, Moment, WallTime};
+use proto::{ClusterSpec, ClusterState, MemberName, Moment, Phase, WallTime};
 
 use super::requests::{self, Answer};
 use super::successor::eligible;
 use super::switchover::holders;
-use super::{Inputs, health};
+use super::{Inputs, health, synchronous};
 use crate::observe::Observations;
+use crate::plan::list;
 
 /// What would come of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,28 @@ pub struct Candidate {
     pub left: Option<u64>,
     /// What its keeper complains of; the healthiest member is preferred.
     pub problems: BTreeSet<String>,
+}
+
+/// Returns what the cluster waits for or lacks, if it is not fully redundant.
+pub fn missing_redundancy(
+    spec: &ClusterSpec,
+    state: &ClusterState,
+    seen: &Observations,
+) -> Option<String> {
+    let inputs = Inputs { spec, state, seen, now: Moment::default(), wall: WallTime(0) };
+    if state.phase != Phase::Open || state.sealing.is_some() {
+        return Some(format!("epoch {} is not open", state.epoch));
+    }
+    if !inputs.right_is_held() {
+        return Some(format!("{} does not hold the right of a primary", inputs.primary()));
+    }
+    if synchronous::is_redundant(&inputs) {
+        return None;
+    }
+    match synchronous::missing(&inputs) {
+        missing if missing.is_empty() => Some("a change of the voters is under way".to_owned()),
+        missing => Some(format!("{} not in its place", list(&missing))),
+    }
 }
 
 /// Returns what a switchover with `terms` would come to. `left` is what members had left to receive and to replay when

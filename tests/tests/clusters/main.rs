@@ -12,6 +12,7 @@ mod etcd_is_secured;
 mod etcd_restored;
 mod frozen;
 mod isolation;
+mod live_drills;
 mod many_times;
 mod past_the_fork;
 mod pgbouncer;

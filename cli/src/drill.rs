@@ -1,0 +1,133 @@
+//! `drill`: breaks one thing of a live cluster on purpose, within guard rails, and says what became of it.
+
+mod guard;
+mod report;
+mod run;
+mod seen;
+
+use clap::{Args, Subcommand};
+use proto::MemberName;
+use proto::drill::LiveFault;
+use serde::Serialize;
+use std::fmt;
+use std::time::Duration;
+
+use crate::args::OutputArgs;
+use crate::failure::Failure;
+use crate::table::Table;
+use crate::target::Target;
+use crate::{output, read, runtime};
+
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List what can be drilled, and what clients notice of it
+    List(OutputArgs),
+    /// Run one drill now, if the guard rails allow it; its keeper undoes it, also when this command is killed
+    Run(RunArgs),
+    /// End the drill that is under way: its keeper undoes it
+    Abort(AskArgs),
+    /// Show what came of past drills, what was refused and why, and what was never tried
+    Report(AskArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// What to break; `pgdeputy drill list` names all
+    #[arg(value_name = "NAME", value_parser = fault)]
+    fault: LiveFault,
+    #[command(flatten)]
+    target: Target,
+    /// Whom to hit [default: drawn from --seed among those that have the role]
+    #[arg(long, value_name = "MEMBER")]
+    member: Option<MemberName>,
+    /// What the choice of a member is drawn from [default: drawn, and told]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How soon the cluster must be fully redundant again, or the drill has failed
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = within)]
+    redundant_within: Duration,
+    /// How far a standby may be behind at the beginning
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = within)]
+    most_lag: Duration,
+    /// For how long no drill may begin after a failover that was none
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = within)]
+    calm_before: Duration,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Runs the command.
+pub fn run(args: DrillArgs) -> Result<u8, Failure> {
+    match args.command {
+        Command::List(output) => output::show(&List::all(), output).map(|()| 0),
+        Command::Run(args) => {
+            let record = runtime::run(|stop| run::run(&args, stop))?;
+            let passed = record.verdict == proto::drill::Verdict::Passed;
+            output::show(&report::One(record), args.output).map(|()| u8::from(!passed))
+        }
+        Command::Abort(args) => {
+            let ended = runtime::answer(async {
+                let store = read::connect(&args.target.store).await?;
+                run::abort(&store, &args.target).await
+            })?;
+            output::show(&ended, args.output).map(|()| 0)
+        }
+        Command::Report(args) => {
+            let report = runtime::answer(async {
+                let store = read::connect(&args.target.store).await?;
+                report::gather(&store, &args.target).await
+            })?;
+            output::show(&report, args.output).map(|()| 0)
+        }
+    }
+}
+
+fn fault(given: &str) -> Result<LiveFault, String> {
+    given.parse()
+}
+
+fn within(given: &str) -> Result<Duration, String> {
+    humantime::parse_duration(given).map_err(|e| format!("not a duration such as 30s: {e}"))
+}
+
+/// All faults.
+#[derive(Debug, Serialize)]
+struct List(Vec<Listed>);
+
+#[derive(Debug, Serialize)]
+struct Listed {
+    name: LiveFault,
+    what: &'static str,
+    clients: &'static str,
+}
+
+impl List {
+    fn all() -> Self {
+        let listed = |name: LiveFault| Listed { name, what: name.what(), clients: name.clients() };
+        Self(LiveFault::ALL.into_iter().map(listed).collect())
+    }
+}
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new(&["drill", "what is done", "what clients notice"]);
+        for one in &self.0 {
+            table.row([one.name.to_string(), one.what.into(), one.clients.into()]);
+        }
+        write!(f, "{table}")
+    }
+}

@@ -1,0 +1,312 @@
+//! Runs one drill: guard rails, the request under a lease, its undoing, and the verdict.
+//!
+//! The one rule: the lease is the runner. When this process is gone its lease ends within seconds, and the keeper beside
+//! the target undoes what it did.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use proto::document::encode;
+use proto::drill::{Carried, Drill, DrillRecord, Figures, LiveFault, Verdict};
+use proto::request::{Terms, Unheld, Wanted};
+use proto::{ClusterName, MemberName, Moment, RequestId};
+use rand::SeedableRng;
+use rand::seq::IndexedRandom;
+use serde::Serialize;
+use store::etcd::EtcdStore;
+use store::{Guard, LeaseId, Operation, Store, Txn, TxnOutcome, clock};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::RunArgs;
+use super::guard::{Wishes, objections};
+use super::seen::Seen;
+use crate::target::Target;
+use crate::{ask, read};
+
+/// How long a drill outlives its runner. Whole seconds, as etcd grants them.
+const LEASE: Duration = Duration::from_secs(5);
+
+/// How long a keeper may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// A watch event wakes each wait; this is for a watch that broke.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Records that are kept.
+const KEPT: usize = 60;
+
+/// Runs the drill that `args` name, and returns its record, which is in etcd too.
+pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<DrillRecord> {
+    let store = read::connect(&args.target.store).await?;
+    let seen = Seen::ask(&store, &args.target).await?;
+    let seed = args.seed.unwrap_or_else(rand::random);
+    let mut record = DrillRecord {
+        id: RequestId::from_random(rand::random()),
+        fault: args.fault,
+        target: None,
+        by: ask::who(),
+        seed,
+        begun: clock::wall(),
+        ended: None,
+        verdict: Verdict::Running,
+        reasons: Vec::new(),
+        figures: Figures::default(),
+    };
+    let wishes = Wishes { most_lag: args.most_lag, calm_before: args.calm_before };
+    record.reasons = objections(&seen, args.fault, wishes);
+    record.target = match chosen(args, &seen, seed) {
+        Ok(member) => Some(member),
+        Err(problem) => {
+            record.reasons.push(problem);
+            None
+        }
+    };
+    if !record.reasons.is_empty() {
+        record.verdict = Verdict::Refused;
+        return finish(&store, &args.target, record, None).await;
+    }
+    let running = Running::begin(&store, args, &seen, &record).await?;
+    let judged = tokio::select! {
+        judged = running.through(&mut record) => judged,
+        () = stop.cancelled() => {
+            record.verdict = Verdict::Aborted;
+            record.reasons.push("its runner was asked to stop".into());
+            Ok(())
+        }
+    };
+    if let Err(error) = judged {
+        record.verdict = Verdict::Failed;
+        record.reasons.push(format!("{error:#}"));
+    }
+    finish(&store, &args.target, record, Some(running.lease)).await
+}
+
+fn chosen(args: &RunArgs, seen: &Seen, seed: u64) -> Result<MemberName, String> {
+    let able = seen.with_role(args.fault.role());
+    match &args.member {
+        Some(member) if able.contains(member) => Ok(member.clone()),
+        Some(member) => Err(format!("{member} has not the role that {} hits", args.fault)),
+        None => {
+            let drawn = able.choose(&mut rand::rngs::StdRng::seed_from_u64(seed));
+            drawn.cloned().ok_or_else(|| "there is nobody to hit".to_owned())
+        }
+    }
+}
+
+/// Writes the record, forgets the oldest ones, and ends the request.
+async fn finish(
+    store: &EtcdStore,
+    target: &Target,
+    mut record: DrillRecord,
+    lease: Option<LeaseId>,
+) -> anyhow::Result<DrillRecord> {
+    record.ended = Some(clock::wall());
+    let keys = target.keys();
+    let past = store.read(&keys.all_drill_records()).await.context("read past drills")?;
+    let excess = past.entries.len().saturating_sub(KEPT - 1);
+    let oldest = past.entries.into_keys().take(excess);
+    let mut then: Vec<Operation> = oldest.map(|key| Operation::Delete { key }).collect();
+    then.push(put(keys.drill_record(record.begun, &record.id), &record, None));
+    store.commit(Txn { when: Vec::new(), then }).await.context("write the drill's record")?;
+    // Last: whoever finds no runner takes a drill without a verdict for abandoned.
+    if let Some(lease) = lease {
+        store.revoke(lease).await.context("end the drill")?;
+    }
+    Ok(record)
+}
+
+fn put<D: proto::Document>(key: String, document: &D, lease: Option<LeaseId>) -> Operation {
+    Operation::Put { key, value: encode(document).into_bytes(), lease }
+}
+
+/// A drill that has begun.
+struct Running<'a> {
+    store: &'a EtcdStore,
+    args: &'a RunArgs,
+    drill: Drill,
+    lease: LeaseId,
+    begun: Moment,
+}
+
+impl<'a> Running<'a> {
+    /// Puts the request and the record of its beginning, in one transaction: there is one drill at a time.
+    async fn begin(
+        store: &'a EtcdStore,
+        args: &'a RunArgs,
+        seen: &Seen,
+        record: &DrillRecord,
+    ) -> anyhow::Result<Self> {
+        let keys = args.target.keys();
+        let (lease, _) = store.grant(LEASE).await.context("ask for a lease")?;
+        let drill = Drill {
+            id: record.id.clone(),
+            fault: args.fault,
+            target: record.target.clone().context("nobody was chosen")?,
+            by: record.by.clone(),
+            epoch: seen.state.epoch,
+            bound: args.fault.stays() + LEASE,
+        };
+        let when = vec![Guard::Absent(keys.drill()), Guard::Absent(keys.drill_runner())];
+        let then = vec![
+            put(keys.drill(), &drill, Some(lease)),
+            put(keys.drill_runner(), &drill, Some(lease)),
+            put(keys.drill_record(record.begun, &record.id), record, None),
+        ];
+        match store.commit(Txn { when, then }).await {
+            Ok(TxnOutcome::Committed { .. }) => {}
+            Ok(TxnOutcome::Conflict) => {
+                store.revoke(lease).await?;
+                bail!("another drill has just begun: see `pgdeputy drill report`");
+            }
+            Err(error) => {
+                // It may be there all the same.
+                store.revoke(lease).await?;
+                return Err(error).context("begin the drill");
+            }
+        }
+        tracing::warn!(drill = %drill.id, fault = %drill.fault, target = %drill.target, "the drill begins");
+        Ok(Self { store, args, drill, lease, begun: clock::now() })
+    }
+
+    /// From the blow to full redundancy, renewing the lease meanwhile.
+    async fn through(&self, record: &mut DrillRecord) -> anyhow::Result<()> {
+        record.figures.epoch_before = Some(self.drill.epoch);
+        tokio::select! {
+            judged = self.steps(record) => judged,
+            lost = self.keep() => Err(lost),
+        }
+    }
+
+    async fn keep(&self) -> anyhow::Error {
+        loop {
+            sleep(LEASE / 5).await;
+            match timeout(LEASE, self.store.keep_alive(self.lease)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(store::StoreError::LeaseExpired)) => {
+                    return anyhow::anyhow!("its lease has ended: the keeper has undone it");
+                }
+                Ok(Err(error)) => tracing::warn!(%error, "renew the drill's lease"),
+                Err(_) => tracing::warn!("renew the drill's lease: no answer"),
+            }
+        }
+    }
+
+    async fn steps(&self, record: &mut DrillRecord) -> anyhow::Result<()> {
+        let struck = match self.drill.fault {
+            LiveFault::Switchover => self.switch().await.map(|()| None)?,
+            _ => self.answer().await?,
+        };
+        if let Some(reason) = struck {
+            record.verdict = Verdict::Refused;
+            record.reasons.push(reason);
+            return Ok(());
+        }
+        let stays = clock::now() + self.drill.fault.stays();
+        while clock::now() < stays {
+            let seen = self.look().await?;
+            if seen.drill.as_ref().is_none_or(|drill| drill.id != self.drill.id) {
+                record.verdict = Verdict::Aborted;
+                record.reasons.push("somebody ended it (pgdeputy drill abort)".into());
+                return Ok(());
+            }
+            sleep(LOOK_AGAIN.min(stays.since(clock::now()))).await;
+        }
+        self.end().await?;
+        let seen = self.wait_redundant().await?;
+        let after = clock::now().since(self.begun).as_millis();
+        record.figures.redundant_after_ms = Some(u64::try_from(after).unwrap_or(u64::MAX));
+        record.figures.epoch_after = Some(seen.state.epoch);
+        record.verdict = Verdict::Passed;
+        Ok(())
+    }
+
+    async fn look(&self) -> anyhow::Result<Seen> {
+        Seen::look(self.store, &self.args.target).await
+    }
+
+    /// Asks the leader, as an operator does.
+    async fn switch(&self) -> anyhow::Result<()> {
+        let documents = read::documents(self.store, &self.args.target).await?;
+        let hold = Duration::from_secs(5);
+        let terms = Terms { to: None, away_from: None, hold, unheld: Unheld::CallOff };
+        let within = Duration::from_secs(30);
+        let wanted = Wanted::Switchover(terms);
+        ask::until_done(self.store, &self.args.target, &documents, wanted, within).await.map(drop)
+    }
+
+    /// Waits until the keeper has struck; returns why it did not.
+    async fn answer(&self) -> anyhow::Result<Option<String>> {
+        let deadline = clock::now() + ANSWER_WITHIN;
+        loop {
+            let seen = self.look().await?;
+            let said = seen.answers.get(&self.drill.target).filter(|s| s.id == self.drill.id);
+            match said.map(|said| &said.what) {
+                Some(Carried::Refused { reason }) => return Ok(Some(reason.clone())),
+                Some(Carried::Struck | Carried::Undone { .. }) => return Ok(None),
+                None if clock::now() >= deadline => bail!(
+                    "the keeper of {} did not carry it out within {ANSWER_WITHIN:?}",
+                    self.drill.target
+                ),
+                None => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// Ends the request; the record is still under way.
+    async fn end(&self) -> anyhow::Result<()> {
+        let key = self.args.target.keys().drill();
+        let when = vec![Guard::Lease(key.clone(), self.lease)];
+        let then = vec![Operation::Delete { key }];
+        self.store.commit(Txn { when, then }).await.context("end the drill")?;
+        Ok(())
+    }
+
+    async fn wait_redundant(&self) -> anyhow::Result<Seen> {
+        let deadline = clock::now() + self.args.redundant_within;
+        // What was struck takes a moment to show in reports that are still those of before.
+        let mut calm = 0;
+        loop {
+            let seen = self.look().await?;
+            calm = if seen.lacks().is_none() { calm + 1 } else { 0 };
+            if calm > 4 {
+                return Ok(seen);
+            }
+            if clock::now() >= deadline {
+                let lacks = seen.lacks().unwrap_or_else(|| "nothing for a moment".into());
+                bail!("not fully redundant within {:?}: {lacks}", self.args.redundant_within);
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+/// What an abort has done.
+#[derive(Debug, Serialize)]
+pub struct Ended {
+    cluster: ClusterName,
+    drill: Option<RequestId>,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.drill {
+            Some(drill) => {
+                write!(f, "cluster {}: drill {drill} is ended, its keeper undoes it", self.cluster)
+            }
+            None => write!(f, "cluster {}: no drill is under way", self.cluster),
+        }
+    }
+}
+
+/// Ends the drill that is under way, whoever runs it.
+pub async fn abort(store: &EtcdStore, target: &Target) -> anyhow::Result<Ended> {
+    let seen = Seen::look(store, target).await?;
+    let drill = seen.drill.map(|drill| drill.id);
+    if drill.is_some() {
+        let then = vec![Operation::Delete { key: target.keys().drill() }];
+        store.commit(Txn { when: Vec::new(), then }).await.context("end the drill")?;
+    }
+    Ok(Ended { cluster: target.cluster.clone(), drill })
+}

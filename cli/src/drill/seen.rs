@@ -1,0 +1,127 @@
+//! What a drill is judged by: one reading of etcd, and what the keepers say of their lag.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use proto::document::decode;
+use proto::drill::{Drill, DrillRecord, Drilled, Verdict};
+use proto::history::{HistoryKind, HistoryRecord};
+use proto::schedule::Scheduled;
+use proto::topology::Role;
+use proto::{ClusterSpec, ClusterState, MemberName, WallTime};
+use sentinel::decide::preview::missing_redundancy;
+use sentinel::observe::{Observations, Stored, observe};
+use store::{Store, clock};
+
+use crate::read::Documents;
+use crate::status;
+use crate::target::Target;
+
+/// One look.
+pub struct Seen {
+    pub spec: ClusterSpec,
+    pub state: ClusterState,
+    pub observed: Observations,
+    pub leads: bool,
+    /// What is asked of a keeper.
+    pub drill: Option<Drill>,
+    /// The drill that is under way: its runner lives.
+    pub runner: Option<Drill>,
+    /// Past ones, oldest first.
+    pub records: Vec<DrillRecord>,
+    pub answers: BTreeMap<MemberName, Drilled>,
+    pub history: Vec<HistoryRecord>,
+    pub scheduled: Vec<Scheduled>,
+    /// For how long the oldest WAL that a standby has not replayed has been known to it.
+    pub lag: BTreeMap<MemberName, Duration>,
+    pub now: WallTime,
+}
+
+impl Seen {
+    /// Looks at etcd alone.
+    pub async fn look(store: &dyn Store, target: &Target) -> anyhow::Result<Self> {
+        let keys = target.keys();
+        let snapshot = store.read(keys.prefix()).await.context("read the cluster's documents")?;
+        let world = observe(&snapshot, &keys, "drill");
+        let (spec, state) = match (world.spec, world.state) {
+            (Stored::Known(spec), Stored::Known(state)) => (spec, state),
+            (Stored::Newer(problem) | Stored::Malformed(problem), _)
+            | (_, Stored::Newer(problem) | Stored::Malformed(problem)) => bail!("{problem}"),
+            (Stored::Absent, _) | (_, Stored::Absent) => {
+                bail!("cluster {} is not known to this etcd, or not founded yet", target.cluster)
+            }
+        };
+        let documents = Documents::of(&snapshot, &keys)?;
+        let (mut records, mut answers) = (Vec::new(), BTreeMap::new());
+        for (key, entry) in &snapshot.entries {
+            match keys.strip(key) {
+                Some(name) if name.starts_with("drills/") => {
+                    records.extend(decode::<DrillRecord>(&entry.value));
+                }
+                Some(name) => {
+                    let Some(member) = name.strip_prefix("drill/answers/") else { continue };
+                    if let (Ok(member), Ok(said)) = (member.parse(), decode(&entry.value)) {
+                        answers.insert(member, said);
+                    }
+                }
+                None => {}
+            }
+        }
+        let found = |key: String| -> anyhow::Result<Option<Drill>> {
+            Ok(snapshot.entries.get(&key).map(|entry| decode(&entry.value)).transpose()?)
+        };
+        let (drill, runner) = (found(keys.drill())?, found(keys.drill_runner())?);
+        let is_run = |record: &DrillRecord| runner.as_ref().is_some_and(|r| r.id == record.id);
+        for record in records.iter_mut().filter(|r| r.verdict == Verdict::Running && !is_run(r)) {
+            record.verdict = Verdict::Abandoned;
+        }
+        Ok(Self {
+            spec,
+            state,
+            observed: world.seen,
+            leads: documents.leader.is_some(),
+            drill,
+            runner,
+            records,
+            answers,
+            history: documents.history,
+            scheduled: documents.scheduled,
+            lag: BTreeMap::new(),
+            now: clock::wall(),
+        })
+    }
+
+    /// The same, and asks the keepers for their lag.
+    pub async fn ask(store: &dyn Store, target: &Target) -> anyhow::Result<Self> {
+        let mut seen = Self::look(store, target).await?;
+        let answers = status::ask::all(&seen.observed.members).await;
+        let lag = |s: &proto::status::MemberStatus| s.lag.map(|lag| Duration::from_millis(lag.ms));
+        seen.lag = answers.into_iter().filter_map(|(m, s)| Some((m, lag(&s)?))).collect();
+        Ok(seen)
+    }
+
+    /// Returns what the cluster lacks to be fully redundant, by the leader's own code.
+    pub fn lacks(&self) -> Option<String> {
+        missing_redundancy(&self.spec, &self.state, &self.observed)
+    }
+
+    /// Returns the members that have this role.
+    pub fn with_role(&self, role: Role) -> Vec<MemberName> {
+        let is_primary = |m: &&MemberName| self.state.primary.as_ref() == Some(*m);
+        let members = self.state.members.keys();
+        members.filter(|m| is_primary(m) == (role == Role::Primary)).cloned().collect()
+    }
+
+    /// Returns the last change of primary that nobody had asked for, and when it began.
+    pub fn last_incident(&self) -> Option<(&HistoryRecord, WallTime)> {
+        let unasked =
+            |r: &&HistoryRecord| matches!(r.kind, HistoryKind::Failover | HistoryKind::Restart);
+        let began = |r: &HistoryRecord| r.phases.first().map(|phase| phase.start);
+        let in_a_drill = |at: WallTime| {
+            self.records.iter().any(|d| d.begun <= at && d.ended.is_none_or(|ended| at <= ended))
+        };
+        let all = self.history.iter().filter(unasked).filter_map(|r| Some((r, began(r)?)));
+        all.filter(|(_, at)| !in_a_drill(*at)).max_by_key(|(_, at)| *at)
+    }
+}
