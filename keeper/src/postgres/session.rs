@@ -46,7 +46,7 @@ impl Door {
 
     /// Opens a session whose commits do not wait for standbys.
     pub async fn open(&self) -> Result<Session, SqlError> {
-        self.connect("-c synchronous_commit=local -c statement_timeout=0").await
+        self.connect(&own("local")).await
     }
 
     /// Opens a session with the settings of a client that asks for none.
@@ -56,7 +56,7 @@ impl Door {
 
     /// Opens a session whose commits wait as a client's do.
     pub async fn open_synchronous(&self) -> Result<Session, SqlError> {
-        self.connect("-c synchronous_commit=on -c statement_timeout=0").await
+        self.connect(&own("on")).await
     }
 
     /// Asks for a session, and gives it back: whether one can be had at all.
@@ -109,6 +109,14 @@ impl Door {
             .options(options);
         config
     }
+}
+
+/// Returns the settings of a session of the keeper's own. Whoever may create schemas must not come before PostgreSQL's own
+/// functions with theirs: a schema with the name of a role comes first in its default search_path.
+fn own(synchronous_commit: &str) -> String {
+    format!(
+        "-c synchronous_commit={synchronous_commit} -c statement_timeout=0 -c search_path=pg_catalog"
+    )
 }
 
 /// The kernel connects at once, or says that the queue is full.
