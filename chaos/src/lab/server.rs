@@ -113,7 +113,9 @@ impl Lab {
         let cfg = cfg.context("there is no Cfg")?;
         let name = cfg.wire_name(cfg.voters.first().context("nobody votes")?);
         let at = self.address(member)?;
-        let directory = self.home.layout.process("stranger-wal");
+        // One of its own each time: a stranger goes on where an earlier one ended, and that WAL may be gone.
+        let directory = format!("stranger-wal-{:08x}", rand::random::<u32>());
+        let directory = self.home.layout.process(&directory);
         std::fs::create_dir_all(&directory).context("make the stranger's directory")?;
         let password = self.home.layout.password("replication");
         let password = std::fs::read_to_string(password).context("read a password")?;
