@@ -1,6 +1,9 @@
 //! `drill`: breaks one thing of a live cluster on purpose, within guard rails, and says what became of it.
 
+mod canary;
 mod guard;
+mod orders;
+mod reboot;
 mod report;
 mod run;
 mod seen;
@@ -30,6 +33,8 @@ enum Command {
     List(OutputArgs),
     /// Run one drill now, if the guard rails allow it; its keeper undoes it, also when this command is killed
     Run(RunArgs),
+    /// Reboot every member by a hook: standbys one by one, the primary last and as a standby
+    RebootAll(reboot::RebootArgs),
     /// End the drill that is under way: its keeper undoes it
     Abort(AskArgs),
     /// Show what came of past drills, what was refused and why, and what was never tried
@@ -49,6 +54,13 @@ pub struct RunArgs {
     /// What the choice of a member is drawn from [default: drawn, and told]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// How clients reach the primary, as for libpq: by this way a canary commits once a second, and proves what was kept.
+    /// Give it as PGDEPUTY_DSN where it holds a password
+    #[arg(long, value_name = "DSN")]
+    dsn: Option<String>,
+    /// How long the canary may go without a commit, or the drill has failed
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = within)]
+    write_gap_within: Duration,
     /// How soon the cluster must be fully redundant again, or the drill has failed
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = within)]
     redundant_within: Duration,
@@ -79,10 +91,11 @@ pub fn run(args: DrillArgs) -> Result<u8, Failure> {
             let passed = record.verdict == proto::drill::Verdict::Passed;
             output::show(&report::One(record), args.output).map(|()| u8::from(!passed))
         }
+        Command::RebootAll(args) => reboot::run(args),
         Command::Abort(args) => {
             let ended = runtime::answer(async {
                 let store = read::connect(&args.target.store).await?;
-                run::abort(&store, &args.target).await
+                orders::abort(&store, &args.target).await
             })?;
             output::show(&ended, args.output).map(|()| 0)
         }

@@ -20,6 +20,7 @@ use chaos::verdict::{Verdict, judge};
 use proto::{MemberName, Moment};
 use store::clock;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_postgres::config::Host;
 
 /// Clusters at a time in one test program: more of them would measure the machine and not pgdeputy.
 const AT_ONCE: u32 = 2;
@@ -104,6 +105,19 @@ pub fn pgdeputy() -> PathBuf {
         program.display()
     );
     program
+}
+
+/// Returns `config` as a text that libpq takes.
+///
+/// # Panics
+/// Where it is not one host by TCP with user, password and database.
+pub fn dsn(config: &tokio_postgres::Config) -> String {
+    let [Host::Tcp(host)] = config.get_hosts() else { panic!("one host by TCP") };
+    let password = config.get_password().map(String::from_utf8_lossy).expect("a password");
+    let (user, name) =
+        (config.get_user().expect("a user"), config.get_dbname().expect("a database"));
+    let port = config.get_ports()[0];
+    format!("host={host} port={port} user={user} dbname={name} password='{password}'")
 }
 
 /// A cluster under load, from before the first fault on.

@@ -23,6 +23,18 @@ impl fmt::Display for One {
         for reason in &record.reasons {
             write!(f, "\n  {reason}")?;
         }
+        if let (Some(told), Some(lost)) =
+            (record.figures.canaries_acknowledged, record.figures.canaries_lost)
+        {
+            let gap = record
+                .figures
+                .write_gap_ms
+                .map_or("not known".into(), |ms| milliseconds(signed(ms)));
+            write!(
+                f,
+                "\ncanaries acknowledged: {told}, lost: {lost}, longest time without one: {gap}"
+            )?;
+        }
         if let Some(after) = record.figures.redundant_after_ms {
             write!(f, "\nfully redundant again after {}", milliseconds(signed(after)))?;
         }

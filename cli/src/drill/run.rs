@@ -3,24 +3,23 @@
 //! The one rule: the lease is the runner. When this process is gone its lease ends within seconds, and the keeper beside
 //! the target undoes what it did.
 
-use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use proto::document::encode;
 use proto::drill::{Carried, Drill, DrillRecord, Figures, LiveFault, Verdict};
-use proto::request::{Terms, Unheld, Wanted};
-use proto::{ClusterName, MemberName, Moment, RequestId};
+use proto::{MemberName, Moment, RequestId};
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
-use serde::Serialize;
 use store::etcd::EtcdStore;
 use store::{Guard, LeaseId, Operation, Store, Txn, TxnOutcome, clock};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::RunArgs;
+use super::canary::Watch;
 use super::guard::{Wishes, objections};
+use super::orders::switch_over;
 use super::seen::Seen;
 use crate::target::Target;
 use crate::{ask, read};
@@ -31,7 +30,7 @@ const LEASE: Duration = Duration::from_secs(5);
 /// How long a keeper may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// A watch event wakes each wait; this is for a watch that broke.
+/// So often the cluster is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Records that are kept.
@@ -63,6 +62,13 @@ pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<Dril
             None
         }
     };
+    let canary = match Watch::start(args.dsn.as_deref()).await {
+        Ok(canary) => canary,
+        Err(problem) => {
+            record.reasons.push(format!("the canary cannot write: {problem:#}"));
+            Watch::none()
+        }
+    };
     if !record.reasons.is_empty() {
         record.verdict = Verdict::Refused;
         return finish(&store, &args.target, record, None).await;
@@ -80,6 +86,7 @@ pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<Dril
         record.verdict = Verdict::Failed;
         record.reasons.push(format!("{error:#}"));
     }
+    canary.judge(&mut record, args.write_gap_within).await;
     finish(&store, &args.target, record, Some(running.lease)).await
 }
 
@@ -195,7 +202,10 @@ impl<'a> Running<'a> {
 
     async fn steps(&self, record: &mut DrillRecord) -> anyhow::Result<()> {
         let struck = match self.drill.fault {
-            LiveFault::Switchover => self.switch().await.map(|()| None)?,
+            LiveFault::Switchover => {
+                switch_over(self.store, &self.args.target).await?;
+                None
+            }
             _ => self.answer().await?,
         };
         if let Some(reason) = struck {
@@ -223,17 +233,7 @@ impl<'a> Running<'a> {
     }
 
     async fn look(&self) -> anyhow::Result<Seen> {
-        Seen::look(self.store, &self.args.target).await
-    }
-
-    /// Asks the leader, as an operator does.
-    async fn switch(&self) -> anyhow::Result<()> {
-        let documents = read::documents(self.store, &self.args.target).await?;
-        let hold = Duration::from_secs(5);
-        let terms = Terms { to: None, away_from: None, hold, unheld: Unheld::CallOff };
-        let within = Duration::from_secs(30);
-        let wanted = Wanted::Switchover(terms);
-        ask::until_done(self.store, &self.args.target, &documents, wanted, within).await.map(drop)
+        Seen::look_patiently(self.store, &self.args.target).await
     }
 
     /// Waits until the keeper has struck; returns why it did not.
@@ -280,33 +280,4 @@ impl<'a> Running<'a> {
             sleep(LOOK_AGAIN).await;
         }
     }
-}
-
-/// What an abort has done.
-#[derive(Debug, Serialize)]
-pub struct Ended {
-    cluster: ClusterName,
-    drill: Option<RequestId>,
-}
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.drill {
-            Some(drill) => {
-                write!(f, "cluster {}: drill {drill} is ended, its keeper undoes it", self.cluster)
-            }
-            None => write!(f, "cluster {}: no drill is under way", self.cluster),
-        }
-    }
-}
-
-/// Ends the drill that is under way, whoever runs it.
-pub async fn abort(store: &EtcdStore, target: &Target) -> anyhow::Result<Ended> {
-    let seen = Seen::look(store, target).await?;
-    let drill = seen.drill.map(|drill| drill.id);
-    if drill.is_some() {
-        let then = vec![Operation::Delete { key: target.keys().drill() }];
-        store.commit(Txn { when: Vec::new(), then }).await.context("end the drill")?;
-    }
-    Ok(Ended { cluster: target.cluster.clone(), drill })
 }

@@ -12,11 +12,16 @@ use proto::topology::Role;
 use proto::{ClusterSpec, ClusterState, MemberName, WallTime};
 use sentinel::decide::preview::missing_redundancy;
 use sentinel::observe::{Observations, Stored, observe};
-use store::{Store, clock};
+use store::{Store, StoreError, clock};
 
 use crate::read::Documents;
 use crate::status;
 use crate::target::Target;
+
+/// An election of etcd takes seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// One look.
 pub struct Seen {
@@ -92,7 +97,21 @@ impl Seen {
         })
     }
 
-    /// The same, and asks the keepers for their lag.
+    /// The same, and where etcd does not answer, such as while it elects a leader, again and again for a while.
+    pub async fn look_patiently(store: &dyn Store, target: &Target) -> anyhow::Result<Self> {
+        let until = clock::now() + PATIENCE;
+        loop {
+            match Self::look(store, target).await {
+                Err(error) if error.is::<StoreError>() && clock::now() < until => {
+                    tracing::warn!(error = format!("{error:#}"), "etcd does not answer");
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The same as `look`, and asks the keepers for their lag.
     pub async fn ask(store: &dyn Store, target: &Target) -> anyhow::Result<Self> {
         let mut seen = Self::look(store, target).await?;
         let answers = status::ask::all(&seen.observed.members).await;

@@ -6,10 +6,10 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use chaos::lab::{CLUSTER, Lab};
+use chaos::lab::{CLUSTER, Lab, Port};
 use proto::MemberName;
 use store::clock;
-use system_tests::{UnderLoad, pgdeputy};
+use system_tests::{UnderLoad, dsn, pgdeputy};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
@@ -32,7 +32,7 @@ async fn ran(lab: &Lab, arguments: &[&str]) -> serde_json::Value {
     let said = String::from_utf8_lossy(&output.stderr);
     let record: serde_json::Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"));
-    eprintln!("drill {arguments:?}: {record}");
+    eprintln!("drill {}: {record}", arguments[0]);
     record
 }
 
@@ -82,9 +82,13 @@ async fn a_live_cluster_is_drilled_within_guard_rails_and_loses_nothing() {
     let lab = &loaded.scene.lab;
     let standby = lab.members().into_iter().find(|m| *m != primary).unwrap();
     undone(lab, &standby).await;
+    let way = dsn(&lab.application_by(&Port::Write).unwrap());
     for fault in ["walreceiver", "crash", "switchover"] {
-        let record = ran(lab, &["run", fault, "--seed", "7"]).await;
+        let record = ran(lab, &["run", fault, "--seed", "7", "--dsn", &way]).await;
         assert_eq!(record["verdict"], "passed", "{record}");
+        let figures = &record["figures"];
+        assert_eq!(figures["canaries_lost"], 0, "{record}");
+        assert!(figures["canaries_acknowledged"].as_u64().unwrap() > 0, "{record}");
         lab.wait_redundant(BOUND).await.unwrap();
     }
     let mut pause = Command::new(pgdeputy());

@@ -19,6 +19,7 @@ mod pgbouncer;
 mod planned_by_operators;
 mod readers;
 mod reads;
+mod reboots;
 mod routers;
 mod sentinels_are_lost;
 mod switchover;
