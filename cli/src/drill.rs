@@ -6,6 +6,8 @@ mod orders;
 mod reboot;
 mod report;
 mod run;
+mod runner;
+mod schedule;
 mod seen;
 
 use clap::{Args, Subcommand};
@@ -33,6 +35,11 @@ enum Command {
     List(OutputArgs),
     /// Run one drill now, if the guard rails allow it; its keeper undoes it, also when this command is killed
     Run(RunArgs),
+    /// Drills that come again and again: add, list or remove them
+    #[command(subcommand)]
+    Schedule(schedule::Command),
+    /// Run the drills of the schedule when it is their turn, until told to stop; of any number of runners one acts
+    Runner(runner::RunnerArgs),
     /// Reboot every member by a hook: standbys one by one, the primary last and as a standby
     RebootAll(reboot::RebootArgs),
     /// End the drill that is under way: its keeper undoes it
@@ -54,6 +61,15 @@ pub struct RunArgs {
     /// What the choice of a member is drawn from [default: drawn, and told]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    #[command(flatten)]
+    limits: Limits,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// What a drill may cost, and how that is seen.
+#[derive(Debug, Clone, Args)]
+pub struct Limits {
     /// How clients reach the primary, as for libpq: by this way a canary commits once a second, and proves what was kept.
     /// Give it as PGDEPUTY_DSN where it holds a password
     #[arg(long, value_name = "DSN")]
@@ -70,8 +86,6 @@ pub struct RunArgs {
     /// For how long no drill may begin after a failover that was none
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = within)]
     calm_before: Duration,
-    #[command(flatten)]
-    output: OutputArgs,
 }
 
 #[derive(Debug, Args)]
@@ -90,6 +104,11 @@ pub fn run(args: DrillArgs) -> Result<u8, Failure> {
             let record = runtime::run(|stop| run::run(&args, stop))?;
             let passed = record.verdict == proto::drill::Verdict::Passed;
             output::show(&report::One(record), args.output).map(|()| u8::from(!passed))
+        }
+        Command::Schedule(command) => schedule::run(command),
+        Command::Runner(args) => {
+            runtime::run(|stop| runner::run(args, stop))?;
+            Ok(0)
         }
         Command::RebootAll(args) => reboot::run(args),
         Command::Abort(args) => {

@@ -103,6 +103,16 @@ impl Keys {
         format!("{}drill/answers/{member}", self.prefix)
     }
 
+    /// A drill that comes again and again.
+    pub fn drill_plan(&self, id: &RequestId) -> String {
+        format!("{}{id}", self.all_drill_plans())
+    }
+
+    /// The prefix of all of these.
+    pub fn all_drill_plans(&self) -> String {
+        self.key("drill/plans/")
+    }
+
     /// What came of one drill, in the order of their beginnings.
     pub fn drill_record(&self, begun: WallTime, id: &RequestId) -> String {
         format!("{}drills/{:015}-{id}", self.prefix, begun.0)

@@ -53,7 +53,7 @@ pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<Dril
         reasons: Vec::new(),
         figures: Figures::default(),
     };
-    let wishes = Wishes { most_lag: args.most_lag, calm_before: args.calm_before };
+    let wishes = Wishes { most_lag: args.limits.most_lag, calm_before: args.limits.calm_before };
     record.reasons = objections(&seen, args.fault, wishes);
     record.target = match chosen(args, &seen, seed) {
         Ok(member) => Some(member),
@@ -62,7 +62,7 @@ pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<Dril
             None
         }
     };
-    let canary = match Watch::start(args.dsn.as_deref()).await {
+    let canary = match Watch::start(args.limits.dsn.as_deref()).await {
         Ok(canary) => canary,
         Err(problem) => {
             record.reasons.push(format!("the canary cannot write: {problem:#}"));
@@ -86,7 +86,7 @@ pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<Dril
         record.verdict = Verdict::Failed;
         record.reasons.push(format!("{error:#}"));
     }
-    canary.judge(&mut record, args.write_gap_within).await;
+    canary.judge(&mut record, args.limits.write_gap_within).await;
     finish(&store, &args.target, record, Some(running.lease)).await
 }
 
@@ -264,7 +264,7 @@ impl<'a> Running<'a> {
     }
 
     async fn wait_redundant(&self) -> anyhow::Result<Seen> {
-        let deadline = clock::now() + self.args.redundant_within;
+        let deadline = clock::now() + self.args.limits.redundant_within;
         // What was struck takes a moment to show in reports that are still those of before.
         let mut calm = 0;
         loop {
@@ -275,7 +275,10 @@ impl<'a> Running<'a> {
             }
             if clock::now() >= deadline {
                 let lacks = seen.lacks().unwrap_or_else(|| "nothing for a moment".into());
-                bail!("not fully redundant within {:?}: {lacks}", self.args.redundant_within);
+                bail!(
+                    "not fully redundant within {:?}: {lacks}",
+                    self.args.limits.redundant_within
+                );
             }
             sleep(LOOK_AGAIN).await;
         }

@@ -7,9 +7,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use chaos::lab::{CLUSTER, Lab, Port};
-use proto::MemberName;
-use store::clock;
-use system_tests::{UnderLoad, dsn, pgdeputy};
+use proto::document::{decode, encode};
+use proto::drill::LiveFault;
+use proto::drill_plan::DrillPlan;
+use proto::{ClusterName, MemberName, RequestId, WallTime};
+use store::etcd::EtcdStore;
+use store::keys::Keys;
+use store::{EtcdAccess, Operation, Store, Txn, clock};
+use system_tests::{UnderLoad, dsn, pgdeputy, scene};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
@@ -20,7 +25,10 @@ const UNDONE_WITHIN: Duration = Duration::from_secs(10);
 
 fn drill(lab: &Lab, arguments: &[&str]) -> Command {
     let mut command = Command::new(pgdeputy());
-    command.args(["drill", arguments[0], "--json", "--cluster", CLUSTER]);
+    command.args(["drill", arguments[0], "--cluster", CLUSTER]);
+    if arguments[0] != "runner" {
+        command.arg("--json");
+    }
     command.args(["--etcd", &lab.etcd_urls().join(",")]).args(&arguments[1..]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
@@ -108,4 +116,75 @@ async fn a_live_cluster_is_drilled_within_guard_rails_and_loses_nothing() {
     assert!(report["never_passed"].to_string().contains("standby-crash"), "{report}");
     let verdict = loaded.verdict().await;
     assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");
+}
+
+/// Returns a plan whose one turn of this year is the minute that runs.
+fn due_now(fault: LiveFault) -> DrillPlan {
+    let now = clock::wall();
+    let minute = WallTime(now.0 - now.0 % 60_000);
+    // 2026-11-28T05:16:00.000Z
+    let text = minute.to_string();
+    let field = |from: usize| text[from..from + 2].trim_start_matches('0').to_owned();
+    let or_zero = |field: String| if field.is_empty() { "0".to_owned() } else { field };
+    let cron =
+        [or_zero(field(14)), or_zero(field(11)), field(8), field(5), "* UTC".into()].join(" ");
+    DrillPlan {
+        id: RequestId::from_random(7),
+        cron,
+        fault: Some(fault),
+        window: Duration::from_secs(600),
+        by: "ann@north".into(),
+        added: WallTime(minute.0 - 60_000),
+        last: None,
+    }
+}
+
+#[tokio::test]
+async fn of_three_runners_one_takes_a_turn_and_nobody_takes_it_again_when_it_dies() {
+    let scene = scene(|_| {}).await;
+    let lab = &scene.lab;
+    lab.wait_redundant(BOUND).await.unwrap();
+    let cluster: ClusterName = CLUSTER.parse().unwrap();
+    let keys = Keys::of(&cluster);
+    let endpoints = lab.etcd_urls();
+    let access = EtcdAccess { endpoints, ca: None, certificate: None, login: None };
+    let store = EtcdStore::connect(access).await.unwrap();
+    let mut runners: Vec<Child> =
+        (0..3).map(|_| drill(lab, &["runner"]).spawn().unwrap()).collect();
+    let plan = due_now(LiveFault::StandbyFreeze);
+    let key = keys.drill_plan(&plan.id);
+    let value = encode(&plan).into_bytes();
+    let put = Operation::Put { key: key.clone(), value, lease: None };
+    store.commit(Txn { when: Vec::new(), then: vec![put] }).await.unwrap();
+
+    let standing = async || {
+        let standbys = lab.members();
+        let deadline = clock::now() + BOUND;
+        loop {
+            if let Some(member) = standbys.iter().find(|m| stands(lab, m)) {
+                return member.clone();
+            }
+            assert!(clock::now() < deadline, "no runner took the turn");
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let member = standing().await;
+    let taken: DrillPlan = decode(&store.read(&key).await.unwrap().entries[&key].value).unwrap();
+    let turn = taken.last.expect("the turn was taken");
+    let pid: u32 = turn.runner.split(':').nth(1).unwrap().parse().unwrap();
+    let acting = runners.iter_mut().find(|r| r.id() == Some(pid)).expect("it is one of the three");
+    acting.kill().await.unwrap();
+    becomes(lab, &member, false, UNDONE_WITHIN).await;
+    lab.wait_redundant(BOUND).await.unwrap();
+    // The others have looked several times since.
+    sleep(Duration::from_secs(3)).await;
+    let report = ran(lab, &["report"]).await;
+    let drills = report["drills"].as_array().unwrap();
+    assert_eq!(drills.len(), 1, "{report}");
+    assert_eq!(drills[0]["verdict"], "abandoned", "{report}");
+    let after: DrillPlan = decode(&store.read(&key).await.unwrap().entries[&key].value).unwrap();
+    assert_eq!(after.last, Some(turn));
+    for runner in runners.iter_mut().filter(|r| r.id().is_some_and(|id| id != pid)) {
+        assert!(runner.try_wait().unwrap().is_none(), "the others go on");
+    }
 }
