@@ -59,3 +59,123 @@ pub fn unfit(seen: &Seen) -> Vec<String> {
     }
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proto::drill::Drill;
+    use proto::history::{HistoryKind, HistoryRecord, PhaseRecord};
+    use proto::orders::Pause;
+    use proto::{ClusterSpec, ClusterState, Epoch, RequestId, WallTime, document};
+    use sentinel::observe::Observations;
+
+    use super::*;
+
+    const NOW: WallTime = WallTime(1_800_000_000_000);
+    const WISHES: Wishes =
+        Wishes { most_lag: Duration::from_secs(10), calm_before: Duration::from_secs(3600) };
+
+    /// An open cluster with nobody's report: the one objection to it is that.
+    fn seen() -> Seen {
+        let state = serde_json::json!({
+            "format_version": 1, "number": 9, "etcd_cluster_id": "1", "system_identifier": null, "epoch": 2,
+            "phase": { "name": "open" }, "primary": "a", "sealing": null, "last_cfg": 4, "timeline": 2,
+            "cfgs": [], "highest_timeline": 2, "chosen": null, "open_at_once": false, "epochs": [],
+            "members": {}, "restart": null,
+        });
+        let state: ClusterState = document::decode(state.to_string().as_bytes()).unwrap();
+        Seen {
+            spec: ClusterSpec::default(),
+            state,
+            observed: Observations::default(),
+            leads: true,
+            drill: None,
+            runner: None,
+            records: Vec::new(),
+            answers: BTreeMap::new(),
+            history: Vec::new(),
+            scheduled: Vec::new(),
+            lag: BTreeMap::new(),
+            now: NOW,
+        }
+    }
+
+    fn says(change: impl FnOnce(&mut Seen)) -> String {
+        let mut seen = seen();
+        let before = objections(&seen, LiveFault::StandbyCrash, WISHES);
+        change(&mut seen);
+        let mut after = objections(&seen, LiveFault::StandbyCrash, WISHES);
+        after.retain(|objection| !before.contains(objection));
+        after.join("; ")
+    }
+
+    fn failover(began: WallTime) -> HistoryRecord {
+        HistoryRecord {
+            kind: HistoryKind::Failover,
+            epoch: Epoch(2),
+            restart: 0,
+            from: None,
+            to: None,
+            cause: "primary a is silent".into(),
+            evidence: Vec::new(),
+            chosen: None,
+            rejected: Vec::new(),
+            phases: vec![PhaseRecord { name: "notice".into(), start: began, end: None }],
+            rejoined: Vec::new(),
+            notes: Vec::new(),
+            redundant: None,
+        }
+    }
+
+    #[test]
+    fn each_guard_rail_refuses_and_says_why() {
+        assert!(says(|seen| seen.leads = false).contains("no sentinel leads"));
+        let b = || "b".parse().unwrap();
+        let lags =
+            |seconds| says(|seen| seen.lag = BTreeMap::from([(b(), Duration::from_secs(seconds))]));
+        assert!(lags(11).contains("b is 11s behind"));
+        assert_eq!(lags(9), "");
+        let pause = Pause {
+            id: RequestId::from_random(1),
+            by: "ann@north".into(),
+            reason: "a new disk".into(),
+            since: NOW,
+            until: NOW.plus(Duration::from_secs(60)),
+            lasting: Duration::from_secs(60),
+        };
+        assert!(says(|seen| seen.state.orders.pause = Some(pause)).contains("a new disk"));
+        let drill = Drill {
+            id: RequestId::from_random(2),
+            fault: LiveFault::Crash,
+            target: b(),
+            by: "bob@south".into(),
+            epoch: Epoch(2),
+            bound: Duration::from_secs(5),
+        };
+        assert!(says(|seen| seen.runner = Some(drill)).contains("bob@south is under way"));
+    }
+
+    #[test]
+    fn an_incident_stands_in_the_way_for_a_while_and_a_drill_is_none() {
+        let ago = |seconds: i64| WallTime(NOW.0 - seconds * 1000);
+        assert!(says(|seen| seen.history.push(failover(ago(60)))).contains("primary a is silent"));
+        assert_eq!(says(|seen| seen.history.push(failover(ago(3601)))), "");
+        let of_a_drill = says(|seen| {
+            seen.history.push(failover(ago(60)));
+            seen.records.push(proto::drill::DrillRecord {
+                id: RequestId::from_random(3),
+                fault: LiveFault::Crash,
+                target: None,
+                by: "bob@south".into(),
+                seed: 1,
+                begun: ago(61),
+                ended: Some(ago(50)),
+                verdict: proto::drill::Verdict::Passed,
+                reasons: Vec::new(),
+                figures: proto::drill::Figures::default(),
+            });
+        });
+        assert_eq!(of_a_drill, "");
+    }
+}

@@ -6,7 +6,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use chaos::lab::{CLUSTER, Lab, Port};
+use chaos::lab::{CLUSTER, Cluster, Lab, Port};
 use proto::document::{decode, encode};
 use proto::drill::LiveFault;
 use proto::drill_plan::DrillPlan;
@@ -58,9 +58,18 @@ async fn becomes(lab: &Lab, member: &MemberName, standing: bool, bound: Duration
     }
 }
 
+/// Waits until no member tells of a problem, such as a slow disk on a busy machine: a drill would be refused.
+async fn no_problem(lab: &Lab) {
+    let well = |cluster: &Cluster| {
+        cluster.reports.values().all(|report| report.problems.is_empty()).then_some(())
+    };
+    lab.await_cluster("no member has a problem", BOUND, well).await.unwrap();
+}
+
 /// Freezes a standby by a runner that is killed, and one whose drill is aborted.
 async fn undone(lab: &Lab, standby: &MemberName) {
     let freeze = ["run", "standby-freeze", "--member", standby.as_str()];
+    no_problem(lab).await;
     let mut runner: Child = drill(lab, &freeze).spawn().unwrap();
     becomes(lab, standby, true, BOUND).await;
     let second = ran(lab, &["run", "walreceiver"]).await;
@@ -72,6 +81,7 @@ async fn undone(lab: &Lab, standby: &MemberName) {
     eprintln!("undone {:?} after its runner was killed", clock::now().since(killed));
     runner.wait().await.unwrap();
     lab.wait_redundant(BOUND).await.unwrap();
+    no_problem(lab).await;
 
     let mut runner = drill(lab, &freeze).spawn().unwrap();
     becomes(lab, standby, true, BOUND).await;
@@ -92,6 +102,7 @@ async fn a_live_cluster_is_drilled_within_guard_rails_and_loses_nothing() {
     undone(lab, &standby).await;
     let way = dsn(&lab.application_by(&Port::Write).unwrap());
     for fault in ["walreceiver", "crash", "switchover"] {
+        no_problem(lab).await;
         let record = ran(lab, &["run", fault, "--seed", "7", "--dsn", &way]).await;
         assert_eq!(record["verdict"], "passed", "{record}");
         let figures = &record["figures"];
@@ -151,6 +162,7 @@ async fn of_three_runners_one_takes_a_turn_and_nobody_takes_it_again_when_it_die
     let store = EtcdStore::connect(access).await.unwrap();
     let mut runners: Vec<Child> =
         (0..3).map(|_| drill(lab, &["runner"]).spawn().unwrap()).collect();
+    no_problem(lab).await;
     let plan = due_now(LiveFault::StandbyFreeze);
     let key = keys.drill_plan(&plan.id);
     let value = encode(&plan).into_bytes();
