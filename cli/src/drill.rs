@@ -11,8 +11,8 @@ mod schedule;
 mod seen;
 
 use clap::{Args, Subcommand};
-use proto::MemberName;
 use proto::drill::LiveFault;
+use proto::{MemberName, WallTime};
 use serde::Serialize;
 use std::fmt;
 use std::time::Duration;
@@ -86,6 +86,12 @@ pub struct Limits {
     /// For how long no drill may begin after a failover that was none
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = within)]
     calm_before: Duration,
+    /// How long all drills of the last 30 days together may have kept writes away, by their canaries [default: no bound]
+    #[arg(long, value_name = "DURATION", value_parser = within)]
+    budget: Option<Duration>,
+    /// No drill begins in these times, FROM/TO as in 2026-12-20T00:00:00Z/2027-01-03T00:00:00Z, divided by commas
+    #[arg(long, value_name = "TIMES", value_delimiter = ',', value_parser = freeze)]
+    freeze: Vec<Freeze>,
 }
 
 #[derive(Debug, Args)]
@@ -130,6 +136,27 @@ pub fn run(args: DrillArgs) -> Result<u8, Failure> {
 
 fn fault(given: &str) -> Result<LiveFault, String> {
     given.parse()
+}
+
+/// A time in which nobody wants a drill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freeze {
+    pub from: WallTime,
+    pub to: WallTime,
+}
+
+fn freeze(given: &str) -> Result<Freeze, String> {
+    let form = "write it as 2026-12-20T00:00:00Z/2027-01-03T00:00:00Z";
+    let time = |text: &str| match text.parse::<jiff::Timestamp>() {
+        Ok(at) => Ok(WallTime(at.as_millisecond())),
+        Err(error) => Err(format!("{error}; {form}")),
+    };
+    let (from, to) = given.split_once('/').ok_or_else(|| format!("no / in it; {form}"))?;
+    let freeze = Freeze { from: time(from)?, to: time(to)? };
+    match freeze.from < freeze.to {
+        true => Ok(freeze),
+        false => Err(format!("it ends before it begins; {form}")),
+    }
 }
 
 fn within(given: &str) -> Result<Duration, String> {

@@ -4,21 +4,17 @@ use std::time::Duration;
 
 use proto::drill::LiveFault;
 
+use super::Limits;
 use super::seen::Seen;
 
 /// A switchover that is to begin so soon is not disturbed.
 const SOON: Duration = Duration::from_secs(600);
 
-/// What an operator wants of a cluster that is drilled.
-#[derive(Debug, Clone, Copy)]
-pub struct Wishes {
-    pub most_lag: Duration,
-    /// No drill begins so soon after an incident.
-    pub calm_before: Duration,
-}
+/// What the budget is of.
+const BUDGET_OF: Duration = Duration::from_secs(30 * 86_400);
 
 /// Returns why `fault` may not begin now; empty if it may.
-pub fn objections(seen: &Seen, fault: LiveFault, wishes: Wishes) -> Vec<String> {
+pub fn objections(seen: &Seen, fault: LiveFault, limits: &Limits) -> Vec<String> {
     let mut all = Vec::new();
     if let Some(drill) = seen.runner.as_ref().or(seen.drill.as_ref()) {
         all.push(format!("drill {} ({}) of {} is under way", drill.id, drill.fault, drill.by));
@@ -29,16 +25,31 @@ pub fn objections(seen: &Seen, fault: LiveFault, wishes: Wishes) -> Vec<String> 
     }
     let soon = seen.scheduled.iter().find(|s| s.at <= seen.now.plus(SOON));
     all.extend(soon.map(|s| format!("switchover {} is scheduled for {}", s.id, s.at)));
-    for (member, lag) in seen.lag.iter().filter(|(_, lag)| **lag > wishes.most_lag) {
-        let most = wishes.most_lag;
+    for (member, lag) in seen.lag.iter().filter(|(_, lag)| **lag > limits.most_lag) {
+        let most = limits.most_lag;
         all.push(format!("{member} is {lag:?} behind, more than {most:?}"));
     }
     if let Some((record, at)) = seen.last_incident()
-        && seen.now.0 - at.0 < i64::try_from(wishes.calm_before.as_millis()).unwrap_or(i64::MAX)
+        && seen.now.0 - at.0 < i64::try_from(limits.calm_before.as_millis()).unwrap_or(i64::MAX)
     {
         all.push(format!("an incident at {at}: {}; see `pgdeputy history`", record.cause));
     }
+    let frozen = limits.freeze.iter().find(|f| f.from <= seen.now && seen.now < f.to);
+    all.extend(frozen.map(|f| format!("no drill is wanted from {} to {}", f.from, f.to)));
+    all.extend(spent(seen, limits));
     all
+}
+
+/// Returns that the budget is spent, if so.
+fn spent(seen: &Seen, limits: &Limits) -> Option<String> {
+    let budget = limits.budget?;
+    let recent = seen.records.iter().filter(|r| r.begun.plus(BUDGET_OF) > seen.now);
+    let away: u64 = recent.filter_map(|r| r.figures.write_gap_ms).sum();
+    (u128::from(away) >= budget.as_millis()).then(|| {
+        format!(
+            "the budget is spent: drills kept writes away for {away} ms in 30 days, of {budget:?}"
+        )
+    })
 }
 
 /// Returns what is wrong with the cluster itself.
@@ -64,7 +75,7 @@ pub fn unfit(seen: &Seen) -> Vec<String> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use proto::drill::Drill;
+    use proto::drill::{Drill, DrillRecord, Figures, Verdict};
     use proto::history::{HistoryKind, HistoryRecord, PhaseRecord};
     use proto::orders::Pause;
     use proto::{ClusterSpec, ClusterState, Epoch, RequestId, WallTime, document};
@@ -73,8 +84,19 @@ mod tests {
     use super::*;
 
     const NOW: WallTime = WallTime(1_800_000_000_000);
-    const WISHES: Wishes =
-        Wishes { most_lag: Duration::from_secs(10), calm_before: Duration::from_secs(3600) };
+    fn limits() -> Limits {
+        Limits {
+            dsn: None,
+            write_gap_within: Duration::from_secs(30),
+            redundant_within: Duration::from_secs(60),
+            most_lag: Duration::from_secs(10),
+            calm_before: Duration::from_secs(3600),
+            budget: Some(Duration::from_secs(5)),
+            freeze: vec![
+                super::super::freeze("2027-12-20T00:00:00Z/2028-01-03T00:00:00Z").unwrap(),
+            ],
+        }
+    }
 
     /// An open cluster with nobody's report: the one objection to it is that.
     fn seen() -> Seen {
@@ -103,11 +125,30 @@ mod tests {
 
     fn says(change: impl FnOnce(&mut Seen)) -> String {
         let mut seen = seen();
-        let before = objections(&seen, LiveFault::StandbyCrash, WISHES);
+        let before = objections(&seen, LiveFault::StandbyCrash, &limits());
         change(&mut seen);
-        let mut after = objections(&seen, LiveFault::StandbyCrash, WISHES);
+        let mut after = objections(&seen, LiveFault::StandbyCrash, &limits());
         after.retain(|objection| !before.contains(objection));
         after.join("; ")
+    }
+
+    fn ago(seconds: i64) -> WallTime {
+        WallTime(NOW.0 - seconds * 1000)
+    }
+
+    fn record(begun: WallTime) -> DrillRecord {
+        DrillRecord {
+            id: RequestId::from_random(3),
+            fault: LiveFault::Crash,
+            target: None,
+            by: "bob@south".into(),
+            seed: 1,
+            begun,
+            ended: Some(begun.plus(Duration::from_secs(11))),
+            verdict: Verdict::Passed,
+            reasons: Vec::new(),
+            figures: Figures::default(),
+        }
     }
 
     fn failover(began: WallTime) -> HistoryRecord {
@@ -157,24 +198,27 @@ mod tests {
     }
 
     #[test]
+    fn a_frozen_time_and_a_spent_budget_stand_in_the_way() {
+        let christmas =
+            WallTime("2027-12-24T18:00:00Z".parse::<jiff::Timestamp>().unwrap().as_millisecond());
+        assert!(says(|seen| seen.now = christmas).contains("no drill is wanted from 2027-12-20"));
+        let cost = |begun: WallTime, ms| {
+            let mut record = record(begun);
+            record.figures.write_gap_ms = Some(ms);
+            says(|seen| seen.records = vec![record.clone(), record])
+        };
+        assert_eq!(cost(ago(3600), 2400), "");
+        assert!(cost(ago(3600), 2500).contains("kept writes away for 5000 ms"));
+        assert_eq!(cost(ago(31 * 86_400), 2500), "", "that is long ago");
+    }
+
+    #[test]
     fn an_incident_stands_in_the_way_for_a_while_and_a_drill_is_none() {
-        let ago = |seconds: i64| WallTime(NOW.0 - seconds * 1000);
         assert!(says(|seen| seen.history.push(failover(ago(60)))).contains("primary a is silent"));
         assert_eq!(says(|seen| seen.history.push(failover(ago(3601)))), "");
         let of_a_drill = says(|seen| {
             seen.history.push(failover(ago(60)));
-            seen.records.push(proto::drill::DrillRecord {
-                id: RequestId::from_random(3),
-                fault: LiveFault::Crash,
-                target: None,
-                by: "bob@south".into(),
-                seed: 1,
-                begun: ago(61),
-                ended: Some(ago(50)),
-                verdict: proto::drill::Verdict::Passed,
-                reasons: Vec::new(),
-                figures: proto::drill::Figures::default(),
-            });
+            seen.records.push(record(ago(61)));
         });
         assert_eq!(of_a_drill, "");
     }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RunArgs;
 use super::canary::Watch;
-use super::guard::{Wishes, objections};
+use super::guard::objections;
 use super::orders::switch_over;
 use super::seen::Seen;
 use crate::target::Target;
@@ -53,8 +53,7 @@ pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<Dril
         reasons: Vec::new(),
         figures: Figures::default(),
     };
-    let wishes = Wishes { most_lag: args.limits.most_lag, calm_before: args.limits.calm_before };
-    record.reasons = objections(&seen, args.fault, wishes);
+    record.reasons = objections(&seen, args.fault, &args.limits);
     record.target = match chosen(args, &seen, seed) {
         Ok(member) => Some(member),
         Err(problem) => {
