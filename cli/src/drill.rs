@@ -3,6 +3,7 @@
 mod canary;
 mod guard;
 mod orders;
+mod random;
 mod reboot;
 mod report;
 mod run;
@@ -11,7 +12,7 @@ mod schedule;
 mod seen;
 
 use clap::{Args, Subcommand};
-use proto::drill::LiveFault;
+use proto::drill::{LiveFault, Verdict};
 use proto::{MemberName, WallTime};
 use serde::Serialize;
 use std::fmt;
@@ -51,20 +52,37 @@ enum Command {
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// What to break; `pgdeputy drill list` names all
-    #[arg(value_name = "NAME", value_parser = fault)]
-    fault: LiveFault,
+    #[arg(value_name = "NAME", value_parser = fault, required_unless_present = "random")]
+    fault: Option<LiveFault>,
+    /// One drill after the other, drawn from --seed, until --for is over or one fails
+    #[arg(long, conflicts_with_all = ["fault", "member"], requires = "lasting")]
+    random: bool,
+    /// How long with --random: the last one begins before, such as 30m
+    #[arg(long = "for", value_name = "DURATION", value_parser = within, requires = "random")]
+    lasting: Option<Duration>,
     #[command(flatten)]
     target: Target,
     /// Whom to hit [default: drawn from --seed among those that have the role]
     #[arg(long, value_name = "MEMBER")]
     member: Option<MemberName>,
-    /// What the choice of a member is drawn from [default: drawn, and told]
+    /// What every choice is drawn from [default: drawn, and told]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     #[command(flatten)]
     limits: Limits,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// One drill, as it is to be run.
+#[derive(Debug, Clone)]
+pub struct One {
+    fault: LiveFault,
+    target: Target,
+    /// Drawn from the seed where none is named.
+    member: Option<MemberName>,
+    seed: u64,
+    limits: Limits,
 }
 
 /// What a drill may cost, and how that is seen.
@@ -107,9 +125,23 @@ pub fn run(args: DrillArgs) -> Result<u8, Failure> {
     match args.command {
         Command::List(output) => output::show(&List::all(), output).map(|()| 0),
         Command::Run(args) => {
-            let record = runtime::run(|stop| run::run(&args, stop))?;
-            let passed = record.verdict == proto::drill::Verdict::Passed;
-            output::show(&report::One(record), args.output).map(|()| u8::from(!passed))
+            let seed = args.seed.unwrap_or_else(rand::random);
+            let (member, limits) = (args.member, args.limits);
+            let one = |fault| One { fault, target: args.target, member, seed, limits };
+            match args.fault {
+                Some(fault) => {
+                    let record = runtime::run(|stop| run::run(one(fault), stop))?;
+                    let passed = record.verdict == Verdict::Passed;
+                    output::show(&report::One(record), args.output).map(|()| u8::from(!passed))
+                }
+                None => {
+                    let lasting = args.lasting.unwrap_or_default();
+                    let first = one(LiveFault::StandbyKeeper);
+                    let many = runtime::run(|stop| random::run(first, lasting, stop))?;
+                    let good = many.is_good();
+                    output::show(&many, args.output).map(|()| u8::from(!good))
+                }
+            }
         }
         Command::Schedule(command) => schedule::run(command),
         Command::Runner(args) => {

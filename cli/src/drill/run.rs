@@ -16,7 +16,7 @@ use store::{Guard, LeaseId, Operation, Store, Txn, TxnOutcome, clock};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::RunArgs;
+use super::One;
 use super::canary::Watch;
 use super::guard::objections;
 use super::orders::switch_over;
@@ -36,17 +36,16 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Records that are kept.
 const KEPT: usize = 60;
 
-/// Runs the drill that `args` name, and returns its record, which is in etcd too.
-pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<DrillRecord> {
+/// Runs one drill, and returns its record, which is in etcd too.
+pub async fn run(args: One, stop: CancellationToken) -> anyhow::Result<DrillRecord> {
     let store = read::connect(&args.target.store).await?;
     let seen = Seen::ask(&store, &args.target).await?;
-    let seed = args.seed.unwrap_or_else(rand::random);
     let mut record = DrillRecord {
         id: RequestId::from_random(rand::random()),
         fault: args.fault,
         target: None,
         by: ask::who(),
-        seed,
+        seed: args.seed,
         begun: clock::wall(),
         ended: None,
         verdict: Verdict::Running,
@@ -54,7 +53,7 @@ pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<Dril
         figures: Figures::default(),
     };
     record.reasons = objections(&seen, args.fault, &args.limits);
-    record.target = match chosen(args, &seen, seed) {
+    record.target = match chosen(&args, &seen) {
         Ok(member) => Some(member),
         Err(problem) => {
             record.reasons.push(problem);
@@ -72,7 +71,7 @@ pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<Dril
         record.verdict = Verdict::Refused;
         return finish(&store, &args.target, record, None).await;
     }
-    let running = Running::begin(&store, args, &seen, &record).await?;
+    let running = Running::begin(&store, &args, &seen, &record).await?;
     let judged = tokio::select! {
         judged = running.through(&mut record) => judged,
         () = stop.cancelled() => {
@@ -89,13 +88,13 @@ pub async fn run(args: &RunArgs, stop: CancellationToken) -> anyhow::Result<Dril
     finish(&store, &args.target, record, Some(running.lease)).await
 }
 
-fn chosen(args: &RunArgs, seen: &Seen, seed: u64) -> Result<MemberName, String> {
+fn chosen(args: &One, seen: &Seen) -> Result<MemberName, String> {
     let able = seen.with_role(args.fault.role());
     match &args.member {
         Some(member) if able.contains(member) => Ok(member.clone()),
         Some(member) => Err(format!("{member} has not the role that {} hits", args.fault)),
         None => {
-            let drawn = able.choose(&mut rand::rngs::StdRng::seed_from_u64(seed));
+            let drawn = able.choose(&mut rand::rngs::StdRng::seed_from_u64(args.seed));
             drawn.cloned().ok_or_else(|| "there is nobody to hit".to_owned())
         }
     }
@@ -130,7 +129,7 @@ fn put<D: proto::Document>(key: String, document: &D, lease: Option<LeaseId>) ->
 /// A drill that has begun.
 struct Running<'a> {
     store: &'a EtcdStore,
-    args: &'a RunArgs,
+    args: &'a One,
     drill: Drill,
     lease: LeaseId,
     begun: Moment,
@@ -140,7 +139,7 @@ impl<'a> Running<'a> {
     /// Puts the request and the record of its beginning, in one transaction: there is one drill at a time.
     async fn begin(
         store: &'a EtcdStore,
-        args: &'a RunArgs,
+        args: &'a One,
         seen: &Seen,
         record: &DrillRecord,
     ) -> anyhow::Result<Self> {

@@ -18,8 +18,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::schedule::{all, next_turn};
-use super::{Limits, RunArgs, run as one};
-use crate::args::OutputArgs;
+use super::{Limits, One, run as one};
 use crate::target::Target;
 use crate::{output, read};
 
@@ -45,7 +44,7 @@ pub async fn run(args: RunnerArgs, stop: CancellationToken) -> anyhow::Result<()
         match due(&store, &args.target, &own).await {
             Ok(Some(plan)) => {
                 // Its record says what came of it, also where it was refused.
-                match one::run(&args.drill(&plan), stop.clone()).await {
+                match one::run(args.drill(&plan), stop.clone()).await {
                     Ok(record) => tracing::info!(
                         record = output::json(&record).unwrap_or_default(),
                         "a drill has ended"
@@ -68,16 +67,15 @@ pub async fn run(args: RunnerArgs, stop: CancellationToken) -> anyhow::Result<()
 }
 
 impl RunnerArgs {
-    fn drill(&self, plan: &DrillPlan) -> RunArgs {
+    fn drill(&self, plan: &DrillPlan) -> One {
         let seed: u64 = rand::random();
         let drawn = LiveFault::ALL.choose(&mut rand::rngs::StdRng::seed_from_u64(seed)).copied();
-        RunArgs {
+        One {
             fault: plan.fault.or(drawn).unwrap_or(LiveFault::StandbyKeeper),
             target: self.target.clone(),
             member: None,
-            seed: Some(seed),
+            seed,
             limits: self.limits.clone(),
-            output: OutputArgs { json: true },
         }
     }
 }

@@ -200,3 +200,22 @@ async fn of_three_runners_one_takes_a_turn_and_nobody_takes_it_again_when_it_die
         assert!(runner.try_wait().unwrap().is_none(), "the others go on");
     }
 }
+
+#[tokio::test]
+#[ignore = "takes a minute: make test-long"]
+async fn random_drills_follow_one_another_and_each_is_survived() {
+    // Drills kill keepers, too: the fencers start them again.
+    let scene = scene(|config| config.keepers_restart = true).await;
+    let lab = &scene.lab;
+    lab.wait_redundant(BOUND).await.unwrap();
+    lab.prepare_database().await.unwrap();
+    let way = dsn(&lab.application_by(&Port::Write).unwrap());
+    let seed = "3";
+    let many = ran(lab, &["run", "--random", "--for", "40s", "--seed", seed, "--dsn", &way]).await;
+    let drills = many["drills"].as_array().unwrap();
+    assert!(drills.len() >= 3, "{many}");
+    for drill in drills {
+        assert_eq!(drill["verdict"], "passed", "{drill}");
+        assert_eq!(drill["figures"]["canaries_lost"], 0, "{drill}");
+    }
+}
