@@ -2,14 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use chaos::lab::{CLUSTER, Lab};
+use chaos::lab::{CLUSTER, Cluster, Lab};
+use chaos::pgbench::{self, Pgbench};
 use proto::MemberName;
+use proto::report::Stream;
+use proto::spec::Permission;
 use store::clock;
-use system_tests::{UnderLoad, dsn, pgdeputy};
+use system_tests::{UnderLoad, dsn, pgdeputy, scene};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
@@ -52,6 +56,77 @@ async fn ended(command: Child) -> serde_json::Value {
     answer
 }
 
+/// Loses each member that the hook asks for with its processes, and starts it again; returns them in their order.
+async fn rebooted(
+    lab: &mut Lab,
+    dir: &Path,
+    command: &mut Child,
+    members: usize,
+) -> Vec<MemberName> {
+    let mut done = Vec::new();
+    while done.len() < members {
+        let member = asked(lab, dir, &done, command).await;
+        let cluster = lab.cluster().await.unwrap();
+        // By the members themselves: nobody else is away when one is sent away.
+        let others = lab.members().into_iter().filter(|m| *m != member);
+        let away: Vec<MemberName> = others
+            .filter(|m| Some(m) != cluster.primary())
+            .filter(|m| {
+                let report = cluster.reports.get(m);
+                !report.is_some_and(|r| matches!(r.stream, Stream::Live { .. }) && r.complete)
+            })
+            .collect();
+        assert!(away.is_empty(), "{away:?} are away when {member} is to be rebooted");
+        assert_ne!(cluster.primary(), Some(&member), "no primary is rebooted");
+        lab.kill_member(&member).unwrap();
+        lab.member_gone(&member).await.unwrap();
+        lab.start_member(&member).unwrap();
+        std::fs::write(dir.join(format!("up-{member}")), "").unwrap();
+        done.push(member);
+    }
+    done
+}
+
+#[tokio::test]
+#[ignore = "takes a minute: make test-long"]
+async fn six_members_are_rebooted_under_pgbench_and_no_transaction_fails() {
+    let mut scene = scene(|config| {
+        config.members = 6;
+        config.pgbouncers = 1;
+        for outside in ["e", "f"] {
+            let member = config.spec.members.entry(outside.parse().unwrap()).or_default();
+            (member.vote, member.promote) = (Permission::Never, Permission::Never);
+        }
+    })
+    .await;
+    let lab = &mut scene.lab;
+    let whole = |cluster: &Cluster| cluster.history.last()?.redundant;
+    lab.await_cluster("six members are in their places", BOUND, whole).await.unwrap();
+    lab.prepare_database().await.unwrap();
+    pgbench::initialise(lab, 5).await.unwrap();
+    let (before, primary) = lab.cluster().await.unwrap().service().unwrap();
+    let pooler = (Ipv4Addr::LOCALHOST, lab.pgbouncer_port(0).unwrap());
+    let load = Pgbench::start(lab, pooler, 8).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let way = dsn(&lab.pooled_application(0).unwrap());
+    let mut command = reboot_all(lab, dir.path(), &["--dsn", &way]).spawn().unwrap();
+    let done = rebooted(lab, dir.path(), &mut command, 6).await;
+    let answer = ended(command).await;
+    assert_eq!(load.ended(lab), None, "pgbench goes on");
+    let benched = load.finish(lab).await.unwrap();
+    eprintln!("{} transactions, {} failed", benched.transactions.len(), benched.failed);
+    assert_eq!((benched.failed, benched.aborted), (0, 0));
+    assert!(benched.transactions.len() > 1000, "too few to tell");
+    assert_eq!(answer["surprise"], serde_json::Value::Null, "{answer}");
+    assert_eq!(
+        (answer["done"].as_array().unwrap().len(), &answer["canaries_lost"]),
+        (6, &0.into())
+    );
+    assert_eq!(done[5], primary, "the primary comes last");
+    let (after, _) = lab.cluster().await.unwrap().service().unwrap();
+    assert_eq!(after.epoch.0, before.epoch.0 + 1, "one switchover and no failover");
+}
+
 #[tokio::test]
 async fn every_member_is_rebooted_once_and_never_two_are_away() {
     let mut loaded = UnderLoad::start(|config| config.pgbouncers = 1, 200).await;
@@ -60,18 +135,7 @@ async fn every_member_is_rebooted_once_and_never_two_are_away() {
     let lab = &mut loaded.scene.lab;
     let way = dsn(&lab.pooled_application(0).unwrap());
     let mut command = reboot_all(lab, dir.path(), &["--dsn", &way]).spawn().unwrap();
-    let mut done = Vec::new();
-    while done.len() < 3 {
-        let member = asked(lab, dir.path(), &done, &mut command).await;
-        // By the members themselves: nobody else is away when one is sent away.
-        lab.wait_redundant(Duration::from_secs(15)).await.unwrap();
-        assert_ne!(lab.primary().await.unwrap(), member, "no primary is rebooted");
-        lab.kill_member(&member).unwrap();
-        lab.member_gone(&member).await.unwrap();
-        lab.start_member(&member).unwrap();
-        std::fs::write(dir.path().join(format!("up-{member}")), "").unwrap();
-        done.push(member);
-    }
+    let done = rebooted(lab, dir.path(), &mut command, 3).await;
     let answer = ended(command).await;
     assert_eq!(answer["surprise"], serde_json::Value::Null, "{answer}");
     assert_eq!(
