@@ -32,42 +32,51 @@ impl Watch {
             .then(|| format!("acknowledged canaries are lost: {:?}", verdict.lost))
     }
 
-    /// Ends it. Returns how many canaries were acknowledged, how many of them are lost, and why that is no good, if so.
-    pub async fn proof(self) -> Option<(u64, u64, Option<String>)> {
+    /// Ends it, and returns what it shows, if there was one.
+    pub async fn end(self) -> Option<Shown> {
         let verdict = match self.0?.finish(ANSWER_WITHIN).await {
             Ok(evidence) => judge(&evidence),
-            Err(error) => return Some((0, 0, Some(format!("the canary: {error:#}")))),
+            Err(error) => {
+                let problem = Some(format!("the canary: {error:#}"));
+                return Some(Shown { problem, ..Shown::default() });
+            }
         };
-        let problem = (!verdict.is_good()).then(|| complaint(&verdict));
-        Some((verdict.acknowledged as u64, verdict.lost.len() as u64, problem))
+        Some(Shown {
+            acknowledged: u64::try_from(verdict.acknowledged).ok(),
+            lost: u64::try_from(verdict.lost.len()).ok(),
+            write_gap_ms: verdict.write_gap_ms,
+            problem: (!verdict.is_good()).then(|| complaint(&verdict)),
+        })
     }
 
     /// Ends it, and puts what it shows into `record`.
     pub async fn judge(self, record: &mut DrillRecord, gap_within: Duration) {
-        let Some(canary) = self.0 else { return };
-        let verdict = match canary.finish(ANSWER_WITHIN).await {
-            Ok(evidence) => judge(&evidence),
-            Err(error) => return fail(record, format!("the canary: {error:#}")),
-        };
-        let gap = verdict.write_gap_ms;
-        record.figures.write_gap_ms = gap.map(|ms| ms.ceil() as u64);
-        record.figures.canaries_acknowledged = u64::try_from(verdict.acknowledged).ok();
-        record.figures.canaries_lost = u64::try_from(verdict.lost.len()).ok();
-        if !verdict.is_good() {
-            fail(record, complaint(&verdict));
-        }
-        if gap.is_some_and(|ms| ms > gap_within.as_secs_f64() * 1e3) {
-            fail(record, format!("no canary was acknowledged for longer than {gap_within:?}"));
+        let Some(shown) = self.end().await else { return };
+        record.figures.write_gap_ms = shown.write_gap_ms.map(|ms| ms.ceil() as u64);
+        record.figures.canaries_acknowledged = shown.acknowledged;
+        record.figures.canaries_lost = shown.lost;
+        let too_long = shown.write_gap_ms.is_some_and(|ms| ms > gap_within.as_secs_f64() * 1e3);
+        let too_long =
+            too_long.then(|| format!("no canary was acknowledged for longer than {gap_within:?}"));
+        for why in shown.problem.into_iter().chain(too_long) {
+            record.verdict = Verdict::Failed;
+            record.reasons.push(why);
         }
     }
+}
+
+/// What a canary shows at its end; figures are absent where it could not be ended.
+#[derive(Debug, Default)]
+pub struct Shown {
+    pub acknowledged: Option<u64>,
+    /// Acknowledged canaries that the primary did not hold.
+    pub lost: Option<u64>,
+    pub write_gap_ms: Option<f64>,
+    /// Why that is no good, if so.
+    pub problem: Option<String>,
 }
 
 fn complaint(verdict: &chaos::canary::Verdict) -> String {
     let (lost, phantom, thin) = (&verdict.lost, &verdict.phantom, verdict.thin.join(", "));
     format!("the canary: lost {lost:?}, never sent {phantom:?}; {thin}")
-}
-
-fn fail(record: &mut DrillRecord, why: String) {
-    record.verdict = Verdict::Failed;
-    record.reasons.push(why);
 }

@@ -15,11 +15,7 @@ const BUDGET_OF: Duration = Duration::from_secs(30 * 86_400);
 
 /// Returns why `fault` may not begin now; empty if it may.
 pub fn objections(seen: &Seen, fault: LiveFault, limits: &Limits) -> Vec<String> {
-    let mut all = Vec::new();
-    if let Some(drill) = seen.runner.as_ref().or(seen.drill.as_ref()) {
-        all.push(format!("drill {} ({}) of {} is under way", drill.id, drill.fault, drill.by));
-    }
-    all.extend(unfit(seen));
+    let mut all = unfit(seen);
     if seen.with_role(fault.role()).is_empty() {
         all.push(format!("no member has the role that {fault} hits"));
     }
@@ -52,9 +48,12 @@ fn spent(seen: &Seen, limits: &Limits) -> Option<String> {
     })
 }
 
-/// Returns what is wrong with the cluster itself.
+/// Returns why nothing may be broken or sent away, whatever it is.
 pub fn unfit(seen: &Seen) -> Vec<String> {
     let mut all = Vec::new();
+    if let Some(drill) = seen.runner.as_ref().or(seen.drill.as_ref()) {
+        all.push(format!("drill {} ({}) of {} is under way", drill.id, drill.fault, drill.by));
+    }
     if !seen.leads {
         all.push("no sentinel leads".to_owned());
     }
@@ -84,6 +83,7 @@ mod tests {
     use super::*;
 
     const NOW: WallTime = WallTime(1_800_000_000_000);
+
     fn limits() -> Limits {
         Limits {
             dsn: None,

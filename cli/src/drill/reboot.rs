@@ -15,13 +15,13 @@ use serde::Serialize;
 use store::etcd::EtcdStore;
 use store::{Store, clock};
 use tokio::process::Command;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::canary::Watch;
 use super::guard::unfit;
 use super::orders::switch_over;
-use super::seen::Seen;
+use super::seen::{Seen, until_calm};
 use super::within;
 use crate::args::OutputArgs;
 use crate::failure::Failure;
@@ -30,9 +30,6 @@ use crate::{output, read, runtime};
 
 /// So often the cluster is looked at while it becomes whole again.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-
-/// So many looks in a row must show it whole: reports of before may still stand.
-const CALM_LOOKS: u32 = 5;
 
 #[derive(Debug, Args)]
 pub struct RebootArgs {
@@ -95,7 +92,7 @@ async fn reboot(args: &RebootArgs, stop: CancellationToken) -> anyhow::Result<Re
         left: order.clone(),
         order,
         done: Vec::new(),
-        surprise: may_begin(&seen).err(),
+        surprise: stands_in_the_way(&seen),
         canaries_acknowledged: None,
         canaries_lost: None,
     };
@@ -121,22 +118,18 @@ async fn reboot(args: &RebootArgs, stop: CancellationToken) -> anyhow::Result<Re
             }
         }
     }
-    let proof = canary.proof().await;
-    if let Some((acknowledged, lost, problem)) = proof {
-        (rebooted.canaries_acknowledged, rebooted.canaries_lost) = (Some(acknowledged), Some(lost));
-        rebooted.surprise = rebooted.surprise.or(problem);
+    if let Some(shown) = canary.end().await {
+        rebooted.canaries_acknowledged = shown.acknowledged;
+        rebooted.canaries_lost = shown.lost;
+        rebooted.surprise = rebooted.surprise.or(shown.problem);
     }
     Ok(rebooted)
 }
 
-fn may_begin(seen: &Seen) -> Result<(), String> {
-    let mut problems = unfit(seen);
-    problems
-        .extend(seen.runner.as_ref().map(|d| format!("drill {} ({}) is under way", d.id, d.fault)));
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(problems.join("; ")),
-    }
+/// Returns why nobody may be sent away now, if so.
+fn stands_in_the_way(seen: &Seen) -> Option<String> {
+    let problems = unfit(seen);
+    (!problems.is_empty()).then(|| problems.join("; "))
 }
 
 /// Returns the standbys, of each zone in turn, and last the primary.
@@ -212,20 +205,9 @@ impl Round<'_> {
 
     /// Waits until the cluster is whole, by several looks.
     async fn whole(&self, deadline: proto::Moment) -> anyhow::Result<Seen> {
-        let mut calm = 0;
-        loop {
-            let seen = self.look().await?;
-            let wrong = may_begin(&seen);
-            calm = if wrong.is_ok() { calm + 1 } else { 0 };
-            if calm >= CALM_LOOKS {
-                return Ok(seen);
-            }
-            if clock::now() >= deadline {
-                let wrong = wrong.err().unwrap_or_else(|| "nothing for a moment".into());
-                bail!("not whole again within {:?}: {wrong}", self.args.member_within);
-            }
-            sleep(LOOK_EVERY).await;
-        }
+        let what = format!("not whole again within {:?}", self.args.member_within);
+        let times = (LOOK_EVERY, deadline);
+        until_calm(async || self.look().await, stands_in_the_way, times, &what).await
     }
 
     /// Looks, and finds what must not happen meanwhile.

@@ -20,7 +20,7 @@ use super::One;
 use super::canary::Watch;
 use super::guard::objections;
 use super::orders::switch_over;
-use super::seen::Seen;
+use super::seen::{Seen, until_calm};
 use crate::target::Target;
 use crate::{ask, read};
 
@@ -262,23 +262,9 @@ impl<'a> Running<'a> {
     }
 
     async fn wait_redundant(&self) -> anyhow::Result<Seen> {
-        let deadline = clock::now() + self.args.limits.redundant_within;
-        // What was struck takes a moment to show in reports that are still those of before.
-        let mut calm = 0;
-        loop {
-            let seen = self.look().await?;
-            calm = if seen.lacks().is_none() { calm + 1 } else { 0 };
-            if calm > 4 {
-                return Ok(seen);
-            }
-            if clock::now() >= deadline {
-                let lacks = seen.lacks().unwrap_or_else(|| "nothing for a moment".into());
-                bail!(
-                    "not fully redundant within {:?}: {lacks}",
-                    self.args.limits.redundant_within
-                );
-            }
-            sleep(LOOK_AGAIN).await;
-        }
+        let within = self.args.limits.redundant_within;
+        let times = (LOOK_AGAIN, clock::now() + within);
+        let what = format!("not fully redundant within {within:?}");
+        until_calm(async || self.look().await, Seen::lacks, times, &what).await
     }
 }

@@ -9,7 +9,7 @@ use proto::drill::{Drill, DrillRecord, Drilled, Verdict};
 use proto::history::{HistoryKind, HistoryRecord};
 use proto::schedule::Scheduled;
 use proto::topology::Role;
-use proto::{ClusterSpec, ClusterState, MemberName, WallTime};
+use proto::{ClusterSpec, ClusterState, MemberName, Moment, WallTime};
 use sentinel::decide::preview::missing_redundancy;
 use sentinel::observe::{Observations, Stored, observe};
 use store::{Store, StoreError, clock};
@@ -142,5 +142,31 @@ impl Seen {
         };
         let all = self.history.iter().filter(unasked).filter_map(|r| Some((r, began(r)?)));
         all.filter(|(_, at)| !in_a_drill(*at)).max_by_key(|(_, at)| *at)
+    }
+}
+
+/// So many looks in a row must find nothing wrong: reports of before may still stand.
+const CALM_LOOKS: u32 = 5;
+
+/// Looks every so often until `wrong` finds nothing any more, and returns the last look. Fails where `look` does, and at
+/// `deadline` with `what` and what is wrong then.
+pub async fn until_calm(
+    look: impl AsyncFn() -> anyhow::Result<Seen>,
+    wrong: impl Fn(&Seen) -> Option<String>,
+    (every, deadline): (Duration, Moment),
+    what: &str,
+) -> anyhow::Result<Seen> {
+    let mut calm = 0;
+    loop {
+        let seen = look().await?;
+        let wrong = wrong(&seen);
+        calm = if wrong.is_none() { calm + 1 } else { 0 };
+        if calm >= CALM_LOOKS {
+            return Ok(seen);
+        }
+        if clock::now() >= deadline {
+            bail!("{what}: {}", wrong.unwrap_or_else(|| "nothing for a moment".into()));
+        }
+        tokio::time::sleep(every).await;
     }
 }
