@@ -2,6 +2,7 @@
 
 mod canary;
 mod guard;
+mod lock;
 mod orders;
 mod random;
 mod reboot;
@@ -13,8 +14,9 @@ mod seen;
 
 use clap::{Args, Subcommand};
 use proto::drill::{LiveFault, Verdict};
-use proto::{MemberName, WallTime};
+use proto::{MemberName, RequestId, WallTime};
 use serde::Serialize;
+use std::convert::Infallible;
 use std::fmt;
 use std::time::Duration;
 
@@ -43,8 +45,8 @@ enum Command {
     Runner(runner::RunnerArgs),
     /// Reboot every member by a hook: standbys one by one, the primary last and as a standby
     RebootAll(reboot::RebootArgs),
-    /// End the drill that is under way: its keeper undoes it
-    Abort(AskArgs),
+    /// End the drill that is under way: its keeper undoes it; or reboots: no other member is begun
+    Abort(AbortArgs),
     /// Show what came of past drills, what was refused and why, and what was never tried
     Report(AskArgs),
 }
@@ -120,6 +122,17 @@ pub struct AskArgs {
     output: OutputArgs,
 }
 
+#[derive(Debug, Args)]
+pub struct AbortArgs {
+    /// End this one or nothing [default: whichever is under way]
+    #[arg(value_name = "ID", value_parser = id)]
+    id: Option<RequestId>,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
 /// Runs the command.
 pub fn run(args: DrillArgs) -> Result<u8, Failure> {
     match args.command {
@@ -152,7 +165,7 @@ pub fn run(args: DrillArgs) -> Result<u8, Failure> {
         Command::Abort(args) => {
             let ended = runtime::answer(async {
                 let store = read::connect(&args.target.store).await?;
-                orders::abort(&store, &args.target).await
+                orders::abort(&store, &args.target, args.id.as_ref()).await
             })?;
             output::show(&ended, args.output).map(|()| 0)
         }
@@ -164,6 +177,10 @@ pub fn run(args: DrillArgs) -> Result<u8, Failure> {
             output::show(&report, args.output).map(|()| 0)
         }
     }
+}
+
+fn id(given: &str) -> Result<RequestId, Infallible> {
+    Ok(RequestId(given.to_owned()))
 }
 
 fn fault(given: &str) -> Result<LiveFault, String> {

@@ -132,8 +132,8 @@ impl FromStr for LiveFault {
     }
 }
 
-/// The drill that is under way, stored under `drill/now` with its runner's lease: there is one at a time, and none without
-/// a runner.
+/// What is asked of a keeper, stored under `drill/now` with its runner's lease: there is one at a time, and none without a
+/// runner that holds the lock (`DrillLock`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drill {

@@ -7,6 +7,7 @@ pub mod assignment;
 pub mod cfg;
 pub mod document;
 pub mod drill;
+pub mod drill_lock;
 pub mod drill_plan;
 pub mod echo;
 pub mod explanation;

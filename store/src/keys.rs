@@ -93,9 +93,14 @@ impl Keys {
         self.key("drill/now")
     }
 
-    /// The same drill, until its verdict is written: what has ended is still watched.
-    pub fn drill_runner(&self) -> String {
+    /// Who may break something now, under that one's lease: a drill until its verdict is written, or reboots.
+    pub fn drill_lock(&self) -> String {
         self.key("drill/runner")
+    }
+
+    /// The prefix of both, and of all else that is about drills but their records.
+    pub fn all_of_drills(&self) -> String {
+        self.key("drill/")
     }
 
     /// The last word of a member's keeper on a drill.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use proto::RequestId;
 use proto::drill::LiveFault;
 
 use super::Limits;
@@ -15,7 +16,7 @@ const BUDGET_OF: Duration = Duration::from_secs(30 * 86_400);
 
 /// Returns why `fault` may not begin now; empty if it may.
 pub fn objections(seen: &Seen, fault: LiveFault, limits: &Limits) -> Vec<String> {
-    let mut all = unfit(seen);
+    let mut all = unfit(seen, None);
     if seen.with_role(fault.role()).is_empty() {
         all.push(format!("no member has the role that {fault} hits"));
     }
@@ -48,11 +49,11 @@ fn spent(seen: &Seen, limits: &Limits) -> Option<String> {
     })
 }
 
-/// Returns why nothing may be broken or sent away, whatever it is.
-pub fn unfit(seen: &Seen) -> Vec<String> {
+/// Returns why nothing may be broken or sent away, whatever it is, by anybody but who holds the lock `own`.
+pub fn unfit(seen: &Seen, own: Option<&RequestId>) -> Vec<String> {
     let mut all = Vec::new();
-    if let Some(drill) = seen.runner.as_ref().or(seen.drill.as_ref()) {
-        all.push(format!("drill {} ({}) of {} is under way", drill.id, drill.fault, drill.by));
+    if let Some(lock) = seen.lock.as_ref().filter(|lock| Some(&lock.id) != own) {
+        all.push(format!("{lock} is under way"));
     }
     if !seen.leads {
         all.push("no sentinel leads".to_owned());
@@ -74,10 +75,11 @@ pub fn unfit(seen: &Seen) -> Vec<String> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use proto::drill::{Drill, DrillRecord, Figures, Verdict};
+    use proto::drill::{DrillRecord, Figures, Verdict};
+    use proto::drill_lock::{DrillLock, DrillWork};
     use proto::history::{HistoryKind, HistoryRecord, PhaseRecord};
     use proto::orders::Pause;
-    use proto::{ClusterSpec, ClusterState, Epoch, RequestId, WallTime, document};
+    use proto::{ClusterSpec, ClusterState, Epoch, WallTime, document};
     use sentinel::observe::Observations;
 
     use super::*;
@@ -113,7 +115,7 @@ mod tests {
             observed: Observations::default(),
             leads: true,
             drill: None,
-            runner: None,
+            lock: None,
             records: Vec::new(),
             answers: BTreeMap::new(),
             history: Vec::new(),
@@ -186,15 +188,14 @@ mod tests {
             lasting: Duration::from_secs(60),
         };
         assert!(says(|seen| seen.state.orders.pause = Some(pause)).contains("a new disk"));
-        let drill = Drill {
-            id: RequestId::from_random(2),
-            fault: LiveFault::Crash,
-            target: b(),
-            by: "bob@south".into(),
-            epoch: Epoch(2),
-            bound: Duration::from_secs(5),
-        };
-        assert!(says(|seen| seen.runner = Some(drill)).contains("bob@south is under way"));
+        let lock = |work| DrillLock { id: RequestId::from_random(2), by: "bob@south".into(), work };
+        let drill = lock(DrillWork::Drill { fault: LiveFault::Crash });
+        assert!(says(|seen| seen.lock = Some(drill)).contains("(crash) of bob@south is under way"));
+        let reboots = lock(DrillWork::Reboots { member: Some(b()) });
+        let by_another = says(|seen| seen.lock = Some(reboots.clone()));
+        assert!(by_another.contains("(reboot-all, b now) of bob@south is under way"));
+        let own = Seen { lock: Some(reboots.clone()), ..seen() };
+        assert_eq!(unfit(&own, Some(&reboots.id)), unfit(&seen(), None), "its own is no objection");
     }
 
     #[test]

@@ -4,29 +4,35 @@
 //! cluster could not spare a moment before.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use proto::drill_lock::{DrillLock, DrillWork};
 use proto::topology::Role;
-use proto::{ClusterName, Epoch, MemberName};
+use proto::{ClusterName, Epoch, MemberName, RequestId};
 use serde::Serialize;
 use store::etcd::EtcdStore;
-use store::{Store, clock};
+use store::{Store, Txn, clock};
 use tokio::process::Command;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::canary::Watch;
 use super::guard::unfit;
+use super::lock::Lock;
 use super::orders::switch_over;
 use super::seen::{Seen, until_calm};
 use super::within;
 use crate::args::OutputArgs;
 use crate::failure::Failure;
 use crate::target::Target;
-use crate::{output, read, runtime};
+use crate::{ask, output, read, runtime};
+
+/// How long the lock outlives this process, and etcd may be away: hosts of etcd are rebooted, too. Whole seconds.
+const LEASE: Duration = Duration::from_secs(60);
 
 /// So often the cluster is looked at while it becomes whole again.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -92,15 +98,42 @@ async fn reboot(args: &RebootArgs, stop: CancellationToken) -> anyhow::Result<Re
         left: order.clone(),
         order,
         done: Vec::new(),
-        surprise: stands_in_the_way(&seen),
+        surprise: stands_in_the_way(&seen, None),
         canaries_acknowledged: None,
         canaries_lost: None,
     };
     if args.dry_run || rebooted.surprise.is_some() {
         return Ok(rebooted);
     }
+    let work = DrillWork::Reboots { member: None };
+    let held = DrillLock { id: RequestId::from_random(rand::random()), by: ask::who(), work };
+    let key = args.target.keys().drill_lock();
+    let lock = Lock::take(&store, key, (held, LEASE), |_| Txn::default()).await?;
     let canary = Watch::start(args.dsn.as_deref()).await.context("the canary cannot write")?;
-    let mut round = Round { store: &store, args, epoch: seen.state.epoch, canary: &canary };
+    let epoch = seen.state.epoch;
+    let round = Round { store: &store, args, lock: &lock, epoch, canary: &canary };
+    tokio::select! {
+        () = all(round, &mut rebooted, stop) => {}
+        never = until_lost(&lock) => match never {},
+    }
+    if let Some(shown) = canary.end().await {
+        rebooted.canaries_acknowledged = shown.acknowledged;
+        rebooted.canaries_lost = shown.lost;
+        rebooted.surprise = rebooted.surprise.or(shown.problem);
+    }
+    lock.release().await.context("give up the lock")?;
+    Ok(rebooted)
+}
+
+/// Keeps the lock. Where it is lost a hook that runs is not cut off: the next member is not begun.
+async fn until_lost(lock: &Lock<'_>) -> Infallible {
+    lock.keep().await;
+    tracing::warn!("the lock is gone: no other member will be rebooted");
+    std::future::pending().await
+}
+
+/// Reboots all that are left, up to the first surprise.
+async fn all(mut round: Round<'_>, rebooted: &mut Rebooted, stop: CancellationToken) {
     for member in rebooted.order.clone() {
         let done = tokio::select! {
             done = round.one(&member) => done,
@@ -114,21 +147,15 @@ async fn reboot(args: &RebootArgs, stop: CancellationToken) -> anyhow::Result<Re
             }
             Err(surprise) => {
                 rebooted.surprise = Some(format!("{surprise:#}"));
-                break;
+                return;
             }
         }
     }
-    if let Some(shown) = canary.end().await {
-        rebooted.canaries_acknowledged = shown.acknowledged;
-        rebooted.canaries_lost = shown.lost;
-        rebooted.surprise = rebooted.surprise.or(shown.problem);
-    }
-    Ok(rebooted)
 }
 
 /// Returns why nobody may be sent away now, if so.
-fn stands_in_the_way(seen: &Seen) -> Option<String> {
-    let problems = unfit(seen);
+fn stands_in_the_way(seen: &Seen, own: Option<&RequestId>) -> Option<String> {
+    let problems = unfit(seen, own);
     (!problems.is_empty()).then(|| problems.join("; "))
 }
 
@@ -158,6 +185,7 @@ fn order(seen: &Seen, only: &[MemberName]) -> anyhow::Result<Vec<MemberName>> {
 struct Round<'a> {
     store: &'a EtcdStore,
     args: &'a RebootArgs,
+    lock: &'a Lock<'a>,
     /// Another one is a surprise, but for our own switchover.
     epoch: Epoch,
     canary: &'a Watch,
@@ -166,12 +194,17 @@ struct Round<'a> {
 impl Round<'_> {
     /// Reboots one member, and returns after how many milliseconds all was redundant again.
     async fn one(&mut self, member: &MemberName) -> anyhow::Result<u64> {
+        let turn = || DrillWork::Reboots { member: Some(member.clone()) };
+        self.lock.go_on(turn()).await?;
         // Whole it was after the one before; a problem that has come since may pass.
         let mut seen = self.whole(clock::now() + self.args.member_within).await?;
         if seen.state.primary.as_ref() == Some(member) {
+            self.lock.go_on(turn()).await?;
             self.hand_over().await?;
             seen = self.whole(clock::now() + self.args.member_within).await?;
         }
+        // What was waited for may have taken minutes.
+        self.lock.go_on(turn()).await?;
         let begun = clock::now();
         let deadline = begun + self.args.member_within;
         let before = self.put_at(member).await?;
@@ -207,7 +240,8 @@ impl Round<'_> {
     async fn whole(&self, deadline: proto::Moment) -> anyhow::Result<Seen> {
         let what = format!("not whole again within {:?}", self.args.member_within);
         let times = (LOOK_EVERY, deadline);
-        until_calm(async || self.look().await, stands_in_the_way, times, &what).await
+        let wrong = |seen: &Seen| stands_in_the_way(seen, Some(&self.lock.held().id));
+        until_calm(async || self.look().await, wrong, times, &what).await
     }
 
     /// Looks, and finds what must not happen meanwhile.

@@ -8,17 +8,19 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use proto::document::encode;
 use proto::drill::{Carried, Drill, DrillRecord, Figures, LiveFault, Verdict};
+use proto::drill_lock::{DrillLock, DrillWork};
 use proto::{MemberName, Moment, RequestId};
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
 use store::etcd::EtcdStore;
-use store::{Guard, LeaseId, Operation, Store, Txn, TxnOutcome, clock};
-use tokio::time::{sleep, timeout};
+use store::{Guard, LeaseId, Operation, Store, Txn, clock};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::One;
 use super::canary::Watch;
 use super::guard::objections;
+use super::lock::Lock;
 use super::orders::switch_over;
 use super::seen::{Seen, until_calm};
 use crate::target::Target;
@@ -85,7 +87,7 @@ pub async fn run(args: One, stop: CancellationToken) -> anyhow::Result<DrillReco
         record.reasons.push(format!("{error:#}"));
     }
     canary.judge(&mut record, args.limits.write_gap_within).await;
-    finish(&store, &args.target, record, Some(running.lease)).await
+    finish(&store, &args.target, record, Some(running.lock)).await
 }
 
 fn chosen(args: &One, seen: &Seen) -> Result<MemberName, String> {
@@ -105,7 +107,7 @@ async fn finish(
     store: &EtcdStore,
     target: &Target,
     mut record: DrillRecord,
-    lease: Option<LeaseId>,
+    lock: Option<Lock<'_>>,
 ) -> anyhow::Result<DrillRecord> {
     record.ended = Some(clock::wall());
     let keys = target.keys();
@@ -116,8 +118,8 @@ async fn finish(
     then.push(put(keys.drill_record(record.begun, &record.id), &record, None));
     store.commit(Txn { when: Vec::new(), then }).await.context("write the drill's record")?;
     // Last: whoever finds no runner takes a drill without a verdict for abandoned.
-    if let Some(lease) = lease {
-        store.revoke(lease).await.context("end the drill")?;
+    if let Some(lock) = lock {
+        lock.release().await.context("end the drill")?;
     }
     Ok(record)
 }
@@ -131,7 +133,7 @@ struct Running<'a> {
     store: &'a EtcdStore,
     args: &'a One,
     drill: Drill,
-    lease: LeaseId,
+    lock: Lock<'a>,
     begun: Moment,
 }
 
@@ -144,7 +146,6 @@ impl<'a> Running<'a> {
         record: &DrillRecord,
     ) -> anyhow::Result<Self> {
         let keys = args.target.keys();
-        let (lease, _) = store.grant(LEASE).await.context("ask for a lease")?;
         let drill = Drill {
             id: record.id.clone(),
             fault: args.fault,
@@ -153,26 +154,18 @@ impl<'a> Running<'a> {
             epoch: seen.state.epoch,
             bound: args.fault.stays() + LEASE,
         };
-        let when = vec![Guard::Absent(keys.drill()), Guard::Absent(keys.drill_runner())];
-        let then = vec![
-            put(keys.drill(), &drill, Some(lease)),
-            put(keys.drill_runner(), &drill, Some(lease)),
-            put(keys.drill_record(record.begun, &record.id), record, None),
-        ];
-        match store.commit(Txn { when, then }).await {
-            Ok(TxnOutcome::Committed { .. }) => {}
-            Ok(TxnOutcome::Conflict) => {
-                store.revoke(lease).await?;
-                bail!("another drill has just begun: see `pgdeputy drill report`");
-            }
-            Err(error) => {
-                // It may be there all the same.
-                store.revoke(lease).await?;
-                return Err(error).context("begin the drill");
-            }
-        }
+        let work = DrillWork::Drill { fault: args.fault };
+        let held = DrillLock { id: drill.id.clone(), by: drill.by.clone(), work };
+        let lock = Lock::take(store, keys.drill_lock(), (held, LEASE), |lease| Txn {
+            when: vec![Guard::Absent(keys.drill())],
+            then: vec![
+                put(keys.drill(), &drill, Some(lease)),
+                put(keys.drill_record(record.begun, &record.id), record, None),
+            ],
+        })
+        .await?;
         tracing::warn!(drill = %drill.id, fault = %drill.fault, target = %drill.target, "the drill begins");
-        Ok(Self { store, args, drill, lease, begun: clock::now() })
+        Ok(Self { store, args, drill, lock, begun: clock::now() })
     }
 
     /// From the blow to full redundancy, renewing the lease meanwhile.
@@ -180,21 +173,7 @@ impl<'a> Running<'a> {
         record.figures.epoch_before = Some(self.drill.epoch);
         tokio::select! {
             judged = self.steps(record) => judged,
-            lost = self.keep() => Err(lost),
-        }
-    }
-
-    async fn keep(&self) -> anyhow::Error {
-        loop {
-            sleep(LEASE / 5).await;
-            match timeout(LEASE, self.store.keep_alive(self.lease)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(store::StoreError::LeaseExpired)) => {
-                    return anyhow::anyhow!("its lease has ended: the keeper has undone it");
-                }
-                Ok(Err(error)) => tracing::warn!(%error, "renew the drill's lease"),
-                Err(_) => tracing::warn!("renew the drill's lease: no answer"),
-            }
+            () = self.lock.keep() => bail!("its lease has ended: the keeper has undone it"),
         }
     }
 
@@ -255,7 +234,7 @@ impl<'a> Running<'a> {
     /// Ends the request; the record is still under way.
     async fn end(&self) -> anyhow::Result<()> {
         let key = self.args.target.keys().drill();
-        let when = vec![Guard::Lease(key.clone(), self.lease)];
+        let when = vec![Guard::Lease(key.clone(), self.lock.lease())];
         let then = vec![Operation::Delete { key }];
         self.store.commit(Txn { when, then }).await.context("end the drill")?;
         Ok(())

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use proto::document::decode;
 use proto::drill::{Drill, DrillRecord, Drilled, Verdict};
+use proto::drill_lock::DrillLock;
 use proto::history::{HistoryKind, HistoryRecord};
 use proto::schedule::Scheduled;
 use proto::topology::Role;
@@ -19,9 +20,9 @@ use crate::status;
 use crate::target::Target;
 
 /// An election of etcd takes seconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
-const ASK_AGAIN: Duration = Duration::from_millis(500);
+pub const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// One look.
 pub struct Seen {
@@ -31,8 +32,8 @@ pub struct Seen {
     pub leads: bool,
     /// What is asked of a keeper.
     pub drill: Option<Drill>,
-    /// The drill that is under way: its runner lives.
-    pub runner: Option<Drill>,
+    /// Whoever may break something now: it lives.
+    pub lock: Option<DrillLock>,
     /// Past ones, oldest first.
     pub records: Vec<DrillRecord>,
     pub answers: BTreeMap<MemberName, Drilled>,
@@ -73,11 +74,10 @@ impl Seen {
                 None => {}
             }
         }
-        let found = |key: String| -> anyhow::Result<Option<Drill>> {
-            Ok(snapshot.entries.get(&key).map(|entry| decode(&entry.value)).transpose()?)
-        };
-        let (drill, runner) = (found(keys.drill())?, found(keys.drill_runner())?);
-        let is_run = |record: &DrillRecord| runner.as_ref().is_some_and(|r| r.id == record.id);
+        let found = |key: String| snapshot.entries.get(&key).map(|entry| &entry.value);
+        let drill = found(keys.drill()).map(|text| decode::<Drill>(text)).transpose()?;
+        let lock = found(keys.drill_lock()).map(|text| decode::<DrillLock>(text)).transpose()?;
+        let is_run = |record: &DrillRecord| lock.as_ref().is_some_and(|l| l.id == record.id);
         for record in records.iter_mut().filter(|r| r.verdict == Verdict::Running && !is_run(r)) {
             record.verdict = Verdict::Abandoned;
         }
@@ -87,7 +87,7 @@ impl Seen {
             observed: world.seen,
             leads: documents.leader.is_some(),
             drill,
-            runner,
+            lock,
             records,
             answers,
             history: documents.history,

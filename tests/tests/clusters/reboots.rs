@@ -24,9 +24,15 @@ const HOOK: &str = "touch $DIR/asked-$PGDEPUTY_MEMBER; \
      while [ ! -e $DIR/up-$PGDEPUTY_MEMBER ]; do sleep 0.05; done";
 
 fn reboot_all(lab: &Lab, dir: &Path, more: &[&str]) -> Command {
+    let mut command = drill(lab, &["reboot-all", "--hook", HOOK]);
+    command.args(more).env("DIR", dir);
+    command
+}
+
+fn drill(lab: &Lab, arguments: &[&str]) -> Command {
     let mut command = Command::new(pgdeputy());
-    command.args(["drill", "reboot-all", "--json", "--cluster", CLUSTER, "--hook", HOOK]);
-    command.args(["--etcd", &lab.etcd_urls().join(",")]).args(more).env("DIR", dir);
+    command.arg("drill").args(arguments).args(["--json", "--cluster", CLUSTER]);
+    command.args(["--etcd", &lab.etcd_urls().join(",")]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
 }
@@ -127,6 +133,33 @@ async fn six_members_are_rebooted_under_pgbench_and_no_transaction_fails() {
     assert_eq!(after.epoch.0, before.epoch.0 + 1, "one switchover and no failover");
 }
 
+/// While one reboots, a second one, a drill, and the drills of a schedule are told whose turn it is.
+async fn nobody_else_breaks_anything(lab: &Lab) {
+    let unused = tempfile::tempdir().unwrap();
+    let second = ended(reboot_all(lab, unused.path(), &[]).spawn().unwrap()).await;
+    let why = second["surprise"].to_string();
+    assert!(why.contains("(reboot-all, ") && why.contains("is under way"), "{second}");
+    let drill = ended(drill(lab, &["run", "walreceiver"]).spawn().unwrap()).await;
+    assert_eq!(drill["verdict"], "refused", "{drill}");
+    assert!(drill["reasons"].to_string().contains("(reboot-all, "), "{drill}");
+    assert_eq!(std::fs::read_dir(unused.path()).unwrap().count(), 0, "no hook was run");
+}
+
+/// An abort lets the member whose turn it is come back, and nobody else is asked for.
+async fn aborted_before_the_next(lab: &mut Lab) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = reboot_all(lab, dir.path(), &[]).spawn().unwrap();
+    let first = asked(lab, dir.path(), &[], &mut command).await;
+    let said = ended(drill(lab, &["abort"]).spawn().unwrap()).await;
+    assert!(said["then"].to_string().contains("no other member"), "{said}");
+    assert_eq!(rebooted(lab, dir.path(), &mut command, 1).await, [first]);
+    let answer = ended(command).await;
+    assert!(answer["surprise"].to_string().contains("its lock is gone"), "{answer}");
+    assert_eq!(answer["left"].as_array().unwrap().len(), 2, "{answer}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "one was asked for, and is up");
+    lab.wait_redundant(BOUND).await.unwrap();
+}
+
 #[tokio::test]
 async fn every_member_is_rebooted_once_and_never_two_are_away() {
     let mut loaded = UnderLoad::start(|config| config.pgbouncers = 1, 200).await;
@@ -135,6 +168,8 @@ async fn every_member_is_rebooted_once_and_never_two_are_away() {
     let lab = &mut loaded.scene.lab;
     let way = dsn(&lab.pooled_application(0).unwrap());
     let mut command = reboot_all(lab, dir.path(), &["--dsn", &way]).spawn().unwrap();
+    asked(lab, dir.path(), &[], &mut command).await;
+    nobody_else_breaks_anything(lab).await;
     let done = rebooted(lab, dir.path(), &mut command, 3).await;
     let answer = ended(command).await;
     assert_eq!(answer["surprise"], serde_json::Value::Null, "{answer}");
@@ -155,6 +190,7 @@ async fn every_member_is_rebooted_once_and_never_two_are_away() {
     assert!(answer["surprise"].to_string().contains("nothing has changed there"), "{answer}");
     assert_eq!(answer["left"], serde_json::json!([standby]));
     lab.wait_redundant(BOUND).await.unwrap();
+    aborted_before_the_next(lab).await;
     let verdict = loaded.verdict().await;
     assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");
 }
