@@ -11,6 +11,7 @@ mod run;
 mod runner;
 mod schedule;
 mod seen;
+mod turn;
 
 use clap::{Args, Subcommand};
 use proto::drill::{LiveFault, Verdict};

@@ -199,6 +199,10 @@ impl Document for DrillRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
+    /// A runner has taken the turn of a schedule, and nothing is broken yet.
+    Taken,
+    /// Its turn was missed, or its runner died or failed before; nothing was broken.
+    NotBegun,
     Running,
     Passed,
     Failed,
@@ -213,6 +217,8 @@ pub enum Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Taken => "taken",
+            Self::NotBegun => "NOT BEGUN",
             Self::Running => "running",
             Self::Passed => "passed",
             Self::Failed => "FAILED",

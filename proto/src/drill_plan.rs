@@ -28,7 +28,7 @@ pub struct DrillPlan {
     pub last: Option<Turn>,
 }
 
-/// One turn of a plan.
+/// One turn of a plan; under `drill/turns/<drill>`, with its runner's lease, the right to begin it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Turn {
@@ -36,6 +36,10 @@ pub struct Turn {
     pub due: WallTime,
     /// The runner that took it: `host:pid` and what tells it from a later one.
     pub runner: String,
+}
+
+impl Document for Turn {
+    const KIND: &'static str = "turn of a drill plan";
 }
 
 impl Document for DrillPlan {

@@ -108,6 +108,16 @@ impl Keys {
         format!("{}drill/answers/{member}", self.prefix)
     }
 
+    /// The right to begin a turn that was taken, under its runner's lease.
+    pub fn drill_turn(&self, id: &RequestId) -> String {
+        format!("{}{id}", self.all_drill_turns())
+    }
+
+    /// The prefix of all of these.
+    pub fn all_drill_turns(&self) -> String {
+        self.key("drill/turns/")
+    }
+
     /// A drill that comes again and again.
     pub fn drill_plan(&self, id: &RequestId) -> String {
         format!("{}{id}", self.all_drill_plans())

@@ -2,15 +2,26 @@
 //!
 //! The one rule: nothing more is begun by a runner that cannot show that the lock is still its own.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use proto::document::encode;
 use proto::drill_lock::{DrillLock, DrillWork};
 use store::{Guard, LeaseId, Operation, Store, StoreError, Txn, TxnOutcome, clock};
 use tokio::time::{sleep, timeout};
 
 use super::seen::{ASK_AGAIN, PATIENCE};
+
+/// How long a drill, or a turn that was taken, outlives its runner. Whole seconds, as etcd grants them.
+pub const LEASE: Duration = Duration::from_secs(5);
+
+/// Whether an error came after something may have been broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begun {
+    No,
+    Perhaps,
+}
 
 /// A lock that was taken. One that is dropped ends with its lease.
 pub struct Lock<'a> {
@@ -22,30 +33,33 @@ pub struct Lock<'a> {
 }
 
 impl<'a> Lock<'a> {
-    /// Takes the lock under a lease of `lasts` (whole seconds), and commits `with` it what the holder begins with.
-    /// Fails where somebody else holds it.
+    /// Takes the lock under `lease`, which lasts for `lasts`, and commits `txn` with it. Fails where somebody else holds
+    /// it. After a failure the lease is ended.
     pub async fn take(
         store: &'a dyn Store,
         key: String,
-        (held, lasts): (DrillLock, Duration),
-        with: impl FnOnce(LeaseId) -> Txn,
-    ) -> anyhow::Result<Self> {
-        let (lease, _) = store.grant(lasts).await.context("ask for a lease")?;
-        let Txn { mut when, mut then } = with(lease);
+        (held, lease, lasts): (DrillLock, LeaseId, Duration),
+        Txn { mut when, mut then }: Txn,
+    ) -> Result<Self, (Begun, anyhow::Error)> {
         when.push(Guard::Absent(key.clone()));
         then.push(put(&key, &held, lease));
         let taken = store.commit(Txn { when, then }).await;
-        let lock = Self { store, key, lease, lasts, held };
+        if let Ok(TxnOutcome::Committed { .. }) = taken {
+            return Ok(Self { store, key, lease, lasts, held });
+        }
+        // It may be there all the same.
+        if let Err(error) = store.revoke(lease).await {
+            tracing::warn!(%error, "a lease is left to end by itself");
+        }
         match taken {
-            Ok(TxnOutcome::Committed { .. }) => Ok(lock),
-            Ok(TxnOutcome::Conflict) => {
-                lock.release().await?;
-                bail!("another drill has just begun: see `pgdeputy drill report`");
-            }
+            Ok(_) => Err((
+                Begun::No,
+                anyhow!("another drill has just begun: see `pgdeputy drill report`"),
+            )),
             Err(error) => {
-                // It may be there all the same.
-                lock.release().await?;
-                Err(error).context("begin the drill")
+                let unknown = matches!(error, StoreError::Unknown(_));
+                let begun = if unknown { Begun::Perhaps } else { Begun::No };
+                Err((begun, anyhow::Error::new(error).context("begin the drill")))
             }
         }
     }
@@ -62,15 +76,7 @@ impl<'a> Lock<'a> {
 
     /// Renews the lease until it has ended.
     pub async fn keep(&self) {
-        loop {
-            sleep(self.lasts / 5).await;
-            match timeout(self.lasts, self.store.keep_alive(self.lease)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(StoreError::LeaseExpired)) => return,
-                Ok(Err(error)) => tracing::warn!(%error, "renew the drill's lease"),
-                Err(_) => tracing::warn!("renew the drill's lease: no answer"),
-            }
-        }
+        keep(self.store, self.lease, self.lasts).await;
     }
 
     /// Proves that the lock is held and will be for as long as its lease, and notes what is done with it next. Fails
@@ -106,6 +112,36 @@ impl<'a> Lock<'a> {
     }
 }
 
+/// Renews a lease of `lasts` until it has ended.
+pub async fn keep(store: &dyn Store, lease: LeaseId, lasts: Duration) {
+    loop {
+        sleep(lasts / 5).await;
+        match timeout(lasts, store.keep_alive(lease)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(StoreError::LeaseExpired)) => return,
+            Ok(Err(error)) => tracing::warn!(%error, "renew the drill's lease"),
+            Err(_) => tracing::warn!("renew the drill's lease: no answer"),
+        }
+    }
+}
+
+/// Does `work` while a lease is renewed. What is under way is not cut off when the lease has ended.
+pub async fn kept<T>(
+    store: &dyn Store,
+    (lease, lasts): (LeaseId, Duration),
+    work: impl Future<Output = T>,
+) -> T {
+    let renewed = async {
+        keep(store, lease, lasts).await;
+        tracing::warn!("the drill's lease has ended");
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        done = work => done,
+        never = renewed => match never {},
+    }
+}
+
 fn put(key: &str, held: &DrillLock, lease: LeaseId) -> Operation {
     Operation::Put { key: key.to_owned(), value: encode(held).into_bytes(), lease: Some(lease) }
 }
@@ -117,12 +153,11 @@ mod tests {
 
     use super::*;
 
-    const LASTS: Duration = Duration::from_secs(5);
-
-    async fn take(store: &MemoryStore, number: u64) -> anyhow::Result<Lock<'_>> {
+    async fn take(store: &MemoryStore, number: u64) -> Result<Lock<'_>, (Begun, anyhow::Error)> {
         let work = DrillWork::Reboots { member: None };
         let held = DrillLock { id: RequestId::from_random(number), by: "ann@north".into(), work };
-        Lock::take(store, "lock".into(), (held, LASTS), |_| Txn::default()).await
+        let (lease, lasts) = store.grant(LEASE).await.unwrap();
+        Lock::take(store, "lock".into(), (held, lease, lasts), Txn::default()).await
     }
 
     fn turn() -> DrillWork {
@@ -133,8 +168,9 @@ mod tests {
     async fn of_two_one_holds_the_lock_and_the_other_one_when_that_has_given_it_up() {
         let store = MemoryStore::new();
         let first = take(&store, 1).await.unwrap();
-        let refused = take(&store, 2).await.err().unwrap().to_string();
-        assert!(refused.contains("another drill has just begun"), "{refused}");
+        let (begun, refused) = take(&store, 2).await.err().unwrap();
+        assert!(refused.to_string().contains("another drill has just begun"), "{refused}");
+        assert_eq!(begun, Begun::No);
         first.go_on(turn()).await.unwrap();
         let text = &store.read("lock").await.unwrap().entries["lock"].value;
         let noted: DrillLock = proto::document::decode(text).unwrap();
@@ -152,7 +188,7 @@ mod tests {
         let other = take(&store, 2).await.unwrap();
         assert!(aborted.go_on(turn()).await.unwrap_err().to_string().contains("its lock is gone"));
         other.go_on(turn()).await.unwrap();
-        store.advance(2 * LASTS);
+        store.advance(2 * LEASE);
         assert!(other.go_on(turn()).await.unwrap_err().to_string().contains("its lock is gone"));
         assert!(store.read("lock").await.unwrap().entries.is_empty(), "and it is not put again");
     }

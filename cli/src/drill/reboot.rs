@@ -4,7 +4,6 @@
 //! cluster could not spare a moment before.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fmt;
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::canary::Watch;
 use super::guard::unfit;
-use super::lock::Lock;
+use super::lock::{Lock, kept};
 use super::orders::switch_over;
 use super::seen::{Seen, until_calm};
 use super::within;
@@ -108,14 +107,13 @@ async fn reboot(args: &RebootArgs, stop: CancellationToken) -> anyhow::Result<Re
     let work = DrillWork::Reboots { member: None };
     let held = DrillLock { id: RequestId::from_random(rand::random()), by: ask::who(), work };
     let key = args.target.keys().drill_lock();
-    let lock = Lock::take(&store, key, (held, LEASE), |_| Txn::default()).await?;
+    let (lease, _) = store.grant(LEASE).await.context("ask for a lease")?;
+    let lock = Lock::take(&store, key, (held, lease, LEASE), Txn::default());
+    let lock = lock.await.map_err(|(_, error)| error)?;
     let canary = Watch::start(args.dsn.as_deref()).await.context("the canary cannot write")?;
     let epoch = seen.state.epoch;
     let round = Round { store: &store, args, lock: &lock, epoch, canary: &canary };
-    tokio::select! {
-        () = all(round, &mut rebooted, stop) => {}
-        never = until_lost(&lock) => match never {},
-    }
+    kept(&store, (lease, LEASE), all(round, &mut rebooted, stop)).await;
     if let Some(shown) = canary.end().await {
         rebooted.canaries_acknowledged = shown.acknowledged;
         rebooted.canaries_lost = shown.lost;
@@ -123,13 +121,6 @@ async fn reboot(args: &RebootArgs, stop: CancellationToken) -> anyhow::Result<Re
     }
     lock.release().await.context("give up the lock")?;
     Ok(rebooted)
-}
-
-/// Keeps the lock. Where it is lost a hook that runs is not cut off: the next member is not begun.
-async fn until_lost(lock: &Lock<'_>) -> Infallible {
-    lock.keep().await;
-    tracing::warn!("the lock is gone: no other member will be rebooted");
-    std::future::pending().await
 }
 
 /// Reboots all that are left, up to the first surprise.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use proto::document::encode;
 use proto::drill::{Carried, Drill, DrillRecord, Figures, LiveFault, Verdict};
 use proto::drill_lock::{DrillLock, DrillWork};
@@ -20,14 +20,12 @@ use tokio_util::sync::CancellationToken;
 use super::One;
 use super::canary::Watch;
 use super::guard::objections;
-use super::lock::Lock;
+use super::lock::{Begun, LEASE, Lock, keep, kept};
 use super::orders::switch_over;
 use super::seen::{Seen, until_calm};
+use super::turn::Taken;
 use crate::target::Target;
 use crate::{ask, read};
-
-/// How long a drill outlives its runner. Whole seconds, as etcd grants them.
-const LEASE: Duration = Duration::from_secs(5);
 
 /// How long a keeper may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -38,42 +36,85 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Records that are kept.
 const KEPT: usize = 60;
 
+/// Records that are forgotten at once: etcd takes 128 operations in a transaction.
+const MOST_FORGOTTEN: usize = 100;
+
 /// Runs one drill, and returns its record, which is in etcd too.
+///
+/// # Errors
+/// etcd does not answer, or another drill began at the same time. Nothing stays broken.
 pub async fn run(args: One, stop: CancellationToken) -> anyhow::Result<DrillRecord> {
     let store = read::connect(&args.target.store).await?;
-    let seen = Seen::ask(&store, &args.target).await?;
-    let mut record = DrillRecord {
+    let record = record(args.fault, args.seed);
+    let (lease, _) = store.grant(LEASE).await.context("ask for a lease")?;
+    let ended = through(&store, &args, record, lease, stop).await;
+    // Last: whoever finds no runner takes a drill without a verdict for abandoned.
+    store.revoke(lease).await.context("end the drill")?;
+    ended.map_err(|(_, error)| error)
+}
+
+/// Runs the drill of a turn that was taken, and returns its record.
+///
+/// # Errors
+/// As `run`. Where nothing was begun the record says why.
+pub async fn run_turn(
+    store: &EtcdStore,
+    args: One,
+    turn: Taken,
+    stop: CancellationToken,
+) -> anyhow::Result<DrillRecord> {
+    let Taken { record, lease } = turn;
+    let untouched = record.clone();
+    let ended = match through(store, &args, record, lease, stop).await {
+        Ok(record) => Ok(record),
+        Err((Begun::No, error)) => {
+            let reasons = vec![format!("{error:#}")];
+            let record = DrillRecord { verdict: Verdict::NotBegun, reasons, ..untouched };
+            write(store, &args.target, record).await
+        }
+        Err((Begun::Perhaps, error)) => Err(error),
+    };
+    store.revoke(lease).await.context("end the drill")?;
+    ended
+}
+
+/// Returns the record of a drill that has not begun.
+pub fn record(fault: LiveFault, seed: u64) -> DrillRecord {
+    DrillRecord {
         id: RequestId::from_random(rand::random()),
-        fault: args.fault,
+        fault,
         target: None,
         by: ask::who(),
-        seed: args.seed,
+        seed,
         begun: clock::wall(),
         ended: None,
         verdict: Verdict::Running,
         reasons: Vec::new(),
         figures: Figures::default(),
+    }
+}
+
+/// Prepares, begins and judges a drill under `lease`, and writes its record.
+async fn through(
+    store: &EtcdStore,
+    args: &One,
+    mut record: DrillRecord,
+    lease: LeaseId,
+    stop: CancellationToken,
+) -> Result<DrillRecord, (Begun, anyhow::Error)> {
+    let prepared = tokio::select! {
+        prepared = prepare(store, args, &mut record) => prepared,
+        () = keep(store, lease, LEASE) => Err(anyhow!("its lease has ended before it began")),
+        () = stop.cancelled() => Err(anyhow!("its runner was asked to stop before it began")),
     };
-    record.reasons = objections(&seen, args.fault, &args.limits);
-    record.target = match chosen(&args, &seen) {
-        Ok(member) => Some(member),
-        Err(problem) => {
-            record.reasons.push(problem);
-            None
-        }
-    };
-    let canary = match Watch::start(args.limits.dsn.as_deref()).await {
-        Ok(canary) => canary,
-        Err(problem) => {
-            record.reasons.push(format!("the canary cannot write: {problem:#}"));
-            Watch::none()
-        }
-    };
+    let (seen, canary) = prepared.map_err(|error| (Begun::No, error))?;
+    let after = |error| (Begun::Perhaps, error);
     if !record.reasons.is_empty() {
         record.verdict = Verdict::Refused;
-        return finish(&store, &args.target, record, None).await;
+        return write(store, &args.target, record).await.map_err(after);
     }
-    let running = Running::begin(&store, &args, &seen, &record).await?;
+    record.verdict = Verdict::Running;
+    let running = Running::begin(store, args, &seen, (&record, lease)).await?;
     let judged = tokio::select! {
         judged = running.through(&mut record) => judged,
         () = stop.cancelled() => {
@@ -86,8 +127,35 @@ pub async fn run(args: One, stop: CancellationToken) -> anyhow::Result<DrillReco
         record.verdict = Verdict::Failed;
         record.reasons.push(format!("{error:#}"));
     }
-    canary.judge(&mut record, args.limits.write_gap_within).await;
-    finish(&store, &args.target, record, Some(running.lock)).await
+    let written = async {
+        canary.judge(&mut record, args.limits.write_gap_within).await;
+        write(store, &args.target, record).await
+    };
+    // Nobody else begins before the verdict is there.
+    kept(store, (lease, LEASE), written).await.map_err(after)
+}
+
+/// Looks whether it may begin, chooses whom to hit, and begins to write canaries. What is in the way becomes the record's
+/// reasons.
+async fn prepare(
+    store: &EtcdStore,
+    args: &One,
+    record: &mut DrillRecord,
+) -> anyhow::Result<(Seen, Watch)> {
+    let seen = Seen::ask(store, &args.target).await?;
+    record.reasons = objections(&seen, args.fault, &args.limits);
+    match chosen(args, &seen) {
+        Ok(member) => record.target = Some(member),
+        Err(problem) => record.reasons.push(problem),
+    }
+    let canary = match Watch::start(args.limits.dsn.as_deref()).await {
+        Ok(canary) => canary,
+        Err(problem) => {
+            record.reasons.push(format!("the canary cannot write: {problem:#}"));
+            Watch::none()
+        }
+    };
+    Ok((seen, canary))
 }
 
 fn chosen(args: &One, seen: &Seen) -> Result<MemberName, String> {
@@ -102,25 +170,20 @@ fn chosen(args: &One, seen: &Seen) -> Result<MemberName, String> {
     }
 }
 
-/// Writes the record, forgets the oldest ones, and ends the request.
-async fn finish(
+/// Writes the record of a drill that has ended, and forgets the oldest ones.
+async fn write(
     store: &EtcdStore,
     target: &Target,
     mut record: DrillRecord,
-    lock: Option<Lock<'_>>,
 ) -> anyhow::Result<DrillRecord> {
     record.ended = Some(clock::wall());
     let keys = target.keys();
     let past = store.read(&keys.all_drill_records()).await.context("read past drills")?;
-    let excess = past.entries.len().saturating_sub(KEPT - 1);
+    let excess = past.entries.len().saturating_sub(KEPT - 1).min(MOST_FORGOTTEN);
     let oldest = past.entries.into_keys().take(excess);
     let mut then: Vec<Operation> = oldest.map(|key| Operation::Delete { key }).collect();
     then.push(put(keys.drill_record(record.begun, &record.id), &record, None));
     store.commit(Txn { when: Vec::new(), then }).await.context("write the drill's record")?;
-    // Last: whoever finds no runner takes a drill without a verdict for abandoned.
-    if let Some(lock) = lock {
-        lock.release().await.context("end the drill")?;
-    }
     Ok(record)
 }
 
@@ -143,27 +206,28 @@ impl<'a> Running<'a> {
         store: &'a EtcdStore,
         args: &'a One,
         seen: &Seen,
-        record: &DrillRecord,
-    ) -> anyhow::Result<Self> {
+        (record, lease): (&DrillRecord, LeaseId),
+    ) -> Result<Self, (Begun, anyhow::Error)> {
         let keys = args.target.keys();
+        let nobody = || (Begun::No, anyhow!("nobody was chosen"));
         let drill = Drill {
             id: record.id.clone(),
             fault: args.fault,
-            target: record.target.clone().context("nobody was chosen")?,
+            target: record.target.clone().ok_or_else(nobody)?,
             by: record.by.clone(),
             epoch: seen.state.epoch,
             bound: args.fault.stays() + LEASE,
         };
         let work = DrillWork::Drill { fault: args.fault };
         let held = DrillLock { id: drill.id.clone(), by: drill.by.clone(), work };
-        let lock = Lock::take(store, keys.drill_lock(), (held, LEASE), |lease| Txn {
+        let txn = Txn {
             when: vec![Guard::Absent(keys.drill())],
             then: vec![
                 put(keys.drill(), &drill, Some(lease)),
                 put(keys.drill_record(record.begun, &record.id), record, None),
             ],
-        })
-        .await?;
+        };
+        let lock = Lock::take(store, keys.drill_lock(), (held, lease, LEASE), txn).await?;
         tracing::warn!(drill = %drill.id, fault = %drill.fault, target = %drill.target, "the drill begins");
         Ok(Self { store, args, drill, lock, begun: clock::now() })
     }

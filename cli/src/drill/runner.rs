@@ -5,19 +5,17 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
-use proto::WallTime;
-use proto::document::encode;
-use proto::drill::LiveFault;
-use proto::drill_plan::{DrillPlan, Turn};
+use proto::drill::{DrillRecord, LiveFault, Verdict};
+use proto::drill_plan::Turn;
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
-use store::{Guard, Operation, Store, StoreError, Txn, TxnOutcome, clock};
+use store::{Store, clock};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::schedule::{all, next_turn};
+use super::schedule::all;
+use super::turn::{Due, Taken, due, take};
 use super::{Limits, One, run as one};
 use crate::target::Target;
 use crate::{output, read};
@@ -41,10 +39,10 @@ pub async fn run(args: RunnerArgs, stop: CancellationToken) -> anyhow::Result<()
         format!("{}:{}:{:08x}", host.to_string_lossy(), std::process::id(), rand::random::<u32>());
     tracing::info!(runner = own, cluster = %args.target.cluster, "runs the schedule of drills");
     loop {
-        match due(&store, &args.target, &own).await {
-            Ok(Some(plan)) => {
+        match take_what_is_due(&store, &args.target, &own).await {
+            Ok(Some(turn)) => {
                 // Its record says what came of it, also where it was refused.
-                match one::run(args.drill(&plan), stop.clone()).await {
+                match one::run_turn(&store, args.drill(&turn), turn, stop.clone()).await {
                     Ok(record) => tracing::info!(
                         record = output::json(&record).unwrap_or_default(),
                         "a drill has ended"
@@ -67,70 +65,53 @@ pub async fn run(args: RunnerArgs, stop: CancellationToken) -> anyhow::Result<()
 }
 
 impl RunnerArgs {
-    fn drill(&self, plan: &DrillPlan) -> One {
-        let seed: u64 = rand::random();
-        let drawn = LiveFault::ALL.choose(&mut rand::rngs::StdRng::seed_from_u64(seed)).copied();
+    fn drill(&self, turn: &Taken) -> One {
         One {
-            fault: plan.fault.or(drawn).unwrap_or(LiveFault::StandbyKeeper),
+            fault: turn.record.fault,
             target: self.target.clone(),
             member: None,
-            seed,
+            seed: turn.record.seed,
             limits: self.limits.clone(),
         }
     }
 }
 
-/// Takes the first turn that is due, if there is one, and returns its plan.
-async fn due(store: &dyn Store, target: &Target, own: &str) -> anyhow::Result<Option<DrillPlan>> {
+/// Takes the first turn that is due, if there is one. Those that were missed get a record.
+async fn take_what_is_due(
+    store: &dyn Store,
+    target: &Target,
+    own: &str,
+) -> anyhow::Result<Option<Taken>> {
     let now = clock::wall();
     for (plan, revision) in all(store, target).await? {
-        let due = match next_turn(&plan) {
-            Ok(due) => due,
-            Err(error) => {
-                tracing::error!(plan = %plan.id, error = format!("{error:#}"), "a scheduled drill");
-                continue;
+        let due = due(&plan, now).unwrap_or_else(|error| {
+            tracing::error!(plan = %plan.id, error = format!("{error:#}"), "a scheduled drill");
+            Due::Nothing
+        });
+        let seed: u64 = rand::random();
+        let drawn = LiveFault::ALL.choose(&mut rand::rngs::StdRng::seed_from_u64(seed)).copied();
+        let fault = plan.fault.or(drawn).unwrap_or(LiveFault::StandbyKeeper);
+        let mut record = DrillRecord { verdict: Verdict::Taken, ..one::record(fault, seed) };
+        let due = match due {
+            Due::Nothing => continue,
+            Due::Turn(due) => due,
+            Due::Missed(turns, last) => {
+                record.verdict = Verdict::NotBegun;
+                record.ended = Some(now);
+                let why = format!("{turns} turns of {} were missed, the last at {last}", plan.id);
+                record.reasons.push(format!("{why}: no runner ran within {:?}", plan.window));
+                last
             }
         };
-        if due > now {
-            continue;
-        }
-        let taken = take(store, target, (plan, revision), Turn { due, runner: own.into() }).await?;
+        let (runner, was_missed) = (own.to_owned(), record.verdict == Verdict::NotBegun);
+        let taken = take(store, target, (&plan, revision), Turn { due, runner }, record).await?;
         match taken {
-            Some(plan) if is_missed(&plan, due, now) => {
-                tracing::warn!(plan = %plan.id, %due, "a scheduled drill was missed: no runner ran");
+            Some(turn) if was_missed => {
+                tracing::warn!(plan = %plan.id, why = ?turn.record.reasons, "turns were missed")
             }
-            Some(plan) => return Ok(Some(plan)),
+            Some(turn) => return Ok(Some(turn)),
             None => {}
         }
     }
     Ok(None)
-}
-
-fn is_missed(plan: &DrillPlan, due: WallTime, now: WallTime) -> bool {
-    now > due.plus(plan.window)
-}
-
-/// Takes a turn; `None` where another one was faster.
-async fn take(
-    store: &dyn Store,
-    target: &Target,
-    (plan, revision): (DrillPlan, i64),
-    turn: Turn,
-) -> anyhow::Result<Option<DrillPlan>> {
-    let key = target.keys().drill_plan(&plan.id);
-    let plan = DrillPlan { last: Some(turn.clone()), ..plan };
-    let when = vec![Guard::ModRevision(key.clone(), revision)];
-    let put = Operation::Put { key, value: encode(&plan).into_bytes(), lease: None };
-    match store.commit(Txn { when, then: vec![put] }).await {
-        Ok(TxnOutcome::Committed { .. }) => Ok(Some(plan)),
-        Ok(TxnOutcome::Conflict) => Ok(None),
-        // It may have been written: then it stands there under our own name.
-        Err(StoreError::Unknown(_)) => {
-            let now = all(store, target).await?;
-            let ours =
-                |(p, _): &(DrillPlan, i64)| p.id == plan.id && p.last.as_ref() == Some(&turn);
-            Ok(now.iter().any(ours).then_some(plan))
-        }
-        Err(error) => Err(error).context("take a turn of the schedule"),
-    }
 }

@@ -1,6 +1,6 @@
 //! What a drill is judged by: one reading of etcd, and what the keepers say of their lag.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -77,9 +77,12 @@ impl Seen {
         let found = |key: String| snapshot.entries.get(&key).map(|entry| &entry.value);
         let drill = found(keys.drill()).map(|text| decode::<Drill>(text)).transpose()?;
         let lock = found(keys.drill_lock()).map(|text| decode::<DrillLock>(text)).transpose()?;
-        let is_run = |record: &DrillRecord| lock.as_ref().is_some_and(|l| l.id == record.id);
-        for record in records.iter_mut().filter(|r| r.verdict == Verdict::Running && !is_run(r)) {
-            record.verdict = Verdict::Abandoned;
+        let turns = keys.all_drill_turns();
+        let turns: BTreeSet<&str> =
+            snapshot.entries.keys().filter_map(|key| key.strip_prefix(&turns)).collect();
+        for record in &mut records {
+            let is_run = lock.as_ref().is_some_and(|lock| lock.id == record.id);
+            settle(record, is_run || turns.contains(record.id.0.as_str()));
         }
         Ok(Self {
             spec,
@@ -142,6 +145,18 @@ impl Seen {
         };
         let all = self.history.iter().filter(unasked).filter_map(|r| Some((r, began(r)?)));
         all.filter(|(_, at)| !in_a_drill(*at)).max_by_key(|(_, at)| *at)
+    }
+}
+
+/// Says in a record that nobody goes on with what became of its drill.
+fn settle(record: &mut DrillRecord, has_runner: bool) {
+    match record.verdict {
+        Verdict::Running if !has_runner => record.verdict = Verdict::Abandoned,
+        Verdict::Taken if !has_runner => {
+            record.verdict = Verdict::NotBegun;
+            record.reasons.push("its runner died, or lost etcd, before it began".into());
+        }
+        _ => {}
     }
 }
 

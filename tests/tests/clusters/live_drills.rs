@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
+use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -10,11 +11,12 @@ use chaos::lab::{CLUSTER, Cluster, Lab, Port};
 use proto::document::{decode, encode};
 use proto::drill::LiveFault;
 use proto::drill_plan::DrillPlan;
-use proto::{ClusterName, MemberName, RequestId, WallTime};
+use proto::{MemberName, RequestId, WallTime};
 use store::etcd::EtcdStore;
 use store::keys::Keys;
 use store::{EtcdAccess, Operation, Store, Txn, clock};
 use system_tests::{UnderLoad, dsn, pgdeputy, scene};
+use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
@@ -129,6 +131,40 @@ async fn a_live_cluster_is_drilled_within_guard_rails_and_loses_nothing() {
     assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");
 }
 
+/// Schedules a drill whose turn it is.
+async fn schedule(store: &EtcdStore, plan: &DrillPlan) -> String {
+    let key = Keys::of(&CLUSTER.parse().unwrap()).drill_plan(&plan.id);
+    let put = Operation::Put { key: key.clone(), value: encode(plan).into_bytes(), lease: None };
+    store.commit(Txn { when: Vec::new(), then: vec![put] }).await.unwrap();
+    key
+}
+
+/// Kills a runner between taking a turn and beginning it: while its canary waits for a server that never answers.
+async fn dies_before_it_begins(lab: &Lab, store: &EtcdStore) {
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let way = format!("host=127.0.0.1 port={} user=x", server.local_addr().unwrap().port());
+    let mut runner = drill(lab, &["runner", "--dsn", &way]).spawn().unwrap();
+    let plan = DrillPlan { id: RequestId::from_random(8), ..due_now(LiveFault::Crash) };
+    let key = schedule(store, &plan).await;
+    let canary = timeout(BOUND, server.accept()).await.expect("the turn is taken").unwrap();
+    runner.kill().await.unwrap();
+    drop(canary);
+    let taken: DrillPlan = decode(&store.read(&key).await.unwrap().entries[&key].value).unwrap();
+    assert!(taken.last.is_some(), "the turn is taken before it is begun");
+    let deadline = clock::now() + BOUND;
+    loop {
+        let report = ran(lab, &["report"]).await;
+        let record = &report["drills"][0];
+        if record["verdict"] == "not-begun" {
+            assert!(record["reasons"][0].to_string().contains("runner died"), "{record}");
+            return;
+        }
+        assert_eq!(record["verdict"], "taken", "until its lease has ended");
+        assert!(clock::now() < deadline, "{record}");
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
 /// Returns a plan whose one turn of this year is the minute that runs.
 fn due_now(fault: LiveFault) -> DrillPlan {
     let now = clock::wall();
@@ -155,19 +191,15 @@ async fn of_three_runners_one_takes_a_turn_and_nobody_takes_it_again_when_it_die
     let scene = scene(|_| {}).await;
     let lab = &scene.lab;
     lab.wait_redundant(BOUND).await.unwrap();
-    let cluster: ClusterName = CLUSTER.parse().unwrap();
-    let keys = Keys::of(&cluster);
     let endpoints = lab.etcd_urls();
     let access = EtcdAccess { endpoints, ca: None, certificate: None, login: None };
     let store = EtcdStore::connect(access).await.unwrap();
+    dies_before_it_begins(lab, &store).await;
     let mut runners: Vec<Child> =
         (0..3).map(|_| drill(lab, &["runner"]).spawn().unwrap()).collect();
     no_problem(lab).await;
     let plan = due_now(LiveFault::StandbyFreeze);
-    let key = keys.drill_plan(&plan.id);
-    let value = encode(&plan).into_bytes();
-    let put = Operation::Put { key: key.clone(), value, lease: None };
-    store.commit(Txn { when: Vec::new(), then: vec![put] }).await.unwrap();
+    let key = schedule(&store, &plan).await;
 
     let standing = async || {
         let standbys = lab.members();
@@ -192,8 +224,8 @@ async fn of_three_runners_one_takes_a_turn_and_nobody_takes_it_again_when_it_die
     sleep(Duration::from_secs(3)).await;
     let report = ran(lab, &["report"]).await;
     let drills = report["drills"].as_array().unwrap();
-    assert_eq!(drills.len(), 1, "{report}");
-    assert_eq!(drills[0]["verdict"], "abandoned", "{report}");
+    let verdicts: Vec<&str> = drills.iter().map(|d| d["verdict"].as_str().unwrap()).collect();
+    assert_eq!(verdicts, ["not-begun", "abandoned"], "one record of each turn: {report}");
     let after: DrillPlan = decode(&store.read(&key).await.unwrap().entries[&key].value).unwrap();
     assert_eq!(after.last, Some(turn));
     for runner in runners.iter_mut().filter(|r| r.id().is_some_and(|id| id != pid)) {
