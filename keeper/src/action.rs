@@ -92,9 +92,11 @@ pub enum Action {
         follow: Follow,
         reason: String,
     },
-    /// Make a fresh copy of the primary beside the data directory, and put it in its place.
+    /// Make a fresh copy beside the data directory, and put it in its place.
     Copy {
         follow: Follow,
+        /// The standby that is copied if it turns out to be fit; else the primary is.
+        from: Option<MemberName>,
         reason: String,
     },
 }

@@ -1,6 +1,7 @@
 //! Decides the one next thing that brings this member closer to what was agreed. Decides and cannot do.
 
 mod alone;
+mod copy_source;
 mod primary;
 mod rejoin;
 mod seal;

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod compare;
 mod copy;
+mod copy_source;
 mod diverged;
 mod follow;
 mod found;
@@ -17,6 +18,7 @@ mod right;
 mod seal;
 mod slots;
 mod switchover;
+mod tablespaces;
 mod unreplayed;
 
 use std::fs;
@@ -170,7 +172,9 @@ impl Worker {
             Action::Compare { follow } => compare::compare(self, follow).await,
             Action::DropUnreplayed(dropping) => unreplayed::drop_unreplayed(self, dropping).await,
             Action::Rewind { follow, reason } => rejoin::rewind(self, follow, reason).await,
-            Action::Copy { follow, reason } => copy::copy(self, follow, reason).await,
+            Action::Copy { follow, from, reason } => {
+                copy::copy(self, follow, from.as_ref(), reason).await
+            }
         }
     }
 

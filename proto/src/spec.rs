@@ -13,7 +13,7 @@ use crate::time::duration;
 use crate::{Document, MemberName, PoolName};
 
 pub use reads::{ReadFallback, Reads};
-pub use rejoin::{CrashRecovery, RejoinSpec, Replaced};
+pub use rejoin::{CopyFrom, CrashRecovery, RejoinSpec, Replaced};
 
 /// The operator's wishes for one cluster, stored under `spec`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ use super::binaries::PostgresBinaries;
 use super::initdb::is_absent_or_empty;
 use super::program;
 use super::source::Source;
+use super::tablespaces::Mapping;
 
 /// How far a copy or rewind has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,15 +53,23 @@ impl CopyPhase {
     }
 }
 
-/// Copies the server at `source` into `into`, which must be absent or empty, with at most `rate_mb` megabytes a second;
-/// 0 is without a limit.
+/// How a copy is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CopyTerms {
+    /// How many megabytes a second are taken from the source at most; 0 is without a limit.
+    pub rate_mb: u32,
+    /// The tablespaces that are copied to another place than theirs.
+    pub tablespaces: Vec<Mapping>,
+}
+
+/// Copies the server at `source` into `into`, which must be absent or empty.
 ///
 /// Dropping the future kills the program; what it had made stays in `into` and is the caller's to remove.
 pub async fn base_backup(
     binaries: &PostgresBinaries,
     source: &Source,
     into: &Path,
-    rate_mb: u32,
+    terms: &CopyTerms,
     progress: impl Fn(CopyProgress) + Send,
 ) -> anyhow::Result<Copied> {
     ensure!(is_absent_or_empty(into)?, "{} is not empty: it is not copied into", into.display());
@@ -72,8 +81,12 @@ pub async fn base_backup(
         .arg(into)
         .args(["--wal-method=stream", "--checkpoint=fast", "--progress", "--verbose"])
         .arg("--no-password");
-    if rate_mb > 0 {
-        command.arg(format!("--max-rate={rate_mb}M"));
+    if terms.rate_mb > 0 {
+        command.arg(format!("--max-rate={}M", terms.rate_mb));
+    }
+    for Mapping { from, to } in &terms.tablespaces {
+        let escape = |path: &Path| path.to_string_lossy().replace('=', "\\=");
+        command.arg(format!("--tablespace-mapping={}={}", escape(from), escape(to)));
     }
     let mut reading = Reading::new();
     let finished = program::run(command, |line| {

@@ -16,6 +16,7 @@ pub mod session;
 pub mod settings;
 pub mod source;
 pub mod stopped;
+pub mod tablespaces;
 pub mod tls;
 pub mod wal_contents;
 pub mod wal_files;

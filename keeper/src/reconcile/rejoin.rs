@@ -9,6 +9,7 @@ use proto::report::{DataDirectory, RejoinBy, Server};
 use proto::spec::Permission;
 use proto::{ClusterState, Epoch, MemberName, MemberReport, Phase};
 
+use super::copy_source;
 use super::standby::{is_out_of_recovery, is_prefix, may_take_up, primary_is_open, stream_name};
 use super::way::{self, Case, Refusal, Way};
 use crate::action::{Action, ActionKind, Dropping, Hold};
@@ -176,7 +177,10 @@ pub fn copy(view: &ClusterView, facts: &Facts, follow: Follow, reason: String) -
         return Action::Hold(Hold::Refused(refusal.to_string()));
     }
     match is_a_source(view, &follow) {
-        true => Action::Copy { follow, reason },
+        true => {
+            let from = copy_source::spare(view, facts, &follow);
+            Action::Copy { follow, from, reason }
+        }
         false => Action::Hold(Hold::WaitingForPrimary),
     }
 }

@@ -1,4 +1,5 @@
-//! A fresh copy of the primary beside the data directory, which it then replaces in one step.
+//! A fresh copy of the primary, or of a standby that holds as much, beside the data directory, which it then replaces in
+//! one step.
 //!
 //! The rule: until that step nothing of this member's data is touched and it counts as it did; from then on the copy
 //! counts, which holds all that the primary was chosen with. So a copy waits for no Cfg, and nothing here deletes a data
@@ -10,42 +11,58 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use proto::SystemIdentifier;
 use proto::assignment::Follow;
 use proto::report::RejoinBy;
+use proto::{Lsn, MemberName, SystemIdentifier};
 
-use super::Worker;
 use super::found::put_in_place;
 use super::progress::{CATCH_UP, note_progress};
-use super::rejoin::{mark, remove_unfinished_copies, source_of};
+use super::rejoin::{mark, remove_unfinished_copies};
+use super::{Worker, copy_source, tablespaces};
 use crate::durable::{fsync_dir, parent};
 use crate::member_files::{RejoinPhase, Role};
 use crate::postgres::control::ControlFile;
-use crate::postgres::copy::{self, Copied};
-use crate::postgres::settings::REPLICATION_ROLE;
+use crate::postgres::copy::{self, Copied, CopyTerms};
+use crate::postgres::tablespaces::beside;
 use crate::postgres::wal_scan;
 
-/// Copies the primary into a new directory and puts it in the place of the old one, which is kept.
+/// Copies the standby `from` if it is fit, else the primary, into a new directory and puts it in the place of the old
+/// one, which is kept.
 ///
-/// Needs nothing of the primary but its replication: one that is closed, because it waits for this very member, has that.
-pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Result<()> {
+/// Of the primary nothing is needed but its replication: one that is closed, because it waits for this very member, has
+/// that.
+pub async fn copy(
+    worker: &Worker,
+    follow: &Follow,
+    from: Option<&MemberName>,
+    reason: &str,
+) -> anyhow::Result<()> {
     worker.begin_rejoin(follow.epoch, RejoinBy::Copy, reason);
-    let source = source_of(worker, follow, REPLICATION_ROLE, &worker.secrets.replication)?;
+    worker.rejoin_step("ask");
+    let origin = copy_source::ready(worker, follow, from).await?;
+    if let Some(standby) = &origin.standby {
+        let reason = format!("{reason}; copied from standby {standby}");
+        worker.update(|local| local.rejoin.iter_mut().for_each(|r| r.reason.clone_from(&reason)));
+    }
     let counts = worker.files().complete;
     if !counts {
         // Half of what is there may be another timeline's: nothing but a copy may be started from now on.
         mark(worker, follow, RejoinBy::Copy, RejoinPhase::Copying, None)?;
     }
     remove_unfinished_copies(worker).await?;
-    let fresh = beside(&worker.place.data_dir, &format!("copy-e{}", follow.epoch))?;
+    let suffix = format!("copy-e{}", follow.epoch);
+    let tablespaces = tablespaces::plan(worker, &origin.source, &suffix).await?;
+    let terms = CopyTerms { rate_mb: worker.spec().rejoin.copy_rate_mb, tablespaces };
+    let fresh = beside(&worker.place.data_dir, &suffix)?;
     let progress = |progress| note_progress(worker, progress);
-    let rate = worker.spec().rejoin.copy_rate_mb;
-    let copied = copy::base_backup(&worker.binaries, &source, &fresh, rate, progress).await?;
-    let system_identifier = check(worker, follow, &fresh, copied).await?;
+    let copied =
+        copy::base_backup(&worker.binaries, &origin.source, &fresh, &terms, progress).await?;
+    let system_identifier = check(worker, follow, &fresh, copied, origin.at_least).await?;
     let promised = worker.files().promise;
     ensure!(promised <= follow.epoch, "epoch {promised} was promised meanwhile");
     worker.promise(follow.epoch)?;
     let kept = replace(worker, follow, &fresh)?;
+    worker.settle_tablespaces();
     worker.rejoin_step(CATCH_UP);
     worker.update(|local| {
         if let Some(rejoin) = &mut local.rejoin {
@@ -75,6 +92,7 @@ async fn check(
     follow: &Follow,
     fresh: &Path,
     copied: Copied,
+    at_least: Lsn,
 ) -> anyhow::Result<SystemIdentifier> {
     let control = ControlFile::read(fresh)?;
     let expected = worker.state()?.system_identifier;
@@ -89,16 +107,22 @@ async fn check(
         copied.timeline,
         follow.timeline
     );
+    // Of a standby's copy. One that went on to another timeline meanwhile has pages of that.
+    let (replayed, of) = (control.min_recovery_point, control.min_recovery_timeline);
+    ensure!(
+        replayed == Lsn(0) || of == follow.timeline,
+        "the copy was replayed to {replayed} of timeline {of}"
+    );
+    let needed = copied.end.max(replayed).max(at_least);
     let scanned = fresh.to_owned();
     let end = tokio::task::spawn_blocking(move || wal_scan::scan(&scanned))
         .await
         .context("scan the copy's WAL")??;
     ensure!(
-        end.timeline == follow.timeline && end.lsn >= copied.end,
-        "the copy's WAL ends at {} of timeline {}, before it is consistent at {}",
+        end.timeline == follow.timeline && end.lsn >= needed,
+        "the copy's WAL ends at {} of timeline {}, before it is whole at {needed}",
         end.lsn,
-        end.timeline,
-        copied.end
+        end.timeline
     );
     Ok(control.system_identifier)
 }
@@ -139,17 +163,6 @@ fn exchange(fresh: &Path, data_dir: &Path, kept: &Path) -> anyhow::Result<bool> 
             }
         }
     }
-}
-
-fn beside(data_dir: &Path, suffix: &str) -> anyhow::Result<PathBuf> {
-    let name = data_dir.file_name().context("the data directory has no name")?.to_string_lossy();
-    // A directory that is there already is never reused.
-    (1..1000)
-        .map(|n| data_dir.with_file_name(format!("{name}.{suffix}.{n}")))
-        .find(|path| !path.exists())
-        .context(
-            "too many directories of earlier copies stand beside the data directory: remove some",
-        )
 }
 
 #[cfg(test)]

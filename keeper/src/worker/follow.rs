@@ -139,6 +139,7 @@ impl Worker {
 
     /// Starts the postmaster through the fencer.
     pub async fn start_postgres(&self, deadline: Option<proto::Moment>) -> anyhow::Result<()> {
+        self.settle_tablespaces();
         fs::create_dir_all(self.place.socket_dir()).context("create the socket directory")?;
         let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
         let args = vec![

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use proto::spec::Replaced;
 
 use super::Worker;
+use crate::postgres::tablespaces::links;
 
 /// What stands between the data directory's name and the epoch in a copy's own name.
 const UNFINISHED: &str = ".copy-e";
@@ -78,6 +79,15 @@ fn remove_replaced(data_dir: &Path, kept: &Path) -> io::Result<()> {
         let text = format!("{} is not what a copy replaced", kept.display());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
+    for (_, tablespace) in links(kept)? {
+        let name = tablespace.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let was_set_aside =
+            name.rsplit_once(REPLACED).is_some_and(|(_, numbers)| is_epoch_and_number(numbers));
+        if was_set_aside && fs::symlink_metadata(&tablespace).is_ok_and(|found| found.is_dir()) {
+            #[expect(clippy::disallowed_methods, reason = "of data that a copy has replaced")]
+            fs::remove_dir_all(&tablespace)?;
+        }
+    }
     #[expect(clippy::disallowed_methods, reason = "replaced by a copy that streams, as ordered")]
     fs::remove_dir_all(kept)
 }
@@ -124,7 +134,15 @@ mod tests {
             assert!(remove_replaced(&data, &dir.path().join(stays)).is_err(), "{stays}");
         }
         assert!(other.join("PG_VERSION").exists() && data.join("PG_VERSION").exists());
-        remove_replaced(&data, &dir.path().join("a.old-e3.1")).unwrap();
-        assert!(!dir.path().join("a.old-e3.1").exists());
+        let kept = dir.path().join("a.old-e3.1");
+        fs::create_dir(kept.join("pg_tblspc")).unwrap();
+        for (oid, name) in [("1", "fast.old-e3.1"), ("2", "slow")] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            std::os::unix::fs::symlink(dir.path().join(name), kept.join("pg_tblspc").join(oid))
+                .unwrap();
+        }
+        remove_replaced(&data, &kept).unwrap();
+        assert!(!kept.exists() && !dir.path().join("fast.old-e3.1").exists());
+        assert!(dir.path().join("slow").exists(), "it may be in use");
     }
 }

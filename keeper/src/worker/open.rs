@@ -161,15 +161,15 @@ async fn ensure_roles(worker: &Worker, session: &Session) -> anyhow::Result<()> 
             .await
             .with_context(|| format!("create role {role}"))?;
     }
-    session.run(&grants()).await.context("grant what pg_rewind needs")
+    session.run(&grants()).await.context("grant what rewinds and copies need")
 }
 
-/// Returns the rights that pg_rewind needs on its source.
+/// Returns the rights that pg_rewind needs on its source, and a copy of a standby on that.
 fn grants() -> String {
     FUNCTIONS
         .iter()
-        .map(|function| {
-            format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REWIND_ROLE};\n")
-        })
+        .map(|function| format!("EXECUTE ON FUNCTION pg_catalog.{function}"))
+        .chain(["pg_checkpoint".to_owned()])
+        .map(|right| format!("GRANT {right} TO {REWIND_ROLE};\n"))
         .collect()
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use proto::assignment::Follow;
 use proto::cfg::joining_name;
 use proto::report::RejoinBy;
-use proto::{Lsn, Timeline, TimelineHistory};
+use proto::{Epoch, Lsn, MemberName, Timeline, TimelineHistory};
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
@@ -31,10 +31,10 @@ use crate::postgres::{wal_files, wal_scan};
 
 /// The source's keeper begins it at once, or when it sees the rejoin (see `checkpoint`); with very large buffers it takes
 /// minutes.
-const SOURCE_CHECKPOINT_AT_MOST: Duration = Duration::from_secs(600);
+pub(super) const SOURCE_CHECKPOINT_AT_MOST: Duration = Duration::from_secs(600);
 
 /// A source that is silent for longer is frozen or cut off. Waiting for it would keep this member from sealing.
-const SOURCE_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const SOURCE_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Rewinds the data directory of a former primary onto the timeline of `follow`.
 pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Result<()> {
@@ -54,6 +54,8 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
     worker.rejoin_step("mark");
     mark(worker, follow, RejoinBy::Rewind, RejoinPhase::Modifying, Some(fork))?;
     remove_unfinished_copies(worker).await?;
+    // pg_rewind wants them where the source has them.
+    worker.settle_tablespaces();
     let data_dir = &worker.place.data_dir;
     // A lock file that names a dead postmaster's zombie would stop the recovery that a rewind begins with.
     crate::fencer::clear_stale_locks(data_dir);
@@ -242,11 +244,21 @@ pub(super) fn source_of(
     user: &str,
     password: &str,
 ) -> anyhow::Result<Source> {
-    let (host, port) = worker.address_of(&follow.primary)?;
+    source_at(worker, &follow.primary, follow.epoch, (user, password))
+}
+
+/// Returns `member` as a source, for a role and its password.
+pub(super) fn source_at(
+    worker: &Worker,
+    member: &MemberName,
+    epoch: Epoch,
+    (user, password): (&str, &str),
+) -> anyhow::Result<Source> {
+    let (host, port) = worker.address_of(member)?;
     let passfile = worker.place.state_dir.join(format!("{user}.pgpass"));
     let line = passfile_line(&host, port, user, password);
     write_atomic(&passfile, line.as_bytes(), 0o600).context("write a password file")?;
-    let application_name = joining_name(&worker.place.member, follow.epoch);
+    let application_name = joining_name(&worker.place.member, epoch);
     let tls = worker.place.tls.clone();
     Ok(Source { host, port, user: user.to_owned(), passfile, application_name, tls })
 }
@@ -290,7 +302,10 @@ pub(super) async fn source_is_ready(
     answer
 }
 
-async fn session_with(worker: &Worker, source: &Source) -> anyhow::Result<(Client, Talking)> {
+pub(super) async fn session_with(
+    worker: &Worker,
+    source: &Source,
+) -> anyhow::Result<(Client, Talking)> {
     let (client, connection) =
         timeout(SOURCE_ANSWERS_WITHIN, source.session(&worker.secrets.rewind))
             .await
@@ -300,4 +315,4 @@ async fn session_with(worker: &Worker, source: &Source) -> anyhow::Result<(Clien
 }
 
 /// The task that carries a session.
-type Talking = tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>;
+pub(super) type Talking = tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>;

@@ -58,6 +58,8 @@ pub struct Cluster {
     keep_wal_mb: u32,
     /// Where it listens besides its Unix socket, from its next start on; empty: nowhere.
     pub address: String,
+    /// A directory that it has in the place of another one, as if it ran on a host of its own; needs root.
+    pub sees: Option<(PathBuf, PathBuf)>,
     root: tempfile::TempDir,
 }
 
@@ -83,6 +85,7 @@ impl Cluster {
             postmaster: None,
             keep_wal_mb: 1024,
             address: String::new(),
+            sees: None,
             root,
         }
     }
@@ -161,7 +164,14 @@ impl Cluster {
     /// Starts it, and returns its postmaster before that has done anything.
     pub fn spawn(&mut self) -> i32 {
         let log = File::options().create(true).append(true).open(self.root.path().join("log"));
-        let mut command = Command::new(binaries().postgres());
+        let mut command = match &self.sees {
+            None => {
+                let mut command = Command::new(binaries().postgres());
+                as_postgres(&mut command);
+                command
+            }
+            Some((directory, place)) => postgres_that_sees(directory, place),
+        };
         command.arg("-D").arg(&self.data).arg("-k").arg(self.root.path());
         for setting in [
             "port=5432",
@@ -177,7 +187,6 @@ impl Cluster {
         command.arg("-c").arg(format!("listen_addresses={}", self.address));
         command.arg("-c").arg(format!("wal_keep_size={}MB", self.keep_wal_mb));
         command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.unwrap());
-        as_postgres(&mut command);
         let postmaster = command.spawn().unwrap();
         let pid = postmaster.id() as i32;
         self.postmaster = Some(postmaster);
@@ -278,6 +287,18 @@ pub fn judge(program: &str, args: &[&str]) -> (String, String) {
     let output = command.output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr))
+}
+
+/// PostgreSQL in a mount namespace of its own in which `directory` lies at `place`.
+fn postgres_that_sees(directory: &Path, place: &Path) -> Command {
+    let user = postgres_user().expect("only root may mount");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-ec"]);
+    command.arg("mount --bind \"$0\" \"$1\"; shift; exec \"$@\"").arg(directory).arg(place);
+    command.args(["setpriv", "--clear-groups", "--pdeathsig", "QUIT"]);
+    command.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
+    command.arg(binaries().postgres());
+    command
 }
 
 fn as_postgres(command: &mut Command) {

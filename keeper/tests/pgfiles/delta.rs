@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use keeper::postgres::control::{ControlFile, ControlState};
-use keeper::postgres::copy::{CopyProgress, base_backup};
+use keeper::postgres::copy::{CopyProgress, CopyTerms, base_backup};
 use keeper::postgres::fork::fork_of;
 use keeper::postgres::gateway::Traffic;
 use keeper::postgres::kept_wal::{ForkSegment, KEPT};
@@ -39,7 +39,9 @@ pub async fn diverged_from(mut old: Cluster, retained_mb: u32, keep_mb: u32) -> 
     old.start().await;
     old.sql("CREATE TABLE t AS SELECT i, repeat('x', 500) AS text FROM generate_series(1, 4000) i");
     let mut new = Cluster::empty();
-    base_backup(&binaries(), &old.source(), &new.data, 0, |_| {}).await.unwrap();
+    base_backup(&binaries(), &old.source(), &new.data, &CopyTerms::default(), |_| {})
+        .await
+        .unwrap();
     new.follow(&old);
     new.keep_wal(keep_mb);
     new.start().await;

@@ -15,6 +15,7 @@ mod relay;
 mod rewindable;
 mod scan_made;
 mod scan_real;
+mod tablespaces;
 mod tls;
 mod tools;
 mod waiting;

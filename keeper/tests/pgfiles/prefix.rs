@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use keeper::postgres::compare::{Proof, SourceSays, compare};
-use keeper::postgres::copy::base_backup;
+use keeper::postgres::copy::{CopyTerms, base_backup};
 use keeper::postgres::stopped::{self, Pages};
 use keeper::postgres::wal_files::{self, Segment};
 use keeper::postgres::wal_scan::scan;
@@ -61,7 +61,15 @@ async fn a_standby_that_received_past_the_fork_and_never_replayed_it_follows_onc
         primary.sql("CREATE TABLE t (i int, text text)");
         let (mut next, mut standby) = (Cluster::empty(), Cluster::empty());
         for member in [&mut next, &mut standby] {
-            base_backup(&binaries(), &primary.source(), &member.data, 0, |_| {}).await.unwrap();
+            base_backup(
+                &binaries(),
+                &primary.source(),
+                &member.data,
+                &CopyTerms::default(),
+                |_| {},
+            )
+            .await
+            .unwrap();
             member.follow(&primary);
             member.start().await;
         }

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use keeper::postgres::control::{ControlFile, ControlState};
-use keeper::postgres::copy::base_backup;
+use keeper::postgres::copy::{CopyTerms, base_backup};
 use keeper::postgres::wal_files::{Segment, newest_timeline_holding};
 use keeper::postgres::wal_scan::{EndOfWal, scan};
 use nix::sys::signal::{Signal, kill};
@@ -183,7 +183,9 @@ async fn pair() -> (Cluster, Cluster) {
 
 async fn standby_of(primary: &Cluster) -> Cluster {
     let mut standby = Cluster::empty();
-    base_backup(&binaries(), &primary.source(), &standby.data, 0, |_| {}).await.unwrap();
+    base_backup(&binaries(), &primary.source(), &standby.data, &CopyTerms::default(), |_| {})
+        .await
+        .unwrap();
     standby.follow(primary);
     standby.start().await;
     standby

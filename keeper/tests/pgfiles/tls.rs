@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use keeper::postgres::copy::base_backup;
+use keeper::postgres::copy::{CopyTerms, base_backup};
 use keeper::postgres::rewind::{Damage, RewindOutcome};
 use keeper::postgres::rewindable::ask_other;
 use keeper::postgres::source::Source;
@@ -110,7 +110,7 @@ async fn is_refused(old: &Cluster, source: &Source, expected: (Timeline, Lsn), w
         assert!(told.contains(words), "{told}");
     }
     let copy = old.root().join("copy");
-    let copied = base_backup(&binaries(), source, &copy, 0, |_| {}).await;
+    let copied = base_backup(&binaries(), source, &copy, &CopyTerms::default(), |_| {}).await;
     println!("{words}: pg_basebackup says {:#}", copied.unwrap_err());
 }
 
@@ -153,7 +153,7 @@ async fn with_tls_every_way_to_a_source_works_and_a_server_that_proves_nothing_h
     let identity = Walsender::connect(&full, PASSWORD).await.unwrap().identify().await.unwrap();
     assert_eq!(identity.timeline, Timeline(2));
     let copy = old.root().join("copy");
-    base_backup(&binaries(), &full, &copy, 0, |_| {}).await.unwrap();
+    base_backup(&binaries(), &full, &copy, &CopyTerms::default(), |_| {}).await.unwrap();
     let (_, traffic) =
         through_gateway(rejoin_by(&old, &full, expected, &Notes::default(), |_| {}).await);
     println!("tls: used=gateway ours_bytes={}", traffic.bytes);

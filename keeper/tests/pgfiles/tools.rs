@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use keeper::postgres::binaries::PostgresBinaries;
 use keeper::postgres::control::{ControlFile, ControlState};
-use keeper::postgres::copy::{CopyPhase, base_backup};
+use keeper::postgres::copy::{CopyPhase, CopyTerms, base_backup};
 use keeper::postgres::initdb::initdb;
 use keeper::postgres::rewind::{Damage, RewindOutcome, rewind};
 use keeper::postgres::wal_scan::scan;
@@ -62,11 +62,12 @@ async fn a_copy_reports_progress_and_both_ends_of_its_wal() {
     let dir = directory();
     let into = dir.path().join("copy");
     let phases = Mutex::new(Vec::new());
-    let copied = base_backup(&binaries(), &primary.source(), &into, 0, |progress| {
-        phases.lock().unwrap().push(progress);
-    })
-    .await
-    .unwrap();
+    let copied =
+        base_backup(&binaries(), &primary.source(), &into, &CopyTerms::default(), |progress| {
+            phases.lock().unwrap().push(progress);
+        })
+        .await
+        .unwrap();
     assert_eq!(copied.timeline, Timeline(1));
     assert!(copied.end >= flushed && copied.start < copied.end, "{copied:?}");
     let phases = phases.into_inner().unwrap();
@@ -76,12 +77,22 @@ async fn a_copy_reports_progress_and_both_ends_of_its_wal() {
     assert!(scan(&into).unwrap().lsn >= copied.end);
     assert_eq!(fs::metadata(&into).unwrap().permissions().mode() & 0o777, 0o700);
     // A second copy does not go over the first.
-    let error = base_backup(&binaries(), &primary.source(), &into, 0, |_| {}).await.unwrap_err();
+    let error = base_backup(&binaries(), &primary.source(), &into, &CopyTerms::default(), |_| {})
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("not empty"), "{error}");
     // At 20 MB a second it takes longer than a second.
     let slow = dir.path().join("slow");
     let begun = store::clock::now();
-    base_backup(&binaries(), &primary.source(), &slow, 20, |_| {}).await.unwrap();
+    base_backup(
+        &binaries(),
+        &primary.source(),
+        &slow,
+        &CopyTerms { rate_mb: 20, ..CopyTerms::default() },
+        |_| {},
+    )
+    .await
+    .unwrap();
     let took = store::clock::now().since(begun);
     assert!(took.as_secs_f64() > 0.8 * most as f64 / f64::from(20 << 20), "{took:?} for {most}");
 }
@@ -94,8 +105,10 @@ async fn a_copy_that_cannot_log_in_says_so_and_an_abandoned_one_leaves_no_proces
     let mut stranger = primary.source();
     stranger.user = "stranger".into();
     let into = dir.path().join("copy");
-    let error =
-        base_backup(&binaries(), &stranger, &into, 0, |_| {}).await.unwrap_err().to_string();
+    let error = base_backup(&binaries(), &stranger, &into, &CopyTerms::default(), |_| {})
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("stranger") && !error.contains(PASSWORD), "{error}");
 
     primary.sql("CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 100000)");
@@ -104,7 +117,7 @@ async fn a_copy_that_cannot_log_in_says_so_and_an_abandoned_one_leaves_no_proces
     let begun = Mutex::new(Some(begun));
     let (source, to) = (primary.source(), into.clone());
     let copying = tokio::spawn(async move {
-        base_backup(&binaries(), &source, &to, 0, |progress| {
+        base_backup(&binaries(), &source, &to, &CopyTerms::default(), |progress| {
             if progress.phase == CopyPhase::Copying
                 && let Some(begun) = begun.lock().unwrap().take()
             {
@@ -129,7 +142,9 @@ async fn diverged() -> (Cluster, Cluster) {
     );
     old.sql("CHECKPOINT");
     let mut new = Cluster::empty();
-    base_backup(&binaries(), &old.source(), &new.data, 0, |_| {}).await.unwrap();
+    base_backup(&binaries(), &old.source(), &new.data, &CopyTerms::default(), |_| {})
+        .await
+        .unwrap();
     new.follow(&old);
     new.start().await;
     new.caught_up(&old).await;
@@ -184,7 +199,9 @@ async fn exit_status_0_without_a_checkpoint_on_the_new_timeline_is_not_taken_for
     old.sql("CREATE TABLE t (i int)");
     // The same server as source: one timeline, nothing to do, status 0.
     let mut other = Cluster::empty();
-    base_backup(&binaries(), &old.source(), &other.data, 0, |_| {}).await.unwrap();
+    base_backup(&binaries(), &old.source(), &other.data, &CopyTerms::default(), |_| {})
+        .await
+        .unwrap();
     other.start().await;
     other.sql("INSERT INTO t VALUES (1)");
     other.stop().await;

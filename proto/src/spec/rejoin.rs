@@ -16,8 +16,27 @@ pub struct RejoinSpec {
     pub keep_diverged_mb: u32,
     /// How many megabytes a second a fresh copy takes from its source at most; 0 is without a limit.
     pub copy_rate_mb: u32,
+    /// Whom a fresh copy is taken from.
+    #[serde(skip_serializing_if = "CopyFrom::is_default")]
+    pub copy_from: CopyFrom,
     /// What becomes of data that a fresh copy has replaced, once the copy streams.
     pub replaced: Replaced,
+}
+
+/// Whom a fresh copy is taken from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CopyFrom {
+    /// A standby that commits do not wait for, where there is one; else the primary.
+    #[default]
+    Standby,
+    Primary,
+}
+
+impl CopyFrom {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What becomes of a data directory that a fresh copy has replaced.
@@ -50,6 +69,7 @@ impl Default for RejoinSpec {
             // A synchronous cluster's unacknowledged tail is a few segments; more is an asynchronous standby's lag.
             keep_diverged_mb: 256,
             copy_rate_mb: 0,
+            copy_from: CopyFrom::Standby,
             replaced: Replaced::Keep,
         }
     }

@@ -49,7 +49,7 @@ impl Model {
             }
             Step::Copy => {
                 let follow = follow(&self.documents, member, me.began)?;
-                Some(Action::Copy { follow, reason: String::new() })
+                Some(Action::Copy { follow, from: None, reason: String::new() })
             }
         }
     }

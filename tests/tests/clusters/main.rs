@@ -6,6 +6,7 @@ mod a_rejoin_fails;
 mod all_is_stopped;
 mod bad_input;
 mod calm;
+mod copied_from_a_standby;
 mod etcd_has_three_members;
 mod etcd_is_away;
 mod etcd_is_secured;

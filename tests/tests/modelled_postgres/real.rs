@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use keeper::postgres::copy::base_backup;
+use keeper::postgres::copy::{CopyTerms, base_backup};
 use keeper::postgres::source::Source;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -46,7 +46,15 @@ impl Real {
         let mut servers = vec![primary];
         for name in ["b.e1", "c.e1"] {
             let mut standby = Cluster::empty();
-            base_backup(&binaries(), &servers[0].source(), &standby.data, 0, |_| {}).await.unwrap();
+            base_backup(
+                &binaries(),
+                &servers[0].source(),
+                &standby.data,
+                &CopyTerms::default(),
+                |_| {},
+            )
+            .await
+            .unwrap();
             standby.follow(&servers[0]);
             let conf = standby.data.join("postgresql.auto.conf");
             let text = fs::read_to_string(&conf).unwrap().replace("x.e1.joining", name);

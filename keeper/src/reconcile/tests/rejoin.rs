@@ -1,6 +1,6 @@
 //! Claims about ways back that depend on more than where the WAL ends.
 
-use proto::spec::Permission;
+use proto::spec::{CopyFrom, Permission};
 
 use super::*;
 use crate::facts::Compared;
@@ -116,4 +116,76 @@ fn data_is_not_replaced_where_the_spec_says_never() {
     assert!(why.contains("rejoin.copy is never"), "{why}");
     facts.data = DataDirectory::Empty;
     assert!(matches!(decide(&view, &facts), Action::Copy { .. }), "there is nothing to lose");
+}
+
+/// a has no data; b leads epoch 2, c and d vote for it, one of them is enough; e does not vote.
+fn five() -> (ClusterView, Facts) {
+    let mut view = view();
+    let state = view.state.as_mut().unwrap();
+    state.cfgs = vec![cfg(3, 2, "b", &["c", "d"], 1)];
+    for member in ["d", "e"] {
+        let admitted = Admitted { incarnation: Incarnation(member.into()), floor: None };
+        state.members.insert(name(member), admitted);
+    }
+    for (member, voter) in [("c", true), ("d", true), ("e", false)] {
+        let (epoch, timeline) = (Epoch(2), Timeline(2));
+        let standby = MemberReport {
+            server: Server::Standby { timeline },
+            stream: Stream::Live { epoch, timeline, voter },
+            opened: None,
+            ..report(member)
+        };
+        view.reports.insert(name(member), standby);
+    }
+    let mut facts = facts("a", 1, Role::Standby);
+    facts.data = DataDirectory::Empty;
+    (view, facts)
+}
+
+#[test]
+fn a_fresh_copy_is_taken_from_a_standby_that_commits_do_not_wait_for() {
+    let (view, facts) = five();
+    let source = |change: &dyn Fn(&mut ClusterView, &mut Facts)| {
+        let (mut view, mut facts) = (view.clone(), facts.clone());
+        change(&mut view, &mut facts);
+        let Action::Copy { from, .. } = decide(&view, &facts) else { panic!("it is not copied") };
+        from
+    };
+    let of = |view: &mut ClusterView, member: &str, change: &dyn Fn(&mut MemberReport)| {
+        change(view.reports.get_mut(&name(member)).unwrap());
+    };
+    assert_eq!(source(&|_, _| {}), Some(name("e")), "e votes for nothing");
+    let without_e = |view: &mut ClusterView| of(view, "e", &|e| e.complete = false);
+    assert_eq!(source(&|v, _| without_e(v)), Some(name("c")), "d alone is enough");
+    let lone = |view: &mut ClusterView| {
+        without_e(view);
+        of(view, "d", &|d| d.stream = Stream::Silent { epoch: Epoch(2) });
+    };
+    assert_eq!(source(&|v, _| lone(v)), None, "every commit waits for c");
+    let near_d = |view: &mut ClusterView| {
+        without_e(view);
+        of(view, "d", &|d| d.zone = Some("west".into()));
+        view.reports.insert(name("a"), MemberReport { zone: Some("west".into()), ..report("a") });
+    };
+    assert_eq!(source(&|v, _| near_d(v)), Some(name("d")), "d is in the same zone");
+    let (epoch, timeline) = (Epoch(1), Timeline(1));
+    let old = Stream::Live { epoch, timeline, voter: false };
+    assert_ne!(source(&|v, _| of(v, "e", &|e| e.stream = old)), Some(name("e")), "it lags behind");
+    assert_ne!(source(&|v, _| of(v, "e", &|e| e.leaving = true)), Some(name("e")));
+}
+
+#[test]
+fn a_fresh_copy_is_of_the_primary_where_that_is_wanted_or_a_copy_has_failed() {
+    let (mut view, mut facts) = five();
+    let from = |view: &ClusterView, facts: &Facts| match decide(view, facts) {
+        Action::Copy { from, .. } => from,
+        other => panic!("{other:?}"),
+    };
+    let failure = Failure { problem: "promoted".into(), times: 1, at: Moment::default() };
+    facts.local.failures.insert(ActionKind::Copy, failure);
+    assert_eq!(from(&view, &facts), None);
+    facts.local.failures.clear();
+    assert!(from(&view, &facts).is_some());
+    view.spec.as_mut().unwrap().rejoin.copy_from = CopyFrom::Primary;
+    assert_eq!(from(&view, &facts), None);
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, bail, ensure};
 use keeper::member_files::{RejoinMarker, RejoinPhase, Role};
 use proto::assignment::Follow;
 use proto::report::RejoinBy;
-use proto::{Epoch, Lsn, Timeline};
+use proto::{Epoch, Lsn, MemberName, Timeline};
 
 use super::worker::Worker;
 use crate::sim::disk::Data;
@@ -15,6 +15,7 @@ use crate::sim::wal::At;
 use crate::sim::world::{SYSTEM, World};
 
 const SOURCE_ANSWERS_WITHIN: u64 = 5_000_000;
+const STANDBY_REPLAYS_WITHIN: u64 = 10_000_000;
 
 /// Creates the cluster's first data directory.
 pub async fn found(worker: &Worker) -> anyhow::Result<()> {
@@ -62,23 +63,37 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
         }
     });
     worker.sim.sleep(worker.sim.between(Stream::Keeper, 100_000, 1_500_000)).await;
-    let copied = take_from(worker, far).await?;
+    let copied = take_from(worker, far, Phase::Primary).await?;
     put(worker, copied);
     let until = source_is_ready(worker, follow, far).await?;
     catch_up(worker, until);
     Ok(())
 }
 
-/// Copies the primary beside the old data and puts the copy in its place in one step; the old data is kept.
-pub async fn copy(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::Result<()> {
+/// Copies the standby `from` if it is far enough, else the primary, beside the old data and puts the copy in its place in
+/// one step; the old data is kept.
+pub async fn copy(
+    worker: &Worker,
+    follow: &Follow,
+    from: Option<&MemberName>,
+    reason: &str,
+) -> anyhow::Result<()> {
     worker.begin_rejoin(follow.epoch, RejoinBy::Copy, reason);
-    let far = source_of(worker, follow)?;
+    let ready = match from {
+        Some(standby) => ready_standby(worker, follow, standby).await.ok(),
+        None => None,
+    };
+    let (far, phase, at_least) = match ready {
+        Some((far, at_least)) => (far, Phase::Standby, at_least),
+        None => (source_of(worker, follow)?, Phase::Primary, Lsn(0)),
+    };
     if !worker.files().complete {
         mark(worker, follow, RejoinBy::Copy, RejoinPhase::Copying);
     }
     worker.sim.sleep(worker.sim.between(Stream::Keeper, 500_000, 6_000_000)).await;
-    let copied = take_from(worker, far).await?;
+    let copied = take_from(worker, far, phase).await?;
     ensure!(copied.control == follow.timeline, "the copy is of timeline {}", copied.control);
+    ensure!(copied.at.lsn >= at_least, "the copy ends at {}, before {at_least}", copied.at.lsn);
     let promised = worker.files().promise;
     ensure!(promised <= follow.epoch, "epoch {promised} was promised meanwhile");
     worker.promise(follow.epoch);
@@ -113,7 +128,7 @@ fn put(worker: &Worker, copied: Data) {
 }
 
 /// What a copy of the source's files holds now. The link must bear it.
-async fn take_from(worker: &Worker, far: usize) -> anyhow::Result<Data> {
+async fn take_from(worker: &Worker, far: usize, phase: Phase) -> anyhow::Result<Data> {
     let (sim, to) = (&worker.sim, Node::Member(far));
     let reached = sim.within(SOURCE_ANSWERS_WITHIN, async {
         sim.pass(worker.node(), to).await;
@@ -123,9 +138,12 @@ async fn take_from(worker: &Worker, far: usize) -> anyhow::Result<Data> {
     ensure!(sim.session(far).is_some(), "the source is gone");
     sim.with(|w| {
         let data = w.members[far].disk.data.clone()?;
-        let branch = w.server(far).filter(|s| s.phase == Phase::Primary)?.branch;
-        let at = At { branch, lsn: data.at.lsn };
-        let control = w.wal.branch(branch).tli;
+        let branch = w.server(far).filter(|s| s.phase == phase)?.branch;
+        let at = match phase {
+            Phase::Primary => At { branch, lsn: data.at.lsn },
+            Phase::Standby | Phase::Starting => data.at,
+        };
+        let control = w.wal.branch(at.branch).tli;
         Some(Data {
             at,
             written: at,
@@ -136,7 +154,55 @@ async fn take_from(worker: &Worker, far: usize) -> anyhow::Result<Data> {
             ..data
         })
     })
-    .context("the source is no primary any more")
+    .context("the source is no longer what it was")
+}
+
+/// Returns the standby once it has restarted from where the primary is now, and that position.
+async fn ready_standby(
+    worker: &Worker,
+    follow: &Follow,
+    standby: &MemberName,
+) -> anyhow::Result<(usize, Lsn)> {
+    let place = |(host, _): (String, u16)| World::member_at(&host).context("no such machine");
+    let (primary, far) = (source_of(worker, follow)?, place(worker.address_of(standby)?)?);
+    let (is_primary, timeline, at_least) = position_of(worker, primary).await?;
+    ensure!(is_primary && timeline == follow.timeline, "the primary is another");
+    if worker.sim.mutant("copy-of-a-standby-that-is-behind") {
+        return Ok((far, Lsn(0)));
+    }
+    let deadline = worker.sim.now() + STANDBY_REPLAYS_WITHIN;
+    loop {
+        let (is_primary, timeline, lsn) = position_of(worker, far).await?;
+        ensure!(!is_primary, "it is no standby any more");
+        if lsn >= at_least && timeline == follow.timeline {
+            return Ok((far, at_least));
+        }
+        ensure!(worker.sim.now() < deadline, "the standby is behind");
+        worker.sim.sleep(20_000).await;
+    }
+}
+
+/// Asks a server whether it is a primary, which timeline its WAL is of, and how far that is flushed.
+async fn position_of(worker: &Worker, far: usize) -> anyhow::Result<(bool, Timeline, Lsn)> {
+    let sim = &worker.sim;
+    let asked = sim.within(SOURCE_ANSWERS_WITHIN, async {
+        sim.pass(worker.node(), Node::Member(far)).await;
+        let session = sim.session(far).context("it accepts no session")?;
+        let answer = session
+            .sql(|pg| {
+                let (primary, branch) = pg.with(|s| (s.phase == Phase::Primary, s.branch))?;
+                let (at, of) = pg.with_world(|w| {
+                    let at = w.members[pg.member].disk.data.as_ref()?.at;
+                    let of = if primary { branch } else { at.branch };
+                    Some((at, w.wal.branch(of).tli))
+                })??;
+                Some((primary, of, at.lsn))
+            })
+            .await?;
+        sim.pass(Node::Member(far), worker.node()).await;
+        anyhow::Ok(answer)
+    });
+    asked.await.context("it does not answer")?
 }
 
 fn catch_up(worker: &Worker, until: Lsn) {

@@ -343,6 +343,8 @@ async fn perform(worker: &Worker, action: &Action) -> anyhow::Result<()> {
             anyhow::bail!("the model's disks show only where their WAL ends")
         }
         Action::Rewind { follow, reason } => rejoin::rewind(worker, follow, reason).await,
-        Action::Copy { follow, reason } => rejoin::copy(worker, follow, reason).await,
+        Action::Copy { follow, from, reason } => {
+            rejoin::copy(worker, follow, from.as_ref(), reason).await
+        }
     }
 }
