@@ -180,12 +180,22 @@ impl Copying {
     }
 }
 
+/// Room beside the data directory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub data: u64,
+    pub available: u64,
+}
+
 /// A primary's answer to a stopped member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compared {
     pub epoch: Epoch,
     /// `None`: it gave none.
     pub says: Option<SourceSays>,
+    /// How much data this member has, and how much more would fit beside it; looked at only where a copy may be cheaper
+    /// than a rewind.
+    pub room: Option<Room>,
 }
 
 /// What is known of the names that a running primary enforces.

@@ -13,8 +13,8 @@ use proto::{Epoch, MemberName, Moment};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::facts::Process;
-use crate::postgres::rewindable::{Found, Room, ask_other, ask_own, data_bytes, problems};
+use crate::facts::{Process, Room};
+use crate::postgres::rewindable::{Found, ask_other, ask_own, data_bytes, problems};
 use crate::postgres::session::SqlError;
 use crate::postgres::settings::REWIND_ROLE;
 use crate::postgres::source::Source;
@@ -128,7 +128,8 @@ impl Asking {
     }
 }
 
-fn available(worker: &Worker) -> Option<u64> {
+/// Returns how many bytes are free beside the data directory.
+pub fn available(worker: &Worker) -> Option<u64> {
     let found = statvfs(worker.place.data_dir.parent()?).ok()?;
     Some(found.blocks_available() * found.fragment_size())
 }

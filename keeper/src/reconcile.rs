@@ -7,7 +7,7 @@ mod rejoin;
 mod seal;
 mod standby;
 mod switchover;
-mod way;
+pub mod way;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -17,7 +17,7 @@ use super::control::ControlFile;
 use super::fork::fork_of;
 use super::source::Source;
 use super::wal_files::{self, Segment};
-use super::walsender::Walsender;
+use super::walsender::{Identity, Walsender};
 
 /// How much is compared at most: hundreds of records, and one message of a walsender.
 const AT_MOST: u64 = 64 << 10;
@@ -27,6 +27,8 @@ const AT_MOST: u64 = 64 << 10;
 pub struct SourceSays {
     pub system_identifier: SystemIdentifier,
     pub history: TimelineHistory,
+    /// How far it had flushed.
+    pub flushed: Lsn,
     pub proof: Proof,
 }
 
@@ -63,7 +65,8 @@ pub async fn compare(
     } else {
         Proof::Unknown("it is another cluster".to_owned())
     };
-    Ok(SourceSays { system_identifier: identity.system_identifier, history, proof })
+    let Identity { system_identifier, flushed, .. } = identity;
+    Ok(SourceSays { system_identifier, history, flushed, proof })
 }
 
 /// A piece of a member's WAL.

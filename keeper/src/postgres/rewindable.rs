@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::session::{Session, SqlError, describe};
 use super::settings::REWIND_ROLE;
 use super::source::Source;
+use crate::facts::Room;
 
 /// What pg_rewind calls on its source (PostgreSQL documentation, pg_rewind, Notes).
 pub const FUNCTIONS: [&str; 4] = [
@@ -50,13 +51,6 @@ pub struct Other {
     /// Those of `FUNCTIONS` that the role may not call.
     pub forbidden: Vec<String>,
     pub tablespaces: Tablespaces,
-}
-
-/// Room beside the data directory, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
-    pub data: u64,
-    pub available: u64,
 }
 
 /// All that was found out.

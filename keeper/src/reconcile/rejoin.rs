@@ -51,6 +51,7 @@ fn by_its_wal(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: F
         end,
         disk,
         source: compared.and_then(|c| c.says.as_ref()),
+        room: compared.and_then(|c| c.room),
         copy: view.spec.as_ref().map_or(Permission::Allowed, |s| s.rejoin.copy),
     };
     let asked = compared.is_some() || disk.is_none();

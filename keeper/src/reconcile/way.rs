@@ -7,6 +7,7 @@
 use proto::spec::Permission;
 use proto::{ClusterState, Lsn, WalPosition};
 
+use crate::facts::Room;
 use crate::member_files::{Fork, Role};
 use crate::postgres::compare::{Proof, SourceSays};
 use crate::postgres::fork::fork_of;
@@ -53,6 +54,8 @@ pub struct Case<'a> {
     pub disk: Option<&'a Stopped>,
     /// What the primary says; `None` where it was not asked, or gave no answer.
     pub source: Option<&'a SourceSays>,
+    /// This member's data and the room beside it, where that was looked at.
+    pub room: Option<Room>,
     pub copy: Permission,
 }
 
@@ -195,12 +198,41 @@ fn past(case: &Case<'_>, fork: Option<Fork>) -> Way {
             Way::DropUnreplayed { fork, reason }
         }
         (Pages::Replayed { .. } | Pages::Primary { .. } | Pages::Unknown, _) => {
-            match disk.cannot_rewind {
+            let why = disk.cannot_rewind.map(str::to_owned);
+            match why.or_else(|| copy_is_cheaper(case, fork)) {
                 Some(why) => Way::FreshCopy { reason: format!("{fork_text}, and {why}") },
                 None => Way::Rewind { reason: fork_text },
             }
         }
     }
+}
+
+/// A rewind that has less WAL to go through takes a minute at most: a copy would save nothing that anybody notices, and
+/// take disk beside the old data.
+pub const LONG_REWIND: u64 = 4 << 30;
+
+/// Returns how much WAL a rewind goes through: it reads this member's since the fork for the blocks to copy, and all that
+/// the source has written since then is copied, and replayed.
+pub fn wal_of_a_rewind(end: Lsn, flushed: Lsn, fork: Lsn) -> u64 {
+    end.0.saturating_sub(fork.0).saturating_add(flushed.0.saturating_sub(fork.0))
+}
+
+/// Returns why a fresh copy takes less than a rewind, if it does: there is more WAL than data. A copy that is not
+/// allowed, or would fill the disk, is none.
+fn copy_is_cheaper(case: &Case<'_>, fork: Option<Fork>) -> Option<String> {
+    let (source, fork, room) = (case.source?, fork?, case.room?);
+    let wal = wal_of_a_rewind(case.end.lsn, source.flushed, fork.lsn);
+    // The WAL of the time in which it is copied comes on top.
+    let fits = room.available > room.data.saturating_add(room.data / 4);
+    let is_cheaper = wal >= LONG_REWIND && wal > room.data;
+    (is_cheaper && fits && case.copy == Permission::Allowed).then(|| {
+        let gb = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        format!(
+            "a copy of {:.1} GB is cheaper than a rewind with {:.1} GB of WAL",
+            gb(room.data),
+            gb(wal)
+        )
+    })
 }
 
 impl Refusal {

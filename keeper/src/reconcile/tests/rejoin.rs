@@ -20,8 +20,9 @@ fn stopped(replayed: u64) -> Stopped {
 
 fn says(proof: WalProof) -> Option<Compared> {
     let history = TimelineHistory::parse(Timeline(2), "1\t0/64\tx\n").unwrap();
-    let says = SourceSays { system_identifier: SystemIdentifier(1), history, proof };
-    Some(Compared { epoch: Epoch(2), says: Some(says) })
+    let (system_identifier, flushed) = (SystemIdentifier(1), Lsn(100));
+    let says = SourceSays { system_identifier, history, flushed, proof };
+    Some(Compared { epoch: Epoch(2), says: Some(says), room: None })
 }
 
 #[test]
@@ -30,7 +31,7 @@ fn wal_that_was_never_replayed_is_set_aside_once_the_primary_was_asked_and_a_cut
     facts.local.end_of_wal = Some(at(1, 101));
     facts.local.stopped = Some(stopped(90));
     assert!(matches!(decide(&view(), &facts), Action::Compare { .. }));
-    facts.local.compared = Some(Compared { epoch: Epoch(2), says: None });
+    facts.local.compared = Some(Compared { epoch: Epoch(2), says: None, room: None });
     assert!(matches!(decide(&view(), &facts), Action::Compare { .. }), "it needs an answer");
     facts.local.compared = says(WalProof::Same { from: Lsn(50), to: Lsn(100) });
     let Action::DropUnreplayed(dropping) = decide(&view(), &facts) else { panic!() };
@@ -64,7 +65,7 @@ fn a_member_follows_without_an_answer_but_never_against_one() {
     facts.local.end_of_wal = Some(at(1, 90));
     facts.local.stopped = Some(stopped(80));
     assert!(matches!(decide(&view(), &facts), Action::Compare { .. }));
-    facts.local.compared = Some(Compared { epoch: Epoch(2), says: None });
+    facts.local.compared = Some(Compared { epoch: Epoch(2), says: None, room: None });
     assert!(matches!(decide(&view(), &facts), Action::StartStandby { .. }));
     facts.local.compared = says(WalProof::Differs { at: Lsn(89), timeline: Timeline(1) });
     let Action::Hold(Hold::Refused(why)) = decide(&view(), &facts) else { panic!() };

@@ -59,6 +59,7 @@ struct Told {
     end: (u32, u64),
     disk: Option<Stopped>,
     source: Option<SourceSays>,
+    room: Option<Room>,
     copy: Permission,
 }
 
@@ -76,8 +77,10 @@ fn primary(timeline: u32, end: u64) -> Told {
         source: Some(SourceSays {
             system_identifier: CLUSTER,
             history: history(3, THIRD),
+            flushed: Lsn(400),
             proof: Proof::Same { from: Lsn(0), to: Lsn(end.min(300)) },
         }),
+        room: None,
         copy: Permission::Allowed,
     }
 }
@@ -111,6 +114,7 @@ impl Told {
             end,
             disk: self.disk.as_ref(),
             source: self.source.as_ref(),
+            room: self.room,
             copy: self.copy,
         })
     }
@@ -298,4 +302,34 @@ fn no_case_follows_or_drops_what_pages_may_hold() {
             }
         }
     }
+}
+
+#[test]
+fn a_fresh_copy_is_chosen_where_it_is_cheaper_than_a_rewind_and_fits() {
+    const GB: u64 = 1 << 30;
+    let told = |flushed: u64, data: u64, available: u64, copy| {
+        let room = Some(Room { data: data * GB, available: available * GB });
+        let told = Told { room, copy, ..primary(2, 400) };
+        told.source(|s| s.flushed = Lsn(300 + flushed * GB)).told()
+    };
+    let (allowed, never) = (Permission::Allowed, Permission::Never);
+    let cheaper = told(10, 8, 11, allowed);
+    assert!(
+        cheaper.ends_with("and a copy of 8.0 GB is cheaper than a rewind with 10.0 GB of WAL"),
+        "{cheaper}"
+    );
+    for (flushed, data, available, copy, why) in [
+        (10, 11, 100, allowed, "there is more data than WAL"),
+        (3, 1, 100, allowed, "the rewind takes seconds"),
+        (10, 8, 9, allowed, "the copy and the WAL of its time would not fit"),
+        (10, 8, 11, never, "a copy is not allowed"),
+    ] {
+        let told = told(flushed, data, available, copy);
+        assert!(told.starts_with("rewind: "), "{why}: {told}");
+    }
+    // What follows or is set aside costs no more than its stream.
+    let room = Some(Room { data: GB, available: 100 * GB });
+    let far = |told: Told| Told { room, ..told }.source(|s| s.flushed = Lsn(10 * GB)).told();
+    assert_eq!(far(primary(2, 300)), "follow");
+    assert!(far(standby(2, 400, 300)).starts_with("drop"));
 }
