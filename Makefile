@@ -131,11 +131,12 @@ bench-rejoin: deps tools ## measure a rejoin by rewind against stock pg_rewind: 
 		--ignored --nocapture --exact bench_rejoin::ours_against_stock
 
 .PHONY: test-versions
-test-versions: deps tools ## the keeper's suites against PostgreSQL 15 to 18, those not installed fetched into target/postgres (INTERRUPTIONS=, SEED=)
+test-versions: deps tools ## the keeper's suites and TLS (but for 16) against PostgreSQL 15 to 18, those not installed fetched into target/postgres (INTERRUPTIONS=, SEED=)
 	{ echo "installed"; deploy/other-versions.sh $(CARGO_TARGET_DIR)/postgres; } | while read -r version programs; do \
 		echo "== PostgreSQL $$version"; \
 		if [ -n "$$programs" ]; then export PGDEPUTY_TEST_POSTGRES=$$programs; fi; \
-		PGDEPUTY_INTERRUPTIONS=$(or $(INTERRUPTIONS),100) $(if $(SEED),PGDEPUTY_SEED=$(SEED)) cargo test -p pgdeputy-keeper --test pgfiles -- --test-threads=2 </dev/null; \
+		PGDEPUTY_INTERRUPTIONS=$(or $(INTERRUPTIONS),100) $(if $(SEED),PGDEPUTY_SEED=$(SEED)) cargo test -p pgdeputy-keeper --test pgfiles -- --test-threads=2 </dev/null || exit 1; \
+		if [ "$$version" != 16 ]; then cargo test -p pgdeputy-keeper --test pgfiles -- --ignored tls </dev/null || exit 1; fi; \
 	done
 
 .PHONY: debug

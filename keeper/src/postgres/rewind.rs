@@ -267,15 +267,21 @@ fn take_up_again(data_dir: &Path) -> anyhow::Result<()> {
     let restored = kept_wal::restore(&wal_files::pg_wal_of(data_dir)?)
         .context("put back this member's own WAL")?;
     let label = data_dir.join("backup_label");
-    let text = durable::read_optional(&label).context("read backup_label")?.unwrap_or_default();
-    let is_pg_rewinds = String::from_utf8_lossy(&text).contains("BACKUP METHOD: pg_rewind");
-    if is_pg_rewinds && ControlFile::read(data_dir)?.is_clean() {
+    let text = durable::read_optional(&label).context("read backup_label")?;
+    if text.is_some_and(|text| is_of_a_cut_rewind(&text)) && ControlFile::read(data_dir)?.is_clean()
+    {
         durable::remove_if_there(&label).context("remove backup_label")?;
     }
     if restored > 0 {
         tracing::info!(restored, "put this member's own WAL back");
     }
     Ok(())
+}
+
+/// Returns whether pg_rewind has left this label beside a control file that still says *shut down*. It makes an empty file
+/// first; no server that was shut down leaves one.
+fn is_of_a_cut_rewind(label: &[u8]) -> bool {
+    label.is_empty() || String::from_utf8_lossy(label).contains("BACKUP METHOD: pg_rewind")
 }
 
 /// Runs pg_rewind through `gateway`. An error: it cannot be used here, and nothing of the data has changed.
@@ -436,4 +442,17 @@ fn verify(data_dir: &Path, diverged_at: Lsn) -> anyhow::Result<ControlFile> {
     );
     ensure!(data_dir.join("backup_label").exists(), "there is no backup_label");
     Ok(control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_that_a_cut_rewind_has_left_is_known_also_before_a_word_is_in_it() {
+        let of_a_backup = b"START WAL LOCATION: 0/2000028\nBACKUP METHOD: streamed\n";
+        assert!(is_of_a_cut_rewind(b""));
+        assert!(is_of_a_cut_rewind(b"START WAL LOCATION: 0/2000028\nBACKUP METHOD: pg_rewind\n"));
+        assert!(!is_of_a_cut_rewind(of_a_backup));
+    }
 }

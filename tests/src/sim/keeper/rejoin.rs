@@ -167,9 +167,6 @@ async fn ready_standby(
     let (primary, far) = (source_of(worker, follow)?, place(worker.address_of(standby)?)?);
     let (is_primary, timeline, at_least) = position_of(worker, primary).await?;
     ensure!(is_primary && timeline == follow.timeline, "the primary is another");
-    if worker.sim.mutant("copy-of-a-standby-that-is-behind") {
-        return Ok((far, Lsn(0)));
-    }
     let deadline = worker.sim.now() + STANDBY_REPLAYS_WITHIN;
     loop {
         let (is_primary, timeline, lsn) = position_of(worker, far).await?;
