@@ -5,7 +5,7 @@
 
 mod upkeep;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use proto::Moment;
@@ -25,6 +25,8 @@ pub struct Election {
     key: String,
     value: Vec<u8>,
     ttl: Duration,
+    /// The lease that this candidate stood with last: a store that was away may still hold the key under it.
+    stood_with: Mutex<Option<LeaseId>>,
 }
 
 /// A leadership won. It is renewed in the background until it is lost, resigned or dropped; a dropped
@@ -44,11 +46,12 @@ pub struct Leadership {
 impl Election {
     /// Makes a candidate that writes `value` to `key` under a lease of `ttl` once it leads.
     pub fn new(store: Arc<dyn Store>, key: String, value: Vec<u8>, ttl: Duration) -> Self {
-        Self { store, key, value, ttl }
+        Self { store, key, value, ttl, stood_with: Mutex::default() }
     }
 
     /// Waits until this candidate leads, however long that takes. May be dropped at any time; a key
-    /// that was being taken then lapses after the time to live.
+    /// that was being taken then lapses after the time to live. Whoever campaigns again has given up what he led: a
+    /// key that could not be freed then, because the store did not answer, is freed now.
     pub async fn campaign(&self) -> Leadership {
         let mut backoff = Backoff::default();
         loop {
@@ -69,6 +72,7 @@ impl Election {
     async fn stand(&self) -> Result<Option<Leadership>, StoreError> {
         self.wait_until_free().await?;
         let lease = OwnLease::grant(&*self.store, self.ttl).await?;
+        *self.stood_with.lock().unwrap_or_else(PoisonError::into_inner) = Some(lease.id());
         let taken = self.take(lease.id()).await;
         if let Ok(Some(create_revision)) = taken {
             return Ok(Some(self.lead(lease, create_revision)));
@@ -82,8 +86,11 @@ impl Election {
 
     async fn wait_until_free(&self) -> Result<(), StoreError> {
         let snapshot = self.store.read(&self.key).await?;
-        if !snapshot.entries.contains_key(&self.key) {
-            return Ok(());
+        let Some(entry) = snapshot.entries.get(&self.key) else { return Ok(()) };
+        let own = *self.stood_with.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left) = own.filter(|lease| entry.lease == Some(*lease)) {
+            tracing::info!(key = %self.key, lease = left.0, "freeing the key of a leadership that was lost");
+            return self.store.revoke(left).await;
         }
         let mut watch = self.store.watch(&self.key, snapshot.revision + 1).await?;
         while let Some(batch) = watch.events.recv().await {

@@ -61,6 +61,7 @@ contract! {
     when_the_leader_stops_renewing_another_leads_and_the_old_guard_conflicts
     a_leader_that_resigns_is_followed_long_before_its_lease_ends
     a_dropped_leadership_lapses
+    a_candidate_that_left_its_key_behind_leads_again_long_before_it_lapses
     a_leader_whose_key_is_deleted_or_overwritten_has_lost
     a_leader_that_rewrites_its_key_under_its_lease_leads_on
     a_leader_whose_lease_is_revoked_has_lost

@@ -91,6 +91,19 @@ pub async fn a_dropped_leadership_lapses(world: World) {
     assert_eq!(holder(&world).await.as_deref(), Some("second"));
 }
 
+pub async fn a_candidate_that_left_its_key_behind_leads_again_long_before_it_lapses(world: World) {
+    let election = candidate(&world.store, "first");
+    let first = leading(&election).await;
+    let (guard, end_of_lease) = (first.guard.clone(), first.expires());
+    // As when the store is away: nobody frees the key.
+    drop(first);
+    assert_eq!(holder(&world).await.as_deref(), Some("first"));
+    let again = leading(&election).await;
+    assert!(clock::now() < end_of_lease);
+    assert_eq!(write_as(&world, &guard, "too late").await, store::TxnOutcome::Conflict);
+    again.resign().await;
+}
+
 pub async fn a_leader_whose_key_is_deleted_or_overwritten_has_lost(world: World) {
     for intrusion in [delete(KEY), put(KEY, "an operator")] {
         let leader = leading(&candidate(&world.store, "a")).await;

@@ -1,6 +1,7 @@
 //! A simulated sentinel: the product's `observe`, `decide`, `invariant` and transactions, with a shell that campaigns and
 //! reads as the product's does.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use proto::ClusterSpec;
@@ -26,7 +27,12 @@ impl Sim {
     pub fn sentinel_start(&self, number: usize) {
         let proc = self.start_process(Node::Sentinel(number));
         self.with(|w| w.sentinels[number] = Some(proc));
-        let sentinel = Sentinel { host: self.host(Node::Sentinel(number)), number, proc };
+        let sentinel = Sentinel {
+            host: self.host(Node::Sentinel(number)),
+            number,
+            proc,
+            stood_with: Cell::default(),
+        };
         self.spawn(proc, sentinel.campaign());
     }
 
@@ -57,6 +63,7 @@ struct Sentinel {
     host: Host,
     number: usize,
     proc: ProcId,
+    stood_with: Cell<Option<LeaseId>>,
 }
 
 /// A leadership as this sentinel believes it.
@@ -109,7 +116,11 @@ impl Sentinel {
         let (sim, node) = (&self.host.sim, self.host.node);
         let key = sim.with(|w| w.keys.leader());
         let snapshot = sim.etcd_read(node, &key).await?;
-        if snapshot.entries.contains_key(&key) {
+        let held = snapshot.entries.get(&key);
+        let own = held.and_then(|held| held.lease.filter(|l| self.stood_with.get() == Some(*l)));
+        if let Some(left) = own {
+            sim.etcd_revoke(node, left).await?;
+        } else if held.is_some() {
             let watch = sim.etcd_watch(node, &key, snapshot.revision + 1).await?;
             if !self.until_free(&snapshot.entries[&key], watch).await {
                 return Ok(None);
@@ -117,6 +128,7 @@ impl Sentinel {
         }
         let sent = self.host.now();
         let (lease, granted) = sim.etcd_grant(node, LEADER_TTL).await?;
+        self.stood_with.set(Some(lease));
         let expires = sent + LEADER_TTL.min(granted);
         let value = format!("s{}", self.number).into_bytes();
         let put = Operation::Put { key: key.clone(), value, lease: Some(lease) };
