@@ -255,7 +255,8 @@ impl Action {
             // It may take minutes, and the primary's own affairs do not wait for it.
             (Action::PrepareHandOver { .. }, other) => self != other,
             // So may an opening that waits for the voters of a Cfg that has a successor.
-            (Action::Open(lead), Action::Open(newer)) => {
+            // A promotion that has come so far that it may be opened is over but for that.
+            (Action::Promote(lead) | Action::Open(lead), Action::Open(newer)) => {
                 lead.cfgs.last().map(|c| c.id) != newer.cfgs.last().map(|c| c.id)
             }
             // What waits for the right in etcd, or for voters by what is only a copy, has another way now.

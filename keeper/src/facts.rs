@@ -7,8 +7,8 @@ use proto::report::{
 };
 use proto::status::Prepared;
 use proto::{
-    CfgId, ClusterSpec, ClusterState, Epoch, MemberName, Moment, PrimaryKey, Timeline, WalPosition,
-    WallTime,
+    CfgId, ClusterSpec, ClusterState, Epoch, Lsn, MemberName, Moment, PrimaryKey, Timeline,
+    WalPosition, WallTime,
 };
 
 use proto::spec::PostgresSpec;
@@ -119,6 +119,8 @@ pub struct Local {
     /// The timeline of the last streaming receiver of the present PostgreSQL process. With one its receive position is
     /// true, and its last WAL is of that timeline; pg_control may take a checkpoint to hear of it.
     pub streamed: Option<Timeline>,
+    /// Where that timeline begins, by the history that its receiver has fetched.
+    pub begins: Option<(Timeline, Lsn)>,
     /// The epoch whose primary is not heard, by echo and stream.
     pub silence: Option<Epoch>,
     /// The other standbys that are heard by echo, asked only while this one's stream is silent.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use proto::{Lsn, Timeline};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -11,6 +12,7 @@ use crate::action::ActionKind;
 use crate::facts::{Local, Process};
 use crate::postgres::probe::{SqlFacts, probe};
 use crate::postgres::session::Session;
+use crate::postgres::wal_files;
 use crate::report::kind;
 use crate::worker::Worker;
 
@@ -49,10 +51,12 @@ pub async fn gather(
         let streaming = answer.as_ref().and_then(|a| a.receiver.as_ref()).filter(|r| r.streaming);
         let timeline = streaming.map(|r| r.timeline);
         if timeline.is_some() && worker.local().streamed != timeline {
+            let begins = timeline.and_then(|timeline| beginning(&worker, timeline));
             worker.update(|local| {
                 // An answer of the PostgreSQL before says nothing of what this one has received.
                 if local.process == asked_of {
                     local.streamed = timeline;
+                    local.begins = begins;
                 }
             });
         }
@@ -73,6 +77,13 @@ pub async fn gather(
             () = stop.cancelled() => {}
         }
     }
+}
+
+/// Returns where a timeline begins that is streamed. A history that is not there or says nothing is no error: the agreed
+/// state names the place too, once the primary is open.
+fn beginning(worker: &Worker, timeline: Timeline) -> Option<(Timeline, Lsn)> {
+    let history = wal_files::history(&worker.pg_wal(), timeline).ok()?;
+    Some((timeline, history.ancestors.last()?.until))
 }
 
 /// The PostgreSQL that was asked has started: failures of its start are history.

@@ -118,7 +118,9 @@ fn holds_the_beginning(facts: &Facts, follow: &Follow, sql: &SqlFacts) -> bool {
     let Some(needed) = facts.files.rejoin.as_ref().and_then(|r| r.until) else { return false };
     let streams =
         sql.receiver.as_ref().is_some_and(|r| r.streaming && r.timeline == follow.timeline);
-    let Some(start) = follow.start_lsn else { return false };
+    // The state names the place once the primary is open; it may be this member that it waits for.
+    let begins = facts.local.begins.filter(|(timeline, _)| *timeline == follow.timeline);
+    let Some(start) = follow.start_lsn.or(begins.map(|b| b.1)) else { return false };
     let flushed = sql.flush_lsn.unwrap_or(Lsn(0));
     streams && flushed >= needed && flushed >= start
 }

@@ -396,6 +396,18 @@ fn an_incomplete_member_becomes_complete_only_past_what_its_source_had_written()
     assert!(!matches!(decide(&view(), &facts), Action::MarkComplete { .. }));
     stream(&mut facts, 150);
     assert_eq!(decide(&view(), &facts), Action::MarkComplete { epoch: Epoch(2) });
+
+    // Its primary may wait for it before it opens, and the state does not say yet where the epoch begins.
+    let mut promoting = view();
+    let state = promoting.state.as_mut().unwrap();
+    state.phase = Phase::Promoting;
+    state.epochs[1].start_lsn = None;
+    promoting.reports.get_mut(&name("b")).unwrap().opened = None;
+    assert!(!matches!(decide(&promoting, &facts), Action::MarkComplete { .. }));
+    facts.local.begins = Some((Timeline(2), Lsn(151)));
+    assert!(!matches!(decide(&promoting, &facts), Action::MarkComplete { .. }));
+    facts.local.begins = Some((Timeline(2), Lsn(100)));
+    assert_eq!(decide(&promoting, &facts), Action::MarkComplete { epoch: Epoch(2) });
 }
 
 #[test]
@@ -597,6 +609,26 @@ fn a_member_on_its_way_to_a_timeline_that_it_never_reached_is_restarted_before_i
     assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::Unreached(Timeline(2))));
     facts.local.unreached.clear();
     assert!(matches!(decide(&view(), &facts), Action::Promote(_)));
+}
+
+#[test]
+fn a_promotion_that_waits_for_the_voters_of_a_cfg_that_has_a_successor_ends() {
+    let mut facts = running(facts("b", 1, Role::Standby), sql(true, 1));
+    facts.files.promise = Epoch(2);
+    facts.local.seal =
+        Some(Seal { sealing: Epoch(2), position: at(1, 100), replayed: Lsn(100), clean: true });
+    let promote = decide(&view(), &facts);
+    // It has got as far as the new timeline, and its voters do not come.
+    let mut facts = running(self::facts("b", 2, Role::Primary), sql(false, 2));
+    facts.files.promise = Epoch(2);
+    let opens = decide(&view(), &facts);
+    assert_eq!((promote.kind(), opens.kind()), (ActionKind::Promote, ActionKind::Open));
+    assert!(!promote.yields_to(&opens), "it opens by itself");
+    let mut view = view();
+    let cfgs = &mut view.state.as_mut().unwrap().cfgs;
+    let relieved = Cfg { id: CfgId(99), ..cfgs.last().unwrap().clone() };
+    cfgs.push(relieved);
+    assert!(promote.yields_to(&decide(&view, &facts)));
 }
 
 #[test]

@@ -163,6 +163,7 @@ impl Worker {
             local.last_answer = None;
             local.started_sealed = None;
             local.streamed = None;
+            local.begins = None;
             local.slots_for = None;
             local.opened = None;
             local.confirmed = None;

@@ -9,7 +9,7 @@ use proto::assignment::Lead;
 use proto::cfg::unsatisfiable_names;
 use proto::report::Opened;
 
-use super::promote::{current_timeline, serve_until, switch_point};
+use super::promote::{check_start, current_timeline, serve_until, switch_point};
 use super::{Worker, prove, right};
 use crate::durable::remove_if_there;
 use crate::facts::Names;
@@ -70,6 +70,7 @@ async fn out_of_recovery(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
 pub async fn open(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
     let session = worker.admin().await?;
     check_timeline(worker, &session, lead).await?;
+    check_start(worker, lead, switch_point(worker, lead.timeline)?).await?;
     let restart = lead.restart.unwrap_or(0);
     right::take(worker, lead.epoch, restart).await?;
     // Not before: a lease that is kept is no right, only the state read after it is.

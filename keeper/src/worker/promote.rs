@@ -81,12 +81,7 @@ async fn promote_server(
         bail!("promoted to timeline {timeline}, the state named {}", lead.timeline);
     }
     let start_lsn = switch_point(worker, timeline)?;
-    // A server that took a piece of WAL for the whole begins its timeline before what it had shown to be replayed.
-    let replayed = worker.local().seal.map_or(Lsn(0), |seal| seal.replayed);
-    if start_lsn < replayed {
-        worker.fence("the promotion left out WAL that was sealed").await?;
-        bail!("timeline {timeline} begins at {start_lsn}, this member had replayed {replayed}");
-    }
+    check_start(worker, lead, start_lsn).await?;
     let promoted = |local: &mut Local| {
         local.names = if cfg.k == 0 { Names::Impossible } else { Names::Proven(cfg.id) };
         local.promoted = Some(timeline);
@@ -97,6 +92,17 @@ async fn promote_server(
         false => worker.update(promoted),
     }
     Ok(start_lsn)
+}
+
+/// A server that took a piece of WAL for the whole begins its timeline before what it had shown to be replayed.
+pub(super) async fn check_start(worker: &Worker, lead: &Lead, start: Lsn) -> anyhow::Result<()> {
+    let sealed = worker.local().seal.filter(|seal| seal.sealing == lead.epoch);
+    let replayed = sealed.map_or(Lsn(0), |seal| seal.replayed);
+    if start < replayed {
+        worker.fence("the promotion left out WAL that was sealed").await?;
+        bail!("timeline {} begins at {start}, this member had replayed {replayed}", lead.timeline);
+    }
+    Ok(())
 }
 
 /// Waits until PostgreSQL is out of recovery. Has no bound of its own: the leader seals the next epoch when replay

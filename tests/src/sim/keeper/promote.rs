@@ -84,17 +84,23 @@ async fn promote_server(
         bail!("promoted to timeline {timeline}, the state named {}", lead.timeline);
     }
     let start_lsn = switch_point(session).await?;
-    let replayed = worker.local().seal.map_or(Lsn(0), |seal| seal.replayed);
-    let unseen = ["piece-not-seen", "piece-stays"].iter().any(|m| worker.sim.mutant(m));
-    if start_lsn < replayed && !unseen {
-        worker.fence().await?;
-        bail!("timeline {timeline} begins at {start_lsn}, replayed was {replayed}");
-    }
+    check_start(worker, lead, start_lsn).await?;
     worker.update(|local| {
-        local.names = Names::Proven(cfg.id);
+        local.names = if cfg.k == 0 { Names::Impossible } else { Names::Proven(cfg.id) };
         local.promoted = Some(timeline);
     });
     Ok(start_lsn)
+}
+
+async fn check_start(worker: &Worker, lead: &Lead, start: Lsn) -> anyhow::Result<()> {
+    let sealed = worker.local().seal.filter(|seal| seal.sealing == lead.epoch);
+    let replayed = sealed.map_or(Lsn(0), |seal| seal.replayed);
+    let unseen = ["piece-not-seen", "piece-stays"].iter().any(|m| worker.sim.mutant(m));
+    if start < replayed && !unseen {
+        worker.fence().await?;
+        bail!("timeline {} begins at {start}, replayed was {replayed}", lead.timeline);
+    }
+    Ok(())
 }
 
 async fn out_of_recovery(worker: &Worker, session: &Pg) -> anyhow::Result<()> {
@@ -192,6 +198,7 @@ async fn started_as_primary(worker: &Worker) -> anyhow::Result<()> {
 pub async fn open(worker: &Worker, lead: &Lead) -> anyhow::Result<()> {
     let session = worker.admin()?;
     check_timeline(worker, &session, lead).await?;
+    check_start(worker, lead, switch_point(&session).await?).await?;
     take_right(worker, lead.epoch, lead.restart.unwrap_or(0)).await?;
     worker.bound_service();
     if worker.settings().access != Access::Open {

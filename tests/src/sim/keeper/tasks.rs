@@ -350,6 +350,13 @@ fn note_answer(worker: &Worker, asked_of: Process, answer: &SqlFacts) {
     let moved = timeline.is_some() && local.streamed != timeline;
     if moved {
         local.streamed = timeline;
+        local.begins = timeline.and_then(|tli| {
+            let mut all = worker
+                .sim
+                .with(|w| w.wal.branches().map(|(_, b)| (b.tli, b.parent)).collect::<Vec<_>>());
+            all.retain(|(t, _)| *t == tli);
+            Some((tli, all.first()?.1?.lsn))
+        });
     }
     drop(local);
     if first || moved {
