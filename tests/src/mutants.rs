@@ -39,6 +39,16 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("promise-not-durable", "a seal is reported and its promise is not on disk", HEAVY)
         .modelled(JOINT, &["I5"]),
     mutant("upstream-stays", "the seal leaves the upstream and the epoch's password", HEAVY),
+    mutant(
+        "voters-given-up-at-once",
+        "with durability available the primary goes on alone as soon as its voters hear nothing",
+        &["single", "available"],
+    ),
+    mutant(
+        "a-standby-streams-twice",
+        "a slot in use is given to the next walsender of its standby, and both count",
+        &["two-of-three"],
+    ),
     mutant("receiver-not-ended", "the seal does not end the receiver", &["freeze"])
         .modelled(LIVES, &["I1", "I2", "I4", "I5", "I9", "I16"]),
     mutant("position-before-cut", "the position is read before the receiver is ended", BUSY)

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::cells::{self, Cell};
-use super::faults::{PROFILES, Profile};
+use super::profiles::{PROFILES, Profile};
 use super::run::{Outcome, Plan};
 
 /// When a campaign ends.

@@ -6,7 +6,7 @@ use keeper::reconcile::reconcile;
 use proto::state::SwitchoverStep;
 use proto::{ClusterState, Moment};
 use sentinel::observe::{Observations, Stored, World as Seen};
-use sentinel::plan::{Plan as Decided, Verdict};
+use sentinel::plan::{Plan as Decided, Verdict, WaitingOn};
 
 use super::executor::Sim;
 
@@ -84,6 +84,7 @@ impl Sim {
                 grown
             }),
             "cfg-dropped-to-cancel" => cancel(state, plan),
+            "voters-given-up-at-once" => give_up(state, plan),
             "timeline-used-again" => change(plan, |next| {
                 let new = next.epoch > state.epoch && state.epoch.0 > 0;
                 if new {
@@ -245,6 +246,23 @@ fn promote_least(state: &ClusterState, seen: &Observations, plan: &mut Decided) 
     let live = sealed.filter(|(n, _)| Some(*n) != state.primary.as_ref());
     let Some((name, seal)) = live.min_by_key(|(_, s)| s.position) else { return false };
     **next = promoted(state, sealing, name.clone(), seal.position);
+    true
+}
+
+/// Where the primary is to go on alone once its voters have been away for a while, it does so at once.
+fn give_up(state: &ClusterState, plan: &mut Decided) -> bool {
+    let Verdict::Wait(WaitingOn::Settle { voters }) = &plan.verdict else { return false };
+    let Some(newest) = state.cfgs.last().filter(|_| voters.is_empty() && state.sealing.is_none())
+    else {
+        return false;
+    };
+    let mut next = state.clone();
+    next.number = next.number.next();
+    next.last_cfg = next.last_cfg.next();
+    let alone = proto::Cfg { id: next.last_cfg, voters: [].into(), k: 0, ..newest.clone() };
+    next.cfgs.push(alone);
+    let why = "go on alone".to_owned();
+    plan.verdict = Verdict::Change { next: Box::new(next), history: Vec::new(), why };
     true
 }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::executor::Micros;
-use super::faults::Profile;
+use super::profiles::Profile;
 use super::run::Plan;
 use crate::mutants::Mutant;
 

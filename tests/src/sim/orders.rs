@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use proto::document::{decode, encode};
 use proto::request::Wanted;
+use proto::spec::Durability;
 use proto::{ClusterState, MemberName, MemberReport, Request, RequestId, StateNumber};
 use store::{Guard, Operation, Txn};
 
 use super::executor::{Micros, Node, Sim, micros};
-use super::rng::Stream;
+use super::rng::{Rng, Stream};
+use super::wishes::Wishes;
 
 /// What the real `adopt-store` adds to the last number that a member remembers.
 const LEAP: u64 = 1000;
@@ -38,6 +40,19 @@ impl Sim {
         self.etcd_commit(Node::Client, Txn { when: vec![Guard::Absent(key)], then: vec![put] })
             .await?;
         Ok(())
+    }
+
+    /// An operator writes another spec, and waits for nothing.
+    pub fn change_spec(&self, by: u64) {
+        let (key, spec) = self.with(|w| {
+            let mut rng = Rng::of(by, Stream::Wishes);
+            w.spec = Wishes::Any.spec(w.members.len(), &mut rng);
+            w.oracle.alone |= w.spec.durability == Durability::Available;
+            (w.keys.spec(), w.spec.clone())
+        });
+        self.trace(|| format!("an operator wants {:?} {:?}", spec.durability, spec.synchronous));
+        let put = Operation::Put { key, value: encode(&spec).into_bytes(), lease: None };
+        let _ = self.with_etcd(|core| core.commit(Txn { when: vec![], then: vec![put] }));
     }
 
     /// A member that was taken out is asked for again until it is in its place.

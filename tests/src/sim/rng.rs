@@ -11,10 +11,11 @@ pub enum Stream {
     Keeper,
     Clients,
     Aims,
+    Wishes,
 }
 
 impl Stream {
-    pub const ALL: [Stream; 8] = [
+    pub const ALL: [Stream; 9] = [
         Stream::Faults,
         Stream::Setup,
         Stream::Network,
@@ -23,6 +24,7 @@ impl Stream {
         Stream::Keeper,
         Stream::Clients,
         Stream::Aims,
+        Stream::Wishes,
     ];
     pub const COUNT: usize = Self::ALL.len();
 }

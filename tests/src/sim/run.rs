@@ -7,13 +7,15 @@ use store::{Operation, Txn};
 
 use super::etcd::Etcd;
 use super::executor::{Micros, Node, Sim};
-use super::faults::{Fault, Profile};
+use super::faults::Fault;
 use super::net::Net;
 use super::oracle::{Oracle, Violation};
 use super::postgres::Phase as Server;
+use super::profiles::Profile;
 use super::rng::{Rng, Stream};
 use super::trace::Trace;
 use super::wal::Wal;
+use super::wishes;
 use super::world::{Counts, Member, World, member_name};
 
 /// From when things go wrong, and by when after it everything has to be well again.
@@ -28,6 +30,8 @@ pub struct Plan {
     pub mutant: Option<String>,
     /// The faults, where they are not those of the seed.
     pub faults: Option<Vec<Fault>>,
+    /// What the operators want of the cluster at first.
+    pub spec: ClusterSpec,
     pub keep_trace: bool,
 }
 
@@ -44,8 +48,11 @@ pub struct Outcome {
 }
 
 impl Plan {
-    pub fn new(seed: u64, profile: Profile) -> Self {
-        Self { seed, profile, mutant: None, faults: None, keep_trace: false }
+    pub fn new(seed: u64, mut profile: Profile) -> Self {
+        let mut rng = Rng::of(seed, Stream::Wishes);
+        profile.members = profile.wishes.members(profile.members, &mut rng);
+        let spec = profile.wishes.spec(profile.members, &mut rng);
+        Self { seed, profile, mutant: None, faults: None, spec, keep_trace: false }
     }
 
     /// Returns the faults of this run.
@@ -75,8 +82,6 @@ impl Plan {
 
     pub(super) fn world(&self) -> World {
         let mut rng = Rng::of(self.seed, Stream::Setup);
-        let mut spec = ClusterSpec::default();
-        spec.synchronous.count = self.profile.synchronous_count;
         let cluster: ClusterName = "sim".parse().expect("a valid name");
         let member = |number| Member {
             name: member_name(number),
@@ -93,7 +98,7 @@ impl Plan {
         let clock_rates =
             nodes.map(|node| (node, rng.between(0, 2 * ppm) as i64 - ppm as i64)).collect();
         World {
-            spec,
+            spec: self.spec.clone(),
             mutant: self.mutant.clone(),
             keys: Keys::of(&cluster),
             net: Net::default(),
@@ -104,7 +109,7 @@ impl Plan {
             router: None,
             routes: None,
             clock_rates,
-            oracle: Oracle::of(&self.profile),
+            oracle: Oracle::of(&self.profile, &self.spec),
             read: Default::default(),
             trace: Trace::of(self.keep_trace),
             counts: Counts::default(),
@@ -183,9 +188,8 @@ impl World {
         if self.oracle.last_commit <= healed {
             return Some("no commit".into());
         }
-        if state.cfgs.len() != 1 || state.cfgs[0].voters.len() + 1 != self.members.len() {
-            let cfgs: Vec<String> = state.cfgs.iter().map(ToString::to_string).collect();
-            return Some(format!("cfgs {}", cfgs.join(" ")));
+        if let Some(lacks) = wishes::lacks(&self.spec, self.members.len(), &state.cfgs) {
+            return Some(lacks);
         }
         self.members.iter().find_map(|m| {
             let leads = state.primary.as_ref() == Some(&m.name);

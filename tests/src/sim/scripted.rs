@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 
 use super::disk::Data;
 use super::executor::{Micros, ProcId, Sim};
-use super::faults::Profile;
 use super::postgres::{Pg, Phase, SqlError, shown};
+use super::profiles::Profile;
 use super::run::Plan;
 use super::wal::At;
 

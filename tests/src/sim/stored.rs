@@ -6,7 +6,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::cells::Phase;
-use super::faults::{Fault, Kind, Profile, Who};
+use super::faults::{Fault, Kind, Who};
+use super::profiles::Profile;
 use super::run::Plan;
 
 impl fmt::Display for Fault {

@@ -134,7 +134,7 @@ impl Sim {
                 self.with(|w| w.server(member).map(|s| s.cancel_clients()));
                 nothing()
             }
-            AskSwitchover | AskPause | AskRemove => self.order(fault, member),
+            AskSwitchover | AskPause | AskRemove | AskSpec => self.order(fault, member),
         }
     }
 
@@ -193,6 +193,10 @@ impl Sim {
                 let wanted = Wanted::Remove { member: name.clone(), below_count: false };
                 self.ask(wanted, Duration::from_secs(10));
                 Box::new(move |sim| sim.readmit(name))
+            }
+            AskSpec => {
+                self.change_spec(fault.other);
+                nothing()
             }
             _ => nothing(),
         }

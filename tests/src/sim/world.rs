@@ -10,12 +10,13 @@ use super::cells::Cell;
 use super::disk::Disk;
 use super::etcd::Etcd;
 use super::executor::{Node, ProcId};
-use super::faults::Profile;
+
 use super::fencer::Fencer;
 use super::keeper::Keeper;
 use super::net::Net;
 use super::oracle::Oracle;
 use super::postgres::Server;
+use super::profiles::Profile;
 use super::read::Remembered;
 use super::trace::Trace;
 use super::wal::Wal;

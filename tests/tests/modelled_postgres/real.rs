@@ -58,7 +58,11 @@ impl Real {
             standby.follow(&servers[0]);
             let conf = standby.data.join("postgresql.auto.conf");
             let text = fs::read_to_string(&conf).unwrap().replace("x.e1.joining", name);
-            let more = "synchronous_standby_names = ''\nwal_receiver_status_interval = 1s\n";
+            let slot = &name[..1];
+            servers[0].sql(&format!("SELECT pg_create_physical_replication_slot('{slot}', true)"));
+            let more = format!(
+                "synchronous_standby_names = ''\nwal_receiver_status_interval = 1s\nprimary_slot_name = {slot}\n"
+            );
             fs::write(&conf, format!("{text}{more}")).unwrap();
             standby.start().await;
             servers.push(standby);

@@ -160,7 +160,9 @@ impl Sim {
                 problems.extend(follower(w, member));
                 problems
             });
-            let unserved = self.with(|w| planned::serves(w, now)).filter(|_| member == 0);
+            let stands =
+                |w: &mut World| planned::serves(w, now).or_else(|| planned::writes(w, now));
+            let unserved = self.with(stands).filter(|_| member == 0);
             let problems = problems.into_iter().chain(unserved);
             for (invariant, text) in problems {
                 self.violate(invariant, text);
@@ -178,13 +180,16 @@ impl Sim {
 
 /// I8: the list is never empty and never `*`, and names nobody of another epoch.
 fn names(w: &World, member: usize, server: &Server) -> Vec<Problem> {
-    let rules = server.senders.values().map(|s| s.rule.clone());
     let epoch = match server.phase {
         Phase::Primary => w.wal.branch(server.branch).epoch,
         _ => w.members[member].disk.files.as_ref().map_or(0, |f| f.epoch.0),
     };
     let mut problems = Vec::new();
-    for rule in rules.chain([Rule::parse(&server.conf.standby_names)]) {
+    // A walsender that has read empty names releases nobody.
+    let read = server.senders.values().map(|s| &s.rule).filter(|r| !w.oracle.alone || r.k > 0);
+    let conf = Rule::parse(&server.conf.standby_names);
+    let alone = w.oracle.acknowledges_alone(epoch) && conf.k == 0;
+    for rule in read.chain(Some(&conf).filter(|_| !alone)) {
         if rule.names.is_empty() || rule.names.iter().any(|n| n == "*") || rule.k == 0 {
             problems.push(("I8", format!("member {member} waits for {rule:?}")));
         }
@@ -198,7 +203,9 @@ fn names(w: &World, member: usize, server: &Server) -> Vec<Problem> {
 }
 
 fn is_name_of(name: &str, member: &proto::MemberName, epoch: u64) -> bool {
-    (0..5).any(|round| name == wire_name(member, Epoch(epoch), round))
+    let plain = wire_name(member, Epoch(epoch), 0);
+    let round = name.strip_prefix(&plain).map(|rest| rest.strip_prefix(".r").unwrap_or(rest));
+    round.is_some_and(|round| round.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
 /// I3: each walsender's own rule asks for at least what one recorded Cfg asks for.
@@ -209,12 +216,13 @@ fn enforced(w: &World, member: usize, server: &Server) -> Vec<Problem> {
     if state.epoch.0 != epoch {
         return problems;
     }
-    if server.lets_clients_in() && !server.commits_wait() {
+    let alone = w.oracle.acknowledges_alone(epoch);
+    if server.lets_clients_in() && !server.commits_wait() && !alone {
         problems.push(("I3", format!("member {member} is open and its backends do not wait")));
     }
     let recorded = w.oracle.recorded(epoch);
     for sender in server.senders.values().filter(|s| s.streaming && s.priority > 0) {
-        if !recorded.iter().any(|cfg| is_within(&sender.rule, cfg)) {
+        if !alone && !recorded.iter().any(|cfg| is_within(&sender.rule, cfg)) {
             let rule = &sender.rule;
             problems
                 .push(("I3", format!("walsender {} of {member} asks for {rule:?}", sender.name)));

@@ -13,10 +13,12 @@ mod writes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use proto::{Cfg, ClusterState, Lsn, RequestId};
+use proto::spec::Durability;
+use proto::{Cfg, ClusterSpec, ClusterState, Lsn, RequestId};
 
 use super::executor::{Micros, Sim};
-use super::faults::{Kind, Profile};
+use super::faults::Kind;
+use super::profiles::Profile;
 use super::wal::BranchId;
 use super::world::World;
 
@@ -72,6 +74,10 @@ pub struct Oracle {
     pub calm: bool,
     /// Nothing happens but switchovers that were asked for.
     pub planned: bool,
+    /// Never more than one thing goes wrong at once, and the cluster can do without whichever it is.
+    pub single: bool,
+    /// The spec lets a primary without voters acknowledge alone, or did so once.
+    pub alone: bool,
     /// While the store is set back: the last state before.
     remembered: Option<Rc<ClusterState>>,
     /// An operator is writing the state just now.
@@ -84,11 +90,13 @@ pub struct Oracle {
 
 impl Oracle {
     /// Makes one that knows of nothing yet and demands what the profile promises.
-    pub fn of(profile: &Profile) -> Self {
+    pub fn of(profile: &Profile, spec: &ClusterSpec) -> Self {
         let only = |kinds: &[Kind]| profile.kinds.iter().all(|kind| kinds.contains(kind));
         Self {
             calm: only(ETCD_ALONE),
             planned: !profile.kinds.is_empty() && only(&[Kind::AskSwitchover]),
+            single: profile.one_by_one,
+            alone: spec.durability == Durability::Available,
             ..Self::default()
         }
     }
@@ -111,6 +119,11 @@ impl Oracle {
             .flat_map(|state| state.cfgs.clone())
             .filter(|cfg| cfg.epoch.0 == epoch)
             .collect()
+    }
+
+    /// Returns whether the leader of `epoch` alone acknowledges: by the record, and because the spec wants it so.
+    fn acknowledges_alone(&self, epoch: u64) -> bool {
+        self.alone && self.recorded(epoch).iter().any(|cfg| cfg.k == 0)
     }
 
     pub fn violate(&mut self, invariant: &'static str, text: String) {

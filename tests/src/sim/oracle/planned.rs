@@ -59,6 +59,16 @@ fn loses(w: &World, before: &ClusterState, next: &ClusterState) -> Option<Proble
         .then(|| ("I12", format!("{} lacks what {} held, up to {}", new, old, needed.lsn)))
 }
 
+/// After any single failure writes come back within a minute: this long no client may be without a commit.
+const WRITES_WITHIN: Micros = 60_000_000;
+
+/// Writes come back, whichever single thing went wrong.
+pub fn writes(w: &World, now: Micros) -> Option<Problem> {
+    let since = now.saturating_sub(w.oracle.last_commit.max(SERVES_FROM));
+    (w.oracle.single && since > WRITES_WITHIN)
+        .then(|| ("writes", format!("no commit for {} s", since / 1_000_000)))
+}
+
 /// I18: somebody serves all the time.
 pub fn serves(w: &World, now: Micros) -> Option<Problem> {
     let serves = w.members.iter().any(|m| {

@@ -141,7 +141,7 @@ fn promised(w: &World, before: &ClusterState, epoch: u64) -> BTreeSet<MemberName
     sealed.map(|m| m.name.clone()).collect()
 }
 
-/// k voters of `cfg` hold, on their disks, all that was ever acknowledged.
+/// k voters of `cfg`, or its leader where it has none, hold on their disks all that was ever acknowledged.
 fn holds_everything(w: &World, cfg: &Cfg) -> bool {
     let holds = |name: &&MemberName| {
         let data = w.index_of(name).and_then(|i| w.members[i].disk.data.as_ref());
@@ -150,7 +150,10 @@ fn holds_everything(w: &World, cfg: &Cfg) -> bool {
             acknowledged.into_iter().all(|(b, l)| w.wal.covers(data.at, At { branch: *b, lsn: *l }))
         })
     };
-    cfg.voters.iter().filter(holds).count() >= cfg.k
+    match cfg.k {
+        0 => holds(&&cfg.leader),
+        k => cfg.voters.iter().filter(holds).count() >= k,
+    }
 }
 
 fn note(w: &mut World, now: Micros, before: Option<&ClusterState>, next: ClusterState) {

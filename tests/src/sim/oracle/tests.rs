@@ -9,8 +9,8 @@ use store::{Operation, Txn};
 
 use super::members;
 use crate::sim::executor::Sim;
-use crate::sim::faults::Profile;
 use crate::sim::postgres::Phase;
+use crate::sim::profiles::Profile;
 use crate::sim::run::Plan;
 use crate::sim::wal::At;
 

@@ -103,7 +103,8 @@ fn without_quorum(w: &World, at: At) -> Option<String> {
         return None;
     }
     let held = |cfg: &proto::Cfg| holders(w, cfg, at.branch, at.lsn) >= cfg.k && cfg.k > 0;
-    let covered = w.oracle.recorded(epoch).iter().any(held);
+    let alone = w.oracle.acknowledges_alone(epoch);
+    let covered = alone || w.oracle.recorded(epoch).iter().any(held);
     (!covered).then(|| {
         let cfgs: Vec<String> = state.cfgs.iter().map(ToString::to_string).collect();
         format!("acknowledged at {} by no quorum of {}", at.lsn, cfgs.join(", "))

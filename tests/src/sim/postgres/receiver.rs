@@ -81,8 +81,11 @@ async fn receive(pg: &Pg, upstream: &Upstream, name: String) {
     };
     let (down, mut from_far) = sim.wire(to, pg.node());
     let (to_far, up) = sim.wire(pg.node(), to);
-    sender::start(&server, pg.member, name, Line { down, up });
+    let streams = sender::start(&server, pg.member, name, Line { down, up });
     sim.pass(to, pg.node()).await;
+    if !streams {
+        return;
+    }
     let asked = sim.with(|w| ask(w, pg.member, far));
     let timeline = sim.with(|w| w.flushed(pg.member).map(|at| w.wal.branch(at.branch).tli));
     let now = sim.now();

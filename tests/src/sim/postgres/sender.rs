@@ -63,8 +63,14 @@ pub struct Line {
     pub up: UnboundedReceiver<Up>,
 }
 
-/// Starts a walsender for a receiver that has logged in.
-pub fn start(pg: &Pg, member: usize, name: String, line: Line) {
+/// Starts a walsender for a receiver that has logged in; false where another one has its standby's slot, and be it one
+/// that does not know yet that its standby has left.
+pub fn start(pg: &Pg, member: usize, name: String, line: Line) -> bool {
+    let taken = |s: &mut Server| s.senders.values().any(|other| other.member == member);
+    let shared = pg.sim.mutant("a-standby-streams-twice");
+    if pg.with(taken).is_none_or(|taken| taken && !shared) {
+        return false;
+    }
     let proc = pg.sim.start_process(pg.node());
     let pid = 40_000 + (pg.sim.fresh() % 1_000_000) as i32;
     pg.with(|s| {
@@ -87,6 +93,7 @@ pub fn start(pg: &Pg, member: usize, name: String, line: Line) {
         of.with(|s| s.senders.remove(&pid));
         of.sim.kill(proc);
     });
+    true
 }
 
 struct Sending {
