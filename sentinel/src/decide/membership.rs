@@ -153,11 +153,19 @@ pub(crate) fn stays(inputs: &Inputs, next: &mut ClusterState, member: &MemberNam
     }
 }
 
-/// Answers the request to take a removed member back: with the files and the floor that it had.
+/// Answers the request to take a removed member back: with the files and the floor that it had. One that is on its way out
+/// stays.
 pub(crate) fn readmit(inputs: &Inputs, request: &Request, member: &MemberName) -> Answer {
     let mut next = inputs.next();
     if next.sealing.is_some() {
         return Answer::Later;
+    }
+    if let Some(leaving) = next.orders.leaving.remove(member) {
+        let reason = format!("{member} was readmitted before it was out");
+        ended(&mut next, &leaving.request, RequestOutcome::Nothing { reason }, inputs.wall);
+        let what = format!("{member} stays a member");
+        let history = record::note(inputs, format!("{what}, as {} asked", request.by));
+        return Answer::Done { next: Box::new(next), history, what };
     }
     if next.members.contains_key(member) {
         return Answer::Refused(format!("{member} is a member"));

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use proto::cfg::Cfg;
 use proto::report::{Server, Stream};
-use proto::spec::{Durability, SynchronousMode};
+use proto::spec::{Durability, Permission, SynchronousMode};
 use proto::state::Floor;
 use proto::{CfgId, ClusterState, MemberName, MemberReport, Moment, Phase};
 
@@ -221,18 +221,28 @@ fn desired(inputs: &Inputs) -> BTreeSet<MemberName> {
 }
 
 /// Returns the members that may acknowledge commits now: complete, allowed, and connected as
-/// voters.
+/// voters. Whoever is to be taken out stays among them while too few others are there.
 fn candidates(inputs: &Inputs) -> BTreeSet<MemberName> {
-    inputs
+    let connected: BTreeSet<MemberName> = inputs
         .complete_others()
         .into_iter()
         .filter(|(name, report)| {
-            inputs.may_vote(name)
+            inputs.spec.member(name).vote == Permission::Allowed
                 && matches!(report.server, Server::Standby { .. })
                 && streams_as_voter(inputs.state, report)
         })
         .map(|(name, _)| name.clone())
-        .collect()
+        .collect();
+    let leaving = &inputs.state.orders.leaving;
+    let staying: BTreeSet<MemberName> =
+        connected.iter().filter(|m| !leaving.contains_key(*m)).cloned().collect();
+    match staying.len() < inputs.spec.synchronous.count {
+        true => {
+            let waits = |m: &MemberName| leaving.get(m).is_none_or(|l| !l.below_count);
+            connected.into_iter().filter(|m| waits(m)).collect()
+        }
+        false => staying,
+    }
 }
 
 /// Returns the voters among `pool`: all of them in quorum mode, the best in priority mode.
@@ -308,8 +318,8 @@ fn wish(inputs: &Inputs, newest: &Cfg) -> Option<Wish> {
         return Some(wish);
     }
     let k = wanted(inputs, &desired);
-    let dead: BTreeSet<MemberName> =
-        newest.voters.iter().filter(|v| is_dead(inputs, v)).cloned().collect();
+    let goes = |v: &&MemberName| is_dead(inputs, v) && !desired.contains(*v);
+    let dead: BTreeSet<MemberName> = newest.voters.iter().filter(goes).cloned().collect();
     if !dead.is_empty() && k > 0 {
         let left: BTreeSet<MemberName> = newest.voters.difference(&dead).cloned().collect();
         let reason = format!("{} are gone", list(&Vec::from_iter(&dead)));

@@ -297,6 +297,33 @@ fn a_member_leaves_the_cfgs_first_and_then_the_list_and_stays_out() {
 }
 
 #[test]
+fn a_member_on_its_way_out_votes_while_too_few_others_do_and_stays_if_it_is_readmitted() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    asks(&mut scene, 1, remove("c", false));
+    assert_eq!(cfgs(&scene).last().unwrap(), "#3 {a; b; 1}");
+    // The only one that was to be left is gone before its Cfg is proven.
+    let b = scene.seen.members.remove(&name("b"));
+    scene.pass(Duration::from_secs(2));
+    scene.settle();
+    assert_eq!(cfgs(&scene).last().unwrap(), "#4 {a; c; 1}", "commits do not wait for b");
+    scene.confirms("0/4000000");
+    scene.settle();
+    assert!(scene.state().members.contains_key(&name("c")));
+    scene.seen.members.extend(b.map(|report| (name("b"), report)));
+    scene.pass(Duration::from_secs(2));
+    scene.settle();
+    assert_eq!(cfgs(&scene).last().unwrap(), "#5 {a; b; 1}", "now it can go");
+    asks(&mut scene, 2, Wanted::Readmit { member: name("c") });
+    let first = scene.state().request(&RequestId::from_random(1)).unwrap().outcome.clone();
+    assert!(matches!(first, RequestOutcome::Nothing { .. }), "{first:?}");
+    scene.confirms("0/5000000");
+    scene.pass(Duration::from_secs(2));
+    scene.settle();
+    assert!(scene.state().orders.leaving.is_empty());
+    assert_eq!(scene.voters(), names(&["b", "c"]));
+}
+
+#[test]
 fn a_removed_name_is_free_for_a_new_member_and_not_for_the_old_one() {
     let mut scene = Scene::serving("a", &["b", "c"]);
     asks(&mut scene, 1, remove("c", false));
