@@ -97,7 +97,6 @@ pub const CASES: &[Case] = &[
             StartAgain(1),
             Commit(1, 0),
             Told(1),
-            Senders(0),
             GoOn(0, Walsenders),
             Told(1),
             Holds(1, 1),

@@ -17,6 +17,7 @@ impl Sim {
     /// Looks at one member after something of it has changed.
     pub fn oracle_look(&self, member: usize) {
         let (problems, opened) = self.with(|w| {
+            gather_signs(w);
             let Some(server) = &w.members[member].server else { return (Vec::new(), None) };
             let mut problems = names(w, member, server);
             let serves = server.phase == Phase::Primary && server.lets_clients_in();
@@ -236,7 +237,11 @@ fn is_within(rule: &Rule, cfg: &Cfg) -> bool {
     cfg.k > 0 && rule.k >= cfg.k && rule.names.iter().all(known)
 }
 
-/// I10: it opens by a state that named it after its start, and by no epoch below its promise.
+/// I10: it opens by a state that named it after its start, or by a sign of its voters after it, and by no epoch below its
+/// promise.
+///
+/// Voters that give a sign have promised nothing newer and receive from it: they acknowledge what it commits, and no epoch
+/// begins without them.
 fn self_made(w: &World, member: usize, server: &Server) -> Vec<Problem> {
     let name = &w.members[member].name;
     let epoch = w.wal.branch(server.branch).epoch;
@@ -257,7 +262,8 @@ fn self_made(w: &World, member: usize, server: &Server) -> Vec<Problem> {
     let remembered = w.oracle.remembered.as_ref().is_some_and(|state| {
         state.sealing.is_none() && state.primary.as_ref() == Some(name) && state.epoch.0 == epoch
     });
-    if !named && !remembered {
+    let signed = w.oracle.evidence.get(&member).is_some_and(|at| *at >= server.started);
+    if !named && !remembered && !signed {
         problems.push(("I10", format!("{name} opens epoch {epoch} that no state gave it")));
     }
     problems

@@ -50,11 +50,16 @@ impl Pg {
         self.tell();
     }
 
-    /// SIGTERM to a receiver: one that is stopped does not hear it.
+    /// SIGTERM to a receiver: one that is stopped hears it when it goes on.
     pub fn end_receiver(&self, proc: ProcId) {
-        if !self.sim.is_paused(proc) {
-            self.forget_receiver(proc);
-            self.sim.kill(proc);
+        let of = self.clone();
+        let end = move || {
+            of.forget_receiver(proc);
+            of.sim.kill(proc);
+        };
+        match self.sim.is_paused(proc) {
+            true => drop(self.sim.spawn(proc, async move { end() })),
+            false => end(),
         }
     }
 
