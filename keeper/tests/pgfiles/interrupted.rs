@@ -44,16 +44,22 @@ enum Cut {
 }
 
 /// Draws numbers from a seed (splitmix64).
-struct Draw(u64);
+pub struct Draw(pub u64);
 
 impl Draw {
-    fn below(&mut self, bound: u64) -> u64 {
+    /// Returns a number below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         (mixed ^ (mixed >> 31)) % bound.max(1)
     }
+}
+
+/// Returns the number in an environment variable.
+pub fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
 /// How long an uncut rewind is, by what it receives and by the calls that change files.
@@ -79,7 +85,6 @@ impl Whole {
 
 #[tokio::test]
 async fn rewinds_that_are_cut_at_drawn_points_are_taken_up_again_and_end_equal() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seed = number("PGDEPUTY_SEED").unwrap_or(20_261_127);
     let interruptions = number("PGDEPUTY_INTERRUPTIONS").unwrap_or(6);
     let mut draw = Draw(seed);

@@ -6,6 +6,7 @@ mod bench_rejoin;
 mod cluster;
 mod contents;
 mod control;
+mod damaged;
 mod delta;
 mod interrupted;
 mod ladder;
