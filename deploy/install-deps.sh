@@ -71,8 +71,10 @@ look() {
     need "C linker" "gcc libc6-dev" c_linker
     need make make command -v make
     need ip iproute2 command -v ip
+    need tc iproute2 command -v tc
     need nft nftables command -v nft
     need mkfs.ext4 e2fsprogs command -v mkfs.ext4
+    need e2fsck e2fsprogs command -v e2fsck
     need mount mount command -v mount
     need strace strace command -v strace
     need "CA certificates" ca-certificates ca_certificates

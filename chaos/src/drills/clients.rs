@@ -13,7 +13,7 @@ use store::clock;
 use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Config, Error, Row};
+use tokio_postgres::{Config, Error, NoTls, Row};
 use tokio_util::sync::CancellationToken;
 
 use crate::checker::{Operation, Outcome, Recorder, Step, What};
@@ -47,20 +47,26 @@ pub const TABLES: &str = "CREATE TABLE IF NOT EXISTS stream
      CREATE TABLE IF NOT EXISTS account (id int PRIMARY KEY, money bigint NOT NULL);
      INSERT INTO account SELECT n, 100 FROM generate_series(1, 16) n ON CONFLICT DO NOTHING;";
 
+/// Within how many microseconds a storm strikes: about twice what a commit takes.
+const STORM_US: u64 = 6_000;
+
 /// What a client does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Reader,
     Stream,
+    /// A stream whose statements are cancelled, or run out of time, at any moment.
+    Storm,
     Lists,
     Payer,
     Auditor,
 }
 
 /// Who there is, and how long each rests between two operations: together they are a small part of the load.
-const PARTS: [(Part, u64); 6] = [
+const PARTS: [(Part, u64); 7] = [
     (Part::Reader, 20),
     (Part::Stream, 15),
+    (Part::Storm, 30),
     (Part::Lists, 15),
     (Part::Lists, 15),
     (Part::Payer, 20),
@@ -150,6 +156,7 @@ impl Client {
         let (outcome, what) = match self.part {
             Part::Reader => self.read_newest(session).await,
             Part::Stream => self.write_next(session).await,
+            Part::Storm => self.write_in_a_storm(session).await,
             Part::Lists => self.change_lists(session).await,
             Part::Payer => pay(session).await,
             Part::Auditor => audit(session).await,
@@ -186,6 +193,29 @@ impl Client {
             Outcome::Refused => {}
         }
         (outcome, What::Next { stream, number })
+    }
+
+    /// A cancel or a time-out strikes before, while or after the commit waits for the standbys: where it cuts that wait, the
+    /// server warns, and the write counts as unknown.
+    async fn write_in_a_storm(&mut self, session: &Session) -> (Outcome, What) {
+        let after = Duration::from_micros(rand::random_range(0..STORM_US));
+        if rand::random() {
+            let timeout = format!("SET statement_timeout = '{}us'", after.as_micros().max(1_000));
+            if tell(session, &timeout).await.is_err() {
+                self.gave_up = true;
+            }
+            return self.write_next(session).await;
+        }
+        let canceller = session.client().cancel_token();
+        let cancelled = tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            // Through a proxy that has just lost its server nothing is cancelled.
+            let _ = tokio::time::timeout(CONNECT_DEADLINE, canceller.cancel_query(NoTls)).await;
+        });
+        let written = self.write_next(session).await;
+        // It must not strike the next statement, whose answer would be taken for another one's.
+        let _ = cancelled.await;
+        written
     }
 
     async fn change_lists(&mut self, session: &Session) -> (Outcome, What) {
@@ -282,6 +312,7 @@ fn outcome(error: &Error) -> Outcome {
         SqlState::READ_ONLY_SQL_TRANSACTION,
         SqlState::T_R_SERIALIZATION_FAILURE,
         SqlState::T_R_DEADLOCK_DETECTED,
+        SqlState::QUERY_CANCELED,
     ];
     let refused = error.code().is_some_and(|code| refusals.contains(code));
     if refused { Outcome::Refused } else { Outcome::Unknown }

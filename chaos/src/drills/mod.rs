@@ -7,6 +7,7 @@ mod clients;
 mod drill;
 mod finals;
 mod outcome;
+mod pages;
 mod plan;
 mod report;
 mod roles;
@@ -179,6 +180,7 @@ async fn play_all(config: &Config, lab: &mut Lab) -> anyhow::Result<Ran> {
     let mut evidence = evidence;
     evidence.acknowledged.extend(told.acknowledged.iter().copied());
     told.join(by_haproxy.clone());
+    let alike = pages::compare(lab).await.context("compare the members' files")?;
     let record = Record { inserts: told, operations, members, money: MONEY };
     let outcome = Outcome::of(Shown {
         seed: config.seed.filter(|_| config.only.is_empty()),
@@ -187,7 +189,7 @@ async fn play_all(config: &Config, lab: &mut Lab) -> anyhow::Result<Ran> {
         drills: &drills,
         stuck,
         verdict: judge(&evidence),
-        findings: check(&record, LEAST),
+        findings: check(&record, LEAST).into_iter().chain(alike).collect(),
         acknowledged: evidence.acknowledged.len(),
         operations: record.operations.len(),
     });

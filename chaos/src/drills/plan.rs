@@ -9,7 +9,7 @@ use rand::seq::SliceRandom;
 use crate::fault::{ALL, Class, Fault};
 
 /// At least one fault of every class, those first whose loss is likeliest: what every change is drilled with.
-pub const USUAL: [Fault; 23] = [
+pub const USUAL: [Fault; 24] = [
     Fault::Crash,
     Fault::Member,
     Fault::Freeze,
@@ -31,6 +31,7 @@ pub const USUAL: [Fault; 23] = [
     Fault::Connections,
     Fault::Stranger,
     Fault::DiskFull,
+    Fault::Processor,
     Fault::Switchover,
     Fault::Stop,
 ];

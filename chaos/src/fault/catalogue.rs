@@ -40,6 +40,8 @@ const CRASH: u64 = 1_500;
 const SILENCE: u64 = 4_000;
 /// `unresponsive_after` is 3 s in drills, the shortest that a spec allows.
 const UNRESPONSIVE: u64 = 6_000;
+/// A primary that is heard by all, now and then, and cannot renew serves until its lease of 4 s ends; its silence is noticed after that.
+const LEASE: u64 = 6_000;
 /// No time-out of pgdeputy's is as short.
 const UNSEEN: u64 = 750;
 /// A new leader of etcd, or a session that has to be opened again.
@@ -55,7 +57,7 @@ const MENDED: &str = "the network of {x} is mended";
 const ETCD_AGAIN: &str = "etcd is started again";
 
 /// All faults, in the order of the help text, which is that of `Fault`.
-pub const ALL: [Entry; 45] = [
+pub const ALL: [Entry; 54] = [
     line(
         Member,
         "member",
@@ -376,5 +378,80 @@ pub const ALL: [Entry; 45] = [
         (Class::Twice, Hits::Primary),
         (CRASH, 500),
         ("kill -9 the postmaster of the primary {x}, and all of {x} while it comes back", AGAIN),
+    ),
+    line(
+        Loss,
+        "loss",
+        (Class::Network, Hits::PrimaryLink),
+        (SILENCE, 4_000),
+        ("of the packets between the primary {x} and everybody a tenth is lost", MENDED),
+    ),
+    line(
+        MtuHole,
+        "mtu-hole",
+        (Class::Network, Hits::PrimaryLink),
+        (LEASE, 4_000),
+        ("no long packet passes between the primary {x} and members, etcd and sentinels", MENDED),
+    ),
+    line(
+        StandbyMtuHole,
+        "standby-mtu-hole",
+        (Class::Network, Hits::Standby),
+        (PLANNED, 4_000),
+        ("no long packet passes between the standby {x} and members, etcd and sentinels", MENDED),
+    ),
+    line(
+        Narrow,
+        "narrow",
+        (Class::Network, Hits::PrimaryLink),
+        (SILENCE, 4_000),
+        ("all that the primary {x} sends leaves at 400 kbit a second", MENDED),
+    ),
+    line(
+        DiskSlow,
+        "disk-slow",
+        (Class::Disk, Hits::PrimaryLink),
+        (SILENCE, 4_000),
+        (
+            "every write to the disk of the primary {x} takes a quarter of a second",
+            "the disk of {x} is as fast as before",
+        ),
+    ),
+    line(
+        DiskErrors,
+        "disk-errors",
+        (Class::Disk, Hits::Primary),
+        (SILENCE, 500),
+        (
+            "the disk of the primary {x} fails: it takes no write and no fsync",
+            "that disk is checked, and {x} is started again",
+        ),
+    ),
+    line(
+        Processor,
+        "processor",
+        (Class::Starved, Hits::PrimaryLink),
+        (LEASE, 2_000),
+        ("leave the primary {x} three hundredths of a processor", "{x} has the processor again"),
+    ),
+    line(
+        Memory,
+        "memory",
+        (Class::Starved, Hits::Primary),
+        (SILENCE, 500),
+        (
+            "have a query of the primary {x} take more memory than there is",
+            "{x} may take memory again",
+        ),
+    ),
+    line(
+        CrashBehind,
+        "crash-behind",
+        (Class::Postgres, Hits::Primary),
+        (SILENCE, 500),
+        (
+            "a walreceiver stands still, and kill -9 the postmaster of the primary {x} once that standby lacks commits",
+            "",
+        ),
     ),
 ];

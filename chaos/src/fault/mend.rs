@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use proto::MemberName;
 use store::clock;
 
@@ -32,6 +32,7 @@ impl Fault {
             | Fault::Switchover
             | Fault::Flapping
             | Fault::EtcdCompaction
+            | Fault::CrashBehind
             | Fault::Haproxy => Ok(()),
             Fault::Member | Fault::Standby | Fault::Stop | Fault::RejoinCrash => {
                 start_again(lab, victim).await
@@ -52,11 +53,14 @@ impl Fault {
             | Fault::Resets
             | Fault::StandbyCut => lab.heal().await.map(drop),
             Fault::Keeper => lab.keeper_back(victim).await,
-            Fault::Fencer => {
-                // It cannot go on without, and ends; a service manager starts it again.
-                keeper_ends(lab, victim).await?;
-                lab.start_member(victim)
+            Fault::Fencer => start_after_its_end(lab, victim).await,
+            Fault::Loss | Fault::MtuHole | Fault::StandbyMtuHole | Fault::Narrow => {
+                lab.repair().await
             }
+            Fault::DiskSlow => injury.stutter.context("its disk is not slow")?.end().await,
+            Fault::DiskErrors => start_on_a_checked_disk(lab, victim).await,
+            Fault::Processor => lab.feed(victim).await,
+            Fault::Memory => feed(lab, victim).await,
             Fault::DiskFull => lab.make_room(victim),
             Fault::DiskHung => lab.unhang_disk(victim),
             Fault::Etcd | Fault::EtcdMember | Fault::EtcdLeader | Fault::EtcdQuorum => {
@@ -90,6 +94,26 @@ impl Fault {
 
 async fn start_again(lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {
     lab.member_gone(victim).await?;
+    lab.start_member(victim)
+}
+
+/// As a host does that found its disk broken.
+async fn start_on_a_checked_disk(lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {
+    lab.kill_member(victim)?;
+    lab.member_gone(victim).await?;
+    lab.check_disk(victim)?;
+    lab.start_member(victim)
+}
+
+/// The kernel may have chosen the keeper to be killed.
+async fn feed(lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {
+    lab.feed(victim).await?;
+    lab.keeper_back(victim).await
+}
+
+/// A keeper cannot go on without its fencer, and ends; a service manager starts it again.
+async fn start_after_its_end(lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {
+    keeper_ends(lab, victim).await?;
     lab.start_member(victim)
 }
 

@@ -17,7 +17,7 @@ use proto::MemberName;
 use serde::Serialize;
 
 use crate::lab::network::Placement;
-use crate::lab::{Cluster, LabConfig, Struck};
+use crate::lab::{Cluster, LabConfig, Struck, Stutter};
 use crate::session::Session;
 pub use catalogue::{ALL, Entry};
 
@@ -70,6 +70,15 @@ pub enum Fault {
     Stranger,
     SwitchoverTarget,
     RejoinCrash,
+    Loss,
+    MtuHole,
+    StandbyMtuHole,
+    Narrow,
+    DiskSlow,
+    DiskErrors,
+    Processor,
+    Memory,
+    CrashBehind,
 }
 
 /// Kinds of faults, by what breaks.
@@ -101,6 +110,8 @@ pub enum Class {
     Twice,
     /// Somebody streams who is no member.
     Stranger,
+    /// A member has hardly any processor, or no memory.
+    Starved,
 }
 
 /// Whose part breaks, and so what is expected of the cluster.
@@ -137,11 +148,13 @@ pub struct Injury {
     crowd: Vec<Session>,
     /// Who was killed, where it is not the one that the fault is about.
     killed: Option<MemberName>,
+    /// A disk that stutters until this is told to end.
+    stutter: Option<Stutter>,
 }
 
 impl From<Struck> for Injury {
     fn from(struck: Struck) -> Self {
-        Self { struck, crowd: Vec::new(), killed: None }
+        Self { struck, crowd: Vec::new(), killed: None, stutter: None }
     }
 }
 
@@ -184,7 +197,7 @@ impl Fault {
 
     /// Returns whether only root can do it: networks and disks of their own are made by root.
     pub fn needs_root(self) -> bool {
-        matches!(self.entry().class, Class::Network | Class::Disk)
+        matches!(self.entry().class, Class::Network | Class::Disk | Class::Starved)
     }
 
     /// Gives the lab what this fault breaks.

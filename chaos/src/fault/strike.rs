@@ -7,7 +7,9 @@ use nix::sys::signal::Signal;
 use proto::{MemberName, Phase};
 
 use super::{Fault, Injury};
+use crate::lab::network::Site;
 use crate::lab::network::cut::{Cut, Others, Way};
+use crate::lab::network::flaw::{Flaw, Kind};
 use crate::lab::{Lab, Part, ServerProcess, Struck};
 
 /// etcd elects within two seconds, and sentinels within one; this is for a machine under load.
@@ -73,12 +75,34 @@ impl Fault {
             Fault::Stranger => lab.start_stranger(victim).await?,
             Fault::Connections => {
                 let (struck, crowd) = lab.exhaust(victim).await?;
-                return Ok(Injury { struck, crowd, killed: None });
+                return Ok(Injury { crowd, ..struck.into() });
             }
             Fault::SwitchoverTarget => return kill_target(lab).await,
             Fault::RejoinCrash => kill_while_it_comes_back(lab, victim).await?,
+            Fault::Loss | Fault::MtuHole | Fault::StandbyMtuHole | Fault::Narrow => {
+                lab.impair(&self.flaw(victim)).await?
+            }
+            Fault::DiskSlow => {
+                let (struck, stutter) = lab.slow_disk(victim).await?;
+                return Ok(Injury { stutter: Some(stutter), ..struck.into() });
+            }
+            Fault::DiskErrors => lab.break_disk(victim)?,
+            Fault::Processor => lab.starve(victim).await?,
+            Fault::CrashBehind => lab.crash_ahead_of_a_standby(victim).await?,
+            Fault::Memory => lab.exhaust_memory(victim).await?,
         };
         Ok(struck.into())
+    }
+
+    /// Which bad link it is, for the faults that are one.
+    fn flaw(self, victim: &MemberName) -> Flaw {
+        let (to, kind) = match self {
+            Fault::Loss => (Others::Everybody, Kind::Loss(10)),
+            Fault::Narrow => (Others::Everybody, Kind::Narrow(400)),
+            // As behind a tunnel with the smallest MTU that IPv4 asks for.
+            _ => (Others::Cluster, Kind::LongLost(576)),
+        };
+        Flaw { site: Site::Member(victim.clone()), to, kind }
     }
 }
 
@@ -93,7 +117,7 @@ async fn kill_target(lab: &mut Lab) -> anyhow::Result<Injury> {
     });
     let target = begun.await?;
     let struck = lab.kill_member(&target)?;
-    Ok(Injury { struck, crowd: Vec::new(), killed: Some(target) })
+    Ok(Injury { killed: Some(target), ..struck.into() })
 }
 
 async fn kill_while_it_comes_back(lab: &mut Lab, victim: &MemberName) -> anyhow::Result<Struck> {

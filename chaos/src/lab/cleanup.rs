@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::config::{DIRECTORY_PREFIX, Layout, MARK};
-use super::{disk, network};
+use super::{disk, network, starve};
 
 /// PostgreSQL's immediate stop takes 20 ms and, with a stopped child, 5 s. Then everything is killed anyway.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
@@ -151,6 +151,7 @@ pub fn end_lab(root: &Path) -> anyhow::Result<BTreeSet<i32>> {
     let ended = end_processes(&root)?;
     disk::unmount_all(&root).context("unmount the members' disks")?;
     network::remove_of(&root).context("remove the lab's network")?;
+    starve::remove_of(&root);
     remove(&root).with_context(|| format!("remove {}", root.display()))?;
     Ok(ended)
 }

@@ -26,7 +26,7 @@ pub fn make(image: &Path, place: &Path, megabytes: u32) -> anyhow::Result<()> {
     let file = File::create(image).with_context(|| format!("make {}", image.display()))?;
     // Without content: it takes of the machine's disk what is written.
     file.set_len(u64::from(megabytes) << 20).context("size the member's disk")?;
-    let words = ["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"];
+    let words = ["-q", "-F", "-m", "0", "-e", "remount-ro", "-E", "lazy_itable_init=1,nodiscard"];
     run(Command::new("mkfs.ext4").args(words).arg(image), "")?;
     run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(place), "")
 }
@@ -109,7 +109,7 @@ impl Lab {
         run(Command::new("fsfreeze").arg("-u").arg(self.disk_of(member)?), "")
     }
 
-    fn disk_of(&self, member: &MemberName) -> anyhow::Result<PathBuf> {
+    pub(super) fn disk_of(&self, member: &MemberName) -> anyhow::Result<PathBuf> {
         let place = self.home.layout.member(member);
         ensure!(
             mounted(&self.home.layout.root).contains(&place),

@@ -134,6 +134,10 @@ impl Lab {
 
     /// Starts the keeper of `name` where nobody has: its fencer does, or a service manager, whose part the lab has.
     pub async fn keeper_back(&mut self, name: &MemberName) -> anyhow::Result<()> {
+        let known = self.members.get(name).and_then(|member| member.keeper);
+        if known.is_some_and(|pid| !is_dead(pid)) {
+            return Ok(());
+        }
         let deadline = clock::now() + KEEPER_BACK;
         while clock::now() < deadline {
             if let Some(pid) = self.keeper_process(name) {

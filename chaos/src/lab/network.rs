@@ -6,6 +6,7 @@
 
 mod claim;
 pub mod cut;
+pub mod flaw;
 mod probe;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use proto::MemberName;
 
 pub use claim::{Claim, KEPT};
 use cut::Cut;
+use flaw::Flaw;
 
 /// Where `ip netns` keeps its names.
 const NAMES: &str = "/run/netns";
@@ -85,6 +87,7 @@ pub struct Network {
     number: u8,
     places: BTreeMap<Site, Place>,
     cuts: Vec<Cut>,
+    flaws: Vec<Flaw>,
 }
 
 impl Network {
@@ -102,7 +105,8 @@ impl Network {
         ip(&["link", "set", &link, "up"])?;
         let own = File::open("/proc/self/ns/net").context("open the machine's own network")?;
         let clients = Place { address, namespace: Arc::new(own) };
-        Ok(Self { number, places: BTreeMap::from([(Site::Clients, clients)]), cuts: Vec::new() })
+        let places = BTreeMap::from([(Site::Clients, clients)]);
+        Ok(Self { number, places, cuts: Vec::new(), flaws: Vec::new() })
     }
 
     /// Adds a host with a namespace and an address of its own; finds it if it is there.

@@ -53,12 +53,22 @@ impl Lab {
         member: &MemberName,
         which: ServerProcess,
     ) -> anyhow::Result<Struck> {
+        let pid = self.server_process(member, which).await?;
+        self.kill_seen(pid, which.kind()).await
+    }
+
+    /// Returns the id of one process of this kind.
+    pub(super) async fn server_process(
+        &self,
+        member: &MemberName,
+        which: ServerProcess,
+    ) -> anyhow::Result<i32> {
         const FIND: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = $1 \
              AND (usename = $2 OR backend_type <> 'client backend') LIMIT 1";
         let session = self.superuser(member).await?;
         let found = session.client().query_opt(FIND, &[&which.kind(), &APPLICATION]).await?;
-        let pid = found.with_context(|| format!("{member} has no {}", which.kind()))?.try_get(0)?;
-        self.kill_seen(pid, which.kind()).await
+        let found = found.with_context(|| format!("{member} has no {}", which.kind()))?;
+        Ok(found.try_get(0)?)
     }
 
     /// Kills the fencer of a member, and proves that it is gone.

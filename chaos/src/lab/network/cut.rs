@@ -94,10 +94,17 @@ impl Cut {
     }
 
     fn covers(&self, other: &Site) -> bool {
-        if *other == self.site {
+        self.from.covers(&self.site, other)
+    }
+}
+
+impl Others {
+    /// Returns whether these are what `other` is to `site`.
+    pub(super) fn covers(&self, site: &Site, other: &Site) -> bool {
+        if other == site {
             return false;
         }
-        match &self.from {
+        match self {
             Others::Everybody => true,
             Others::Cluster => *other != Site::Clients,
             Others::Etcd => matches!(other, Site::Etcd(_)),
@@ -181,8 +188,8 @@ impl Network {
     }
 
     /// Packets vanish in the switch, where their sender does not notice; they are refused at the host itself.
-    fn enforce(&self) -> anyhow::Result<()> {
-        let mut rules = String::new();
+    pub(super) fn enforce(&self) -> anyhow::Result<()> {
+        let mut rules = self.flawed()?;
         for cut in self.cuts.iter().filter(|c| c.how == How::BlackHole) {
             for (from, to) in self.lost_by(cut) {
                 let (from, to) = (self.place(&from)?.address, self.place(&to)?.address);
@@ -313,5 +320,5 @@ impl Lab {
     }
 }
 
-const NO_NETWORK: &str =
+pub(super) const NO_NETWORK: &str =
     "this lab's members share the loopback: start it with Placement::Namespaces to cut them off";

@@ -14,6 +14,9 @@ const WAIT: Duration = Duration::from_millis(250);
 /// One that is lost by chance must not be taken for a cut.
 const DATAGRAMS: usize = 3;
 
+/// Far below what a socket holds that is not read.
+const BATCH: usize = 20;
+
 /// Returns whether a datagram passes. Blocks for up to `WAIT`.
 pub fn passes(from: &Place, to: &Place) -> anyhow::Result<bool> {
     let places = (from.clone(), to.clone());
@@ -28,6 +31,28 @@ pub fn passes(from: &Place, to: &Place) -> anyhow::Result<bool> {
             let _ = sender.send_to(b"probe", receiver.local_addr()?);
         }
         Ok(receiver.recv(&mut [0; 8]).is_ok())
+    });
+    probe.join().map_err(|_| anyhow::anyhow!("the probe panicked"))?
+}
+
+/// Sends so many datagrams of this many bytes, a few at a time, and returns how many arrive. Blocks for some `WAIT`s.
+pub fn arrived(from: &Place, to: &Place, datagrams: usize, bytes: usize) -> anyhow::Result<usize> {
+    let (from, to) = (from.clone(), to.clone());
+    let probe = std::thread::spawn(move || -> anyhow::Result<usize> {
+        let receiver = socket(&to)?;
+        let sender = socket(&from)?;
+        let address = receiver.local_addr()?;
+        let (mut arrived, mut buffer) = (0, vec![0; bytes]);
+        for _ in (0..datagrams).step_by(BATCH) {
+            // What does not fit the host's own queue is lost.
+            (0..BATCH).for_each(|_| drop(sender.send_to(&vec![7; bytes], address)));
+            receiver.set_nonblocking(true)?;
+            arrived += std::iter::from_fn(|| receiver.recv(&mut buffer).ok()).count();
+        }
+        receiver.set_nonblocking(false)?;
+        receiver.set_read_timeout(Some(WAIT))?;
+        arrived += std::iter::from_fn(|| receiver.recv(&mut buffer).ok()).count();
+        Ok(arrived)
     });
     probe.join().map_err(|_| anyhow::anyhow!("the probe panicked"))?
 }

@@ -3,6 +3,7 @@
 use std::process::Child;
 
 use super::cut::{How, Others, Traffic, Way};
+use super::flaw::{Flaw, Kind};
 use super::*;
 use crate::lab::config::{DIRECTORY_PREFIX, Layout};
 
@@ -100,6 +101,26 @@ fn a_cut_of_tcp_leaves_datagrams() {
         assert!(connects(&scene, &clients, &a), "{cut:?}");
         scene.network.mend().unwrap();
         assert!(connects(&scene, &a, &b) && connects(&scene, &b, &a), "undo of {cut:?}");
+    }
+}
+
+#[test]
+fn a_flaw_shows_where_it_is_and_its_undo_leaves_nothing() {
+    let mut scene = scene();
+    let places = [member("a"), member("b"), Site::Etcd(0)];
+    let [a, b, etcd] = places.map(|site| scene.network.place(&site).unwrap().clone());
+    for kind in [Kind::Loss(10), Kind::LongLost(576), Kind::Narrow(400)] {
+        let flaw = Flaw { site: member("a"), to: Others::Members, kind };
+        assert!(
+            flaw.prove_bad(&(a.clone(), b.clone())).is_err(),
+            "{flaw:?} shows though it is not there"
+        );
+        let ends = scene.network.impair(&flaw).unwrap();
+        flaw.prove_bad(&ends).unwrap();
+        flaw.prove_good(&(b.clone(), etcd.clone())).unwrap();
+        for (flaw, ends) in scene.network.repair().unwrap() {
+            flaw.prove_good(&ends).unwrap();
+        }
     }
 }
 
