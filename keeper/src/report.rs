@@ -49,7 +49,7 @@ pub fn report(
         server: server(identity, view.state.as_ref(), facts),
         opened: local.opened,
         confirmed: local.confirmed.clone(),
-        stream: stream(view.state.as_ref(), facts),
+        stream: stream(view, facts),
         never_received: local.streamed.is_none(),
         silence: silence(view.state.as_ref(), facts),
         hears: local.hears.clone(),
@@ -119,13 +119,17 @@ fn unresponsive(view: &ClusterView, facts: &Facts) -> Option<Unresponsive> {
     Some(Unresponsive { epoch, problem: facts.local.pulse.unresponsive(after)? })
 }
 
-fn stream(state: Option<&ClusterState>, facts: &Facts) -> Stream {
-    let (Some(state), Some(sql)) = (state, &facts.sql) else { return Stream::None };
+/// A receiver that runs ends by itself once it has heard nothing for `wal_receiver_timeout`, one and a half times
+/// `silent_after`. One that has not by twice that time is stopped, or waits for a disk that hangs: it receives nothing.
+fn stream(view: &ClusterView, facts: &Facts) -> Stream {
+    let (Some(state), Some(sql)) = (&view.state, &facts.sql) else { return Stream::None };
     if !sql.in_recovery {
         return Stream::None;
     }
+    let too_long = view.spec.as_ref().map(|spec| spec.silent_after * 3);
     match &sql.receiver {
         Some(receiver) if receiver.streaming => match state.epoch_of(receiver.timeline) {
+            Some(_) if too_long.is_some_and(|limit| receiver.silent_for > limit) => Stream::None,
             Some(epoch) => Stream::Live {
                 epoch,
                 timeline: receiver.timeline,
@@ -145,4 +149,32 @@ fn is_voter_name(name: Option<&str>, facts: &Facts, epoch: Epoch) -> bool {
     let prefix = format!("{}.e{epoch}", facts.member);
     name.and_then(|n| n.strip_prefix(&prefix))
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(".r"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proto::Timeline;
+
+    use super::*;
+    use crate::postgres::probe::Receiver;
+    use crate::reconcile::tests::{facts, running, sql, view};
+
+    #[test]
+    fn a_receiver_that_should_have_ended_itself_receives_nothing() {
+        let shown = |seconds| {
+            let mut sql = sql(true, 2);
+            sql.receiver = Some(Receiver {
+                streaming: true,
+                timeline: Timeline(2),
+                name: Some("c.e2".into()),
+                silent_for: Duration::from_secs(seconds),
+                primary_end: None,
+            });
+            stream(&view(), &running(facts("c", 2, Role::Standby), sql))
+        };
+        let live = Stream::Live { epoch: Epoch(2), timeline: Timeline(2), voter: true };
+        assert_eq!((shown(0), shown(3), shown(4)), (live, live, Stream::None));
+    }
 }

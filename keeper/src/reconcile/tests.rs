@@ -71,7 +71,7 @@ pub(crate) fn report(member: &str) -> MemberReport {
 }
 
 /// Epoch 2, led by b since 100 (chosen with 100), open; a was the primary of epoch 1.
-fn view() -> ClusterView {
+pub(crate) fn view() -> ClusterView {
     let epochs = [(1, "a", None, 0), (2, "b", Some(1), 100)].map(
         |(n, primary, parent, start): (u64, _, Option<u32>, _)| EpochRecord {
             epoch: Epoch(n),
@@ -118,7 +118,7 @@ fn view() -> ClusterView {
     }
 }
 
-fn sql(in_recovery: bool, timeline: u32) -> SqlFacts {
+pub(crate) fn sql(in_recovery: bool, timeline: u32) -> SqlFacts {
     SqlFacts {
         asked: NOW,
         in_recovery,
@@ -132,7 +132,7 @@ fn sql(in_recovery: bool, timeline: u32) -> SqlFacts {
     }
 }
 
-fn facts(member: &str, epoch: u64, role: Role) -> Facts {
+pub(crate) fn facts(member: &str, epoch: u64, role: Role) -> Facts {
     Facts {
         member: name(member),
         files: MemberFiles {
@@ -160,7 +160,7 @@ fn facts(member: &str, epoch: u64, role: Role) -> Facts {
     }
 }
 
-fn running(mut facts: Facts, sql: SqlFacts) -> Facts {
+pub(crate) fn running(mut facts: Facts, sql: SqlFacts) -> Facts {
     facts.local.process = Process::Running { pid: 1 };
     facts.sql = Some(sql);
     facts
