@@ -75,11 +75,7 @@ pub const MUTANTS: &[Mutant] = &[
         "pieces are not set aside, and a promotion that falls short is taken",
         ALL,
     ),
-    mutant(
-        "renewal-counts-from-receipt",
-        "a renewal counts from its answer",
-        &["network", "heavy"],
-    ),
+    mutant("renewal-counts-from-receipt", "a renewal counts from its answer", &["slow-store"]),
     mutant("keepalive-alone-renews", "a keepalive renews the right", &["network"]),
     mutant("sign-without-causality", "an old flush position is a sign", &["network"]),
     mutant("stale-sentinel-without-guard", "the leader's write has no guards", &["sentinels"])

@@ -69,6 +69,8 @@ kinds! {
     AskRemove,
     /// An operator changes the spec, for good.
     AskSpec,
+    /// A member's way to etcd takes long.
+    SlowStore,
 }
 
 /// Whom it hits, found out when it happens.

@@ -52,6 +52,7 @@ pub const PROFILES: &[&str] = &[
     "two-of-three",
     "respec",
     "single",
+    "slow-store",
 ];
 
 const CRASH: &[Kind] =
@@ -88,6 +89,8 @@ const BUSY: &[Kind] =
 const SENTINELS: &[Kind] =
     &[CutSentinel, CutSentinel, PauseSentinel, KillSentinel, SlowSentinel, KillPostmaster];
 const ORDERS: &[Kind] = &[AskSwitchover, AskPause, AskRemove, CancelWaits];
+/// What a member is told of etcd is old when it comes, and then nothing comes any more.
+const SLOW_STORE: &[Kind] = &[SlowStore, SlowStore, SlowStore, CutMachine, CutStore, PauseKeeper];
 const RESPEC: &[Kind] = &[AskSpec, AskSpec, AskSpec, AskSpec, AskSwitchover];
 /// What is no single failure that a cluster has to bear: clients that are cut off themselves, wishes of operators, and disks
 /// and stores that come back older. A disk that hangs is one, but the probe that tells it is not modelled.
@@ -178,6 +181,7 @@ impl Profile {
                 client_pause: 3_000_000,
                 ..base
             },
+            "slow-store" => Self { pause: 1_500_000, kinds: SLOW_STORE.to_vec(), ..base },
             "heavy" => Self { kinds: heavy(), pause: 2_500_000, ..base },
             _ => base.of_specs(),
         })

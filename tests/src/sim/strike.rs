@@ -109,6 +109,9 @@ impl Sim {
             CutClients => self.cutting(node, Some(Node::Client), 3),
             CutSentinel => self.cutting(Node::Sentinel(sentinel), Some(Node::Etcd), 3),
             SlowLink => self.slowing(member, fault.other),
+            SlowStore => {
+                self.slowing_link(node, Node::Etcd, 200_000 + (fault.other >> 16) % 1_500_000)
+            }
             SlowSentinel => {
                 let extra = 100_000 + (fault.other >> 16) % 3_000_000;
                 self.slowing_link(Node::Sentinel(sentinel), Node::Etcd, extra)
