@@ -55,13 +55,16 @@ pub fn frozen(facts: &Facts, wanted: Action, why: &str) -> Action {
     }
 }
 
-/// A primary of its own epoch that has promised no other, and whose PostgreSQL is down. It must hold what it once held
-/// (I11): voters that hold more would be counted as soon as it has written past them.
+/// A primary of its own epoch that has promised no other, and whose PostgreSQL is down. It must have been open: one whose
+/// promotion was cut is not on the epoch's timeline, and would write on the one before, beside others (I9). It must hold
+/// what it once held (I11): voters that hold more would be counted as soon as it has written past them.
 fn start_alone(view: &ClusterView, facts: &Facts) -> Option<Action> {
     let state = view.state.as_ref()?;
     match proto::assignment::assignment(state, &facts.member) {
         Assignment::Lead(lead)
-            if lead.epoch == facts.files.epoch && lead.epoch == facts.files.promise =>
+            if lead.start_lsn.is_some()
+                && lead.epoch == facts.files.epoch
+                && lead.epoch == facts.files.promise =>
         {
             let Some(end) = facts.local.end_of_wal else { return Some(Action::Scan) };
             Some(match primary::below_floor(state, &facts.member, end) {

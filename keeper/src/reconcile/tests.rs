@@ -661,6 +661,13 @@ fn with_etcd_away_a_dead_primary_is_started_alone_unless_it_has_promised_another
     assert_eq!(decide(&view(), &facts), Action::Scan);
     facts.local.end_of_wal = Some(at(2, 150));
     assert!(matches!(decide(&view(), &facts), Action::StartAlone(_)));
+    let mut cut = view();
+    let state = cut.state.as_mut().unwrap();
+    (state.phase, state.epochs[1].start_lsn) = (Phase::Promoting, None);
+    assert!(
+        !matches!(decide(&cut, &facts), Action::StartAlone(_)),
+        "its promotion was cut: it is not on the epoch's timeline"
+    );
     let mut restored = view();
     restored.state.as_mut().unwrap().members.get_mut(&name("b")).unwrap().floor =
         Some(state::Floor { epoch: Epoch(2), lsn: Lsn(151) });
