@@ -202,9 +202,13 @@ impl<'a> Inputs<'a> {
         self.spec.member(member).promote == Permission::Allowed
     }
 
-    pub(crate) fn may_vote(&self, member: &MemberName) -> bool {
+    /// Returns whether the spec lets `member` vote, on its way out or not.
+    pub(crate) fn votes_by_spec(&self, member: &MemberName) -> bool {
         self.spec.member(member).vote == Permission::Allowed
-            && !self.state.orders.leaving.contains_key(member)
+    }
+
+    pub(crate) fn may_vote(&self, member: &MemberName) -> bool {
+        self.votes_by_spec(member) && !self.state.orders.leaving.contains_key(member)
     }
 
     /// Returns whether the live complete others could form a base, with one among them that may be

@@ -599,12 +599,18 @@ fn a_rewind_that_waits_for_its_source_does_not_keep_the_member_from_sealing() {
     assert!(!rewind.yields_to(&decide(&view, &facts)));
 }
 
-#[test]
-fn a_member_on_its_way_to_a_timeline_that_it_never_reached_is_restarted_before_it_is_promoted() {
+/// b as it was chosen to lead epoch 2: a standby that has sealed for it.
+fn chosen() -> Facts {
     let mut facts = running(facts("b", 1, Role::Standby), sql(true, 1));
     facts.files.promise = Epoch(2);
     facts.local.seal =
         Some(Seal { sealing: Epoch(2), position: at(1, 100), replayed: Lsn(100), clean: true });
+    facts
+}
+
+#[test]
+fn a_member_on_its_way_to_a_timeline_that_it_never_reached_is_restarted_before_it_is_promoted() {
+    let mut facts = chosen();
     facts.local.unreached = [Timeline(2)].into();
     assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::Unreached(Timeline(2))));
     facts.local.unreached.clear();
@@ -613,14 +619,9 @@ fn a_member_on_its_way_to_a_timeline_that_it_never_reached_is_restarted_before_i
 
 #[test]
 fn a_promotion_that_waits_for_the_voters_of_a_cfg_that_has_a_successor_ends() {
-    let mut facts = running(facts("b", 1, Role::Standby), sql(true, 1));
-    facts.files.promise = Epoch(2);
-    facts.local.seal =
-        Some(Seal { sealing: Epoch(2), position: at(1, 100), replayed: Lsn(100), clean: true });
-    let promote = decide(&view(), &facts);
+    let promote = decide(&view(), &chosen());
     // It has got as far as the new timeline, and its voters do not come.
-    let mut facts = running(self::facts("b", 2, Role::Primary), sql(false, 2));
-    facts.files.promise = Epoch(2);
+    let facts = running(facts("b", 2, Role::Primary), sql(false, 2));
     let opens = decide(&view(), &facts);
     assert_eq!((promote.kind(), opens.kind()), (ActionKind::Promote, ActionKind::Open));
     assert!(!promote.yields_to(&opens), "it opens by itself");

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use proto::cfg::Cfg;
 use proto::report::{Server, Stream};
-use proto::spec::{Durability, Permission, SynchronousMode};
+use proto::spec::{Durability, SynchronousMode};
 use proto::state::Floor;
 use proto::{CfgId, ClusterState, MemberName, MemberReport, Moment, Phase};
 
@@ -227,7 +227,7 @@ fn candidates(inputs: &Inputs) -> BTreeSet<MemberName> {
         .complete_others()
         .into_iter()
         .filter(|(name, report)| {
-            inputs.spec.member(name).vote == Permission::Allowed
+            inputs.votes_by_spec(name)
                 && matches!(report.server, Server::Standby { .. })
                 && streams_as_voter(inputs.state, report)
         })

@@ -351,11 +351,9 @@ fn note_answer(worker: &Worker, asked_of: Process, answer: &SqlFacts) {
     if moved {
         local.streamed = timeline;
         local.begins = timeline.and_then(|tli| {
-            let mut all = worker
-                .sim
-                .with(|w| w.wal.branches().map(|(_, b)| (b.tli, b.parent)).collect::<Vec<_>>());
-            all.retain(|(t, _)| *t == tli);
-            Some((tli, all.first()?.1?.lsn))
+            let parent =
+                worker.sim.with(|w| w.wal.branches().find(|(_, b)| b.tli == tli)?.1.parent);
+            Some((tli, parent?.lsn))
         });
     }
     drop(local);

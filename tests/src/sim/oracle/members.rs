@@ -17,14 +17,15 @@ impl Sim {
     /// Looks at one member after something of it has changed.
     pub fn oracle_look(&self, member: usize) {
         let (problems, opened) = self.with(|w| {
-            gather_signs(w);
+            if newly_serves(w, member) {
+                gather_signs(w);
+            }
             let Some(server) = &w.members[member].server else { return (Vec::new(), None) };
             let mut problems = names(w, member, server);
-            let serves = server.phase == Phase::Primary && server.lets_clients_in();
             if server.phase == Phase::Primary {
                 problems.extend(enforced(w, member, server));
             }
-            let new = serves && !w.oracle.opened.contains(&server.id);
+            let new = newly_serves(w, member);
             if new {
                 problems.extend(self_made(w, member, server));
             }
@@ -177,6 +178,14 @@ impl Sim {
         let node = self.node_is_paused(Node::Member(member));
         node || fencer.is_none_or(|proc| self.is_paused(proc) || !self.is_alive(proc))
     }
+}
+
+/// Whether a primary lets clients in that did not when it was last looked at.
+fn newly_serves(w: &World, member: usize) -> bool {
+    w.members[member].server.as_ref().is_some_and(|server| {
+        let serves = server.phase == Phase::Primary && server.lets_clients_in();
+        serves && !w.oracle.opened.contains(&server.id)
+    })
 }
 
 /// I8: the list is never empty and never `*`, and names nobody of another epoch.
