@@ -1,6 +1,7 @@
 //! `drill`: breaks one thing of a live cluster on purpose, within guard rails, and says what became of it.
 
 mod canary;
+mod crew;
 mod guard;
 mod lock;
 mod orders;
@@ -15,7 +16,7 @@ mod turn;
 
 use clap::{Args, Subcommand};
 use proto::drill::{LiveFault, Verdict};
-use proto::{MemberName, RequestId, WallTime};
+use proto::{RequestId, WallTime};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::fmt;
@@ -58,16 +59,17 @@ pub struct RunArgs {
     #[arg(value_name = "NAME", value_parser = fault, required_unless_present = "random")]
     fault: Option<LiveFault>,
     /// One drill after the other, drawn from --seed, until --for is over or one fails
-    #[arg(long, conflicts_with_all = ["fault", "member"], requires = "lasting")]
+    #[arg(long, conflicts_with_all = ["fault", "on"], requires = "lasting")]
     random: bool,
     /// How long with --random: the last one begins before, such as 30m
     #[arg(long = "for", value_name = "DURATION", value_parser = within, requires = "random")]
     lasting: Option<Duration>,
     #[command(flatten)]
     target: Target,
-    /// Whom to hit [default: drawn from --seed among those that have the role]
-    #[arg(long, value_name = "MEMBER")]
-    member: Option<MemberName>,
+    /// Whom to hit: a member, or the sentinel or proxy-config of this id [default: drawn from --seed among those that it
+    /// may hit]
+    #[arg(long, value_name = "NAME")]
+    on: Option<String>,
     /// What every choice is drawn from [default: drawn, and told]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -83,7 +85,7 @@ pub struct One {
     fault: LiveFault,
     target: Target,
     /// Drawn from the seed where none is named.
-    member: Option<MemberName>,
+    on: Option<String>,
     seed: u64,
     limits: Limits,
 }
@@ -140,8 +142,8 @@ pub fn run(args: DrillArgs) -> Result<u8, Failure> {
         Command::List(output) => output::show(&List::all(), output).map(|()| 0),
         Command::Run(args) => {
             let seed = args.seed.unwrap_or_else(rand::random);
-            let (member, limits) = (args.member, args.limits);
-            let one = |fault| One { fault, target: args.target, member, seed, limits };
+            let (on, limits) = (args.on, args.limits);
+            let one = |fault| One { fault, target: args.target, on, seed, limits };
             match args.fault {
                 Some(fault) => {
                     let record = runtime::run(|stop| run::run(one(fault), stop))?;

@@ -13,9 +13,9 @@ use clap::Args;
 use keeper::config::{Config, PasswordSource, SecretsSource};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Uid, User};
-use proto::drill::LiveFault;
 use proto::{HostPort, MemberName};
 
+use crate::drillable::{DrillableArgs, has_service_manager};
 use crate::failure::{Failure, USAGE_STATUS};
 use crate::runtime;
 use crate::target::Target;
@@ -63,9 +63,8 @@ pub struct KeeperArgs {
     /// Leave PostgreSQL running when told to stop, for the next keeper; SIGUSR2 does that for once
     #[arg(long)]
     leave_postgres: bool,
-    /// What no `pgdeputy drill` may break here, divided by commas; all: nothing at all
-    #[arg(long, value_name = "DRILLS", value_delimiter = ',', value_parser = refused_drill)]
-    refuse_drills: Vec<Refused>,
+    #[command(flatten)]
+    drillable: DrillableArgs,
     /// Where the keeper keeps its own files [default: the data directory's name with .pgdeputy]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -95,24 +94,8 @@ impl RestartKeeper {
         match self {
             Self::Always => true,
             Self::Never => false,
-            // systemd names the process that it started since version 248; what that one starts inherits the variable.
-            // supervisord says no more than that it is there.
-            Self::Auto => {
-                variable("SYSTEMD_EXEC_PID") != Some(pid.to_string())
-                    && variable("SUPERVISOR_ENABLED").is_none()
-            }
+            Self::Auto => !has_service_manager(pid, variable),
         }
-    }
-}
-
-/// What one word of `--refuse-drills` means.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Refused(Vec<LiveFault>);
-
-fn refused_drill(given: &str) -> Result<Refused, String> {
-    match given {
-        "all" => Ok(Refused(LiveFault::ALL.to_vec())),
-        name => name.parse().map(|fault| Refused(vec![fault])),
     }
 }
 
@@ -242,7 +225,7 @@ fn config(args: KeeperArgs, variable: impl Fn(&str) -> Option<String>) -> Result
         restarted_by_fencer: args.restart_keeper.by_fencer(std::process::id(), variable),
         hand_over_within: args.hand_over_within,
         leave_postgres: args.leave_postgres,
-        refused_drills: args.refuse_drills.into_iter().flat_map(|refused| refused.0).collect(),
+        refused_drills: args.drillable.refused(),
         secrets,
         tls,
     })

@@ -7,6 +7,7 @@ mod args;
 mod ask;
 mod demo;
 mod drill;
+mod drillable;
 mod dsn;
 mod explain;
 mod failover;

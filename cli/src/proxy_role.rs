@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use proto::PoolName;
-use proxy_config::{Config, HaproxyConfig};
+use proxy_config::{Config, Drills, HaproxyConfig};
 
+use crate::drillable::{DrillableArgs, is_managed};
 use crate::failure::Failure;
 use crate::sentinel_role::identity;
 use crate::target::Target;
@@ -42,6 +43,11 @@ pub struct ProxyConfigArgs {
     /// Command that makes HAProxy read its file again, run by sh -c
     #[arg(long, value_name = "COMMAND")]
     reload: Option<String>,
+    /// Command that restarts HAProxy, run by sh -c, for `pgdeputy drill run haproxy` [default: that drill is refused]
+    #[arg(long, value_name = "COMMAND")]
+    restart: Option<String>,
+    #[command(flatten)]
+    drillable: DrillableArgs,
     /// What tells this one from the others of the cluster [default: host name and process id]
     #[arg(long, value_name = "ID")]
     id: Option<String>,
@@ -110,6 +116,11 @@ fn config(args: ProxyConfigArgs) -> Result<Config, Failure> {
         id: identity(args.id)?,
         haproxy,
         pgbouncer,
+        drills: Drills {
+            refused: args.drillable.refused(),
+            restarted: is_managed(),
+            restart_haproxy: args.restart,
+        },
     };
     config.check_ports().map_err(|e| Failure::usage(e.to_string()))?;
     Ok(config)

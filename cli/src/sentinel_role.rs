@@ -2,8 +2,9 @@
 
 use clap::Args;
 use proto::{ClusterName, HostPort};
-use sentinel::{Clusters, Config};
+use sentinel::{Clusters, Config, Drills};
 
+use crate::drillable::{DrillableArgs, is_managed};
 use crate::failure::Failure;
 use crate::runtime;
 use crate::target::StoreArgs;
@@ -24,6 +25,8 @@ pub struct SentinelArgs {
     /// What tells this sentinel from the others [default: host name and process id]
     #[arg(long, value_name = "ID")]
     id: Option<String>,
+    #[command(flatten)]
+    drillable: DrillableArgs,
 }
 
 /// Runs the role until it is told to stop.
@@ -49,7 +52,8 @@ fn config(args: SentinelArgs) -> Result<Config, Failure> {
         }
     };
     let listen = args.listen.map(|l| l.to_string());
-    Ok(Config { etcd: args.store.access()?, clusters, listen, id: identity(args.id)? })
+    let drills = Drills { refused: args.drillable.refused(), restarted: is_managed() };
+    Ok(Config { etcd: args.store.access()?, clusters, listen, id: identity(args.id)?, drills })
 }
 
 fn distinct(mut clusters: Vec<ClusterName>) -> Vec<ClusterName> {
@@ -82,7 +86,14 @@ mod tests {
     fn args(clusters: &[&str], all_clusters: bool) -> SentinelArgs {
         let cluster = clusters.iter().map(|c| c.parse().unwrap()).collect();
         let store = StoreArgs::plain("http://127.0.0.1:2379");
-        SentinelArgs { store, cluster, all_clusters, listen: None, id: None }
+        SentinelArgs {
+            store,
+            cluster,
+            all_clusters,
+            listen: None,
+            id: None,
+            drillable: DrillableArgs::default(),
+        }
     }
 
     #[test]

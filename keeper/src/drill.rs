@@ -11,9 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::document::{decode, encode};
-use proto::drill::{Carried, Drill, Drilled, LiveFault};
-use proto::topology::Role;
-use proto::{ClusterState, MemberName, Moment, Phase};
+use proto::drill::{Carried, Drill, DrillTarget, Drilled, Hits, LiveFault};
+use proto::{ClusterState, Moment, Phase};
 use store::{Entry, Operation, StoreError, Txn, WatchEvent, clock};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -83,7 +82,7 @@ impl Drilling {
     async fn take(&self, entry: Option<&Entry>) {
         let drill = entry.map(|entry| decode::<Drill>(&entry.value));
         let drill = match drill.transpose() {
-            Ok(drill) => drill.filter(|drill| drill.target == self.worker.place.member),
+            Ok(drill) => drill.filter(|drill| drill.target == self.own()),
             Err(error) => {
                 tracing::warn!(%error, "read the drill that is asked for");
                 None
@@ -102,6 +101,10 @@ impl Drilling {
                 tracing::warn!(%error, "a drill is not begun: its answers cannot be read")
             }
         }
+    }
+
+    fn own(&self) -> DrillTarget {
+        DrillTarget::Member(self.worker.place.member.clone())
     }
 
     async fn was_answered(&self, drill: &Drill) -> Result<bool, StoreError> {
@@ -200,7 +203,7 @@ impl Drilling {
     }
 
     async fn put(&self, said: &Drilled) -> Result<(), StoreError> {
-        let key = self.worker.keys.drilled(&self.worker.place.member);
+        let key = self.worker.keys.drilled(&self.own());
         let put = Operation::Put { key, value: encode(said).into_bytes(), lease: None };
         self.worker.store.commit(Txn { when: Vec::new(), then: vec![put] }).await.map(drop)
     }
@@ -224,17 +227,16 @@ pub fn judge(
     if (state.epoch, &state.phase, state.sealing) != (drill.epoch, &Phase::Open, None) {
         return Err(format!("epoch {} is not open any more", drill.epoch));
     }
-    let is_primary = state.primary.as_ref() == Some(&drill.target);
-    match (fault, is_primary) {
-        (LiveFault::Switchover, _) => Err("a switchover is the leader's".into()),
-        (_, true) if fault.role() != Role::Primary => Err(is_now(&drill.target, "the primary")),
-        (_, false) if fault.role() == Role::Primary => Err(is_now(&drill.target, "a standby")),
-        (_, _) => Ok(()),
+    let is_primary = state.primary.as_ref().is_some_and(|p| drill.target.name() == p.as_str());
+    match (fault.hits(), is_primary) {
+        (Hits::Primary, _) if fault == LiveFault::Switchover => {
+            Err("a switchover is the leader's".into())
+        }
+        (Hits::Primary, true) | (Hits::Standby, false) => Ok(()),
+        (Hits::Primary, false) => Err(format!("{} is a standby", drill.target)),
+        (Hits::Standby, true) => Err(format!("{} is the primary", drill.target)),
+        (Hits::Leader | Hits::Proxy, _) => Err(format!("{fault} hits no member")),
     }
-}
-
-fn is_now(member: &MemberName, what: &str) -> String {
-    format!("{member} is {what}")
 }
 
 #[cfg(test)]

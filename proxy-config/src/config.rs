@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
+use proto::drill::LiveFault;
 use proto::{ClusterName, PoolName};
 
 use crate::pgbouncer::{PgbouncerConfig, instance};
@@ -21,6 +22,18 @@ pub struct Config {
     pub haproxy: Option<HaproxyConfig>,
     /// The PgBouncers that are kept in line, if there are any.
     pub pgbouncer: Option<PgbouncerConfig>,
+    pub drills: Drills,
+}
+
+/// What a drill may do here.
+#[derive(Debug, Clone, Default)]
+pub struct Drills {
+    /// What the operator of this host does not want.
+    pub refused: BTreeSet<LiveFault>,
+    /// Somebody starts this process again when it has ended: only then a drill may end it.
+    pub restarted: bool,
+    /// The command that restarts HAProxy, run by `sh -c`; without it no drill does.
+    pub restart_haproxy: Option<String>,
 }
 
 /// One HAProxy: its files, its ports, and how it is told.

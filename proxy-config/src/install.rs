@@ -285,7 +285,8 @@ fn program() -> Option<PathBuf> {
     std::env::split_paths(&path).chain(usual).map(|d| d.join("haproxy")).find(|p| p.is_file())
 }
 
-async fn run(command: &mut Command) -> anyhow::Result<()> {
+/// Runs a command to its end, which must be good and soon.
+pub async fn run(command: &mut Command) -> anyhow::Result<()> {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(COMMAND_WITHIN, command.output())
         .await

@@ -6,6 +6,7 @@ mod ask;
 mod collisions;
 mod config;
 mod diff;
+mod drill;
 mod follow;
 pub mod haproxy;
 pub mod header;
@@ -17,6 +18,6 @@ pub mod push;
 pub mod route;
 mod run;
 
-pub use config::{Config, HaproxyConfig};
+pub use config::{Config, Drills, HaproxyConfig};
 pub use pgbouncer::PgbouncerConfig;
 pub use run::{run, run_on};

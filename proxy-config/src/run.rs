@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use proto::drill::DrillTarget;
 use proto::{Epoch, MemberName, Moment};
+use store::drills::carry_out;
 use store::etcd::EtcdStore;
 use store::keys::Keys;
 use store::{Store, clock};
@@ -16,6 +18,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::drill::Drilled;
 use crate::follow::{Agreed, Heard, View};
 use crate::pgbouncer::{self, Orders, PgbouncerConfig};
 use crate::presence::Followed;
@@ -76,6 +79,7 @@ pub async fn run_on(
         tasks.spawn(pgbouncer::follow(pgbouncer, orders, followed, inner.clone()));
     }
     let report = (config.id.clone(), followed.subscribe());
+    let drills = Arc::clone(&store);
     tasks.spawn(presence::announce(
         store,
         keys.proxy(&config.id),
@@ -83,6 +87,12 @@ pub async fn run_on(
         heard.clone(),
         inner.clone(),
     ));
+
+    let drilled = Drilled { drills: config.drills.clone(), haproxy: config.haproxy.clone() };
+    let (own, until) = (DrillTarget::Proxy(config.id.clone()), inner.clone());
+    tasks.spawn(async move {
+        carry_out(&*drills, &keys, (&own, &drilled), &until).await;
+    });
 
     let (members, answers) = (watch::Sender::new(routes.members.clone()), watch::Sender::default());
     let answered = answers.subscribe();

@@ -13,7 +13,10 @@ mod run;
 
 pub use run::{run, run_on, write};
 
+use std::collections::BTreeSet;
+
 use proto::ClusterName;
+use proto::drill::LiveFault;
 
 /// What one sentinel process is told on its command line.
 #[derive(Debug, Clone)]
@@ -25,6 +28,16 @@ pub struct Config {
     pub listen: Option<String>,
     /// Tells this sentinel from the others.
     pub id: String,
+    pub drills: Drills,
+}
+
+/// What a drill may do here.
+#[derive(Debug, Clone, Default)]
+pub struct Drills {
+    /// What this sentinel's operator does not want.
+    pub refused: BTreeSet<LiveFault>,
+    /// Somebody starts this process again when it has ended: only then a drill may end it.
+    pub restarted: bool,
 }
 
 /// The clusters that a sentinel cares for.

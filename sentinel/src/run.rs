@@ -4,6 +4,7 @@
 //! is committed as it is, guarded by the leadership and by the state that it was decided on.
 
 mod cluster;
+mod drill;
 mod hearing;
 mod listen;
 mod presence;
@@ -85,7 +86,7 @@ pub async fn run_on(
     } {
         info!(%cluster, id = %me.id, "caring for cluster");
         let about_us = (me.clone(), counters.clone(), Arc::clone(&hearing));
-        let care = Care::new(Arc::clone(&store), cluster, about_us);
+        let care = Care::new(Arc::clone(&store), cluster, about_us, config.drills.clone());
         tasks.spawn(care.run(stop.clone()));
     }
     stop.cancelled().await;

@@ -17,7 +17,7 @@ use proto::{
     Assignment, ClusterSpec, ClusterState, Document, Epoch, Incarnation, Lsn, MemberName,
     MemberReport, Phase, PrimaryKey, SystemIdentifier, WalPosition,
 };
-use sentinel::{Clusters, Config};
+use sentinel::{Clusters, Config, Drills};
 use store::keys::Keys;
 use store::memory::{CommitFault, MemoryStore};
 use store::{LeaseId, Operation, Snapshot, Store, Txn, WatchEvent};
@@ -263,7 +263,13 @@ fn sentinel(
     clusters: Clusters,
 ) -> (CancellationToken, JoinHandle<()>) {
     let stop = CancellationToken::new();
-    let config = Config { etcd: vec![].into(), clusters, listen: None, id: id.into() };
+    let config = Config {
+        etcd: vec![].into(),
+        clusters,
+        listen: None,
+        id: id.into(),
+        drills: Drills::default(),
+    };
     let run = sentinel::run_on(Arc::new(store.clone()), config, stop.clone());
     (stop, tokio::spawn(async move { run.await.unwrap() }))
 }
@@ -453,6 +459,7 @@ async fn health_and_metrics_are_served_and_a_taken_port_is_a_clear_error() {
     let address = taken.local_addr().unwrap().to_string();
     let stop = CancellationToken::new();
     let config = |listen| Config {
+        drills: Drills::default(),
         etcd: vec![].into(),
         clusters: named(),
         listen: Some(listen),

@@ -1,5 +1,6 @@
 //! Every key in one place, under `/pgdeputy/<cluster>/`.
 
+use proto::drill::DrillTarget;
 use proto::request::RequestKind;
 use proto::{ClusterName, Epoch, MemberName, RequestId, WallTime};
 
@@ -103,9 +104,9 @@ impl Keys {
         self.key("drill/")
     }
 
-    /// The last word of a member's keeper on a drill.
-    pub fn drilled(&self, member: &MemberName) -> String {
-        format!("{}drill/answers/{member}", self.prefix)
+    /// The last word of a target on a drill.
+    pub fn drilled(&self, target: &DrillTarget) -> String {
+        format!("{}drill/answers/{target}", self.prefix)
     }
 
     /// The right to begin a turn that was taken, under its runner's lease.

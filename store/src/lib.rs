@@ -3,6 +3,7 @@
 //! The one rule: every write names what it was derived from, and losing the race changes nothing (I7).
 
 pub mod clock;
+pub mod drills;
 pub mod election;
 pub mod etcd;
 pub mod keys;

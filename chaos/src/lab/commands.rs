@@ -184,6 +184,9 @@ pub fn keeper(
         command.arg(format!("--{of}-password-file")).arg(layout.password(of));
     }
     command.args(["--restart-keeper", if config.keepers_restart { "always" } else { "never" }]);
+    if let Some(refused) = config.refused_drills.get(member) {
+        command.args(["--refuse-drills", refused]);
+    }
     let index = (0..config.zones.len()).find(|index| member_name(*index) == *member);
     if let Some(zone) = index.and_then(|index| config.zones.get(index)) {
         command.args(["--zone", zone]);
@@ -210,8 +213,14 @@ pub fn sentinel(
     let name = format!("sentinel{}", index + 1);
     let mut command = prepare(layout, &name, &config.pgdeputy, &layout.root)?;
     command.arg("sentinel").args(["--cluster", CLUSTER]).args(addresses.etcd_words());
+    if config.services_restart {
+        command.env(SERVICE_MANAGER.0, SERVICE_MANAGER.1);
+    }
     Ok(command)
 }
+
+/// By this variable supervisord tells what it has started that it is there.
+const SERVICE_MANAGER: (&str, &str) = ("SUPERVISOR_ENABLED", "1");
 
 /// Where HAProxy's files are.
 pub struct HaproxyFiles {
@@ -260,6 +269,10 @@ pub fn proxy_config(
         // Before HAProxy has been started there is nothing to reload.
         .args(["--reload", &format!("if [ -s {pid} ]; then kill -USR2 $(cat {pid}); fi")])
         .args(pgbouncer::flags(layout, &addresses.pgbouncers));
+    if config.services_restart {
+        command.env(SERVICE_MANAGER.0, SERVICE_MANAGER.1);
+        command.args(["--restart", &format!("kill -TERM $(cat {pid})")]);
+    }
     Ok(command)
 }
 

@@ -1,5 +1,6 @@
 //! What a lab is made of, and where its files lie.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,6 +48,10 @@ pub struct LabConfig {
     pub disk_mb: Option<u32>,
     /// Whether a fencer starts its keeper again when that is killed; otherwise only `start_member` does.
     pub keepers_restart: bool,
+    /// Whether sentinels and proxies are told that a service manager starts them again, which `restart_services` then is.
+    pub services_restart: bool,
+    /// What the keepers of these members refuse to have broken, as `--refuse-drills` takes it.
+    pub refused_drills: BTreeMap<MemberName, String>,
     pub narrate: Narrate,
 }
 
@@ -82,6 +87,8 @@ impl LabConfig {
             placement: Placement::Loopback,
             disk_mb: None,
             keepers_restart: false,
+            services_restart: false,
+            refused_drills: BTreeMap::new(),
             narrate: Arc::new(|line| tracing::info!("{line}")),
         }
     }

@@ -26,6 +26,7 @@ mod proxies;
 mod secured;
 mod sentinels;
 mod server;
+mod services;
 mod spawner;
 mod start;
 mod starve;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proto::RequestId;
-use proto::drill::LiveFault;
+use proto::drill::{Hits, LiveFault};
 
 use super::Limits;
 use super::seen::Seen;
@@ -17,8 +17,12 @@ const BUDGET_OF: Duration = Duration::from_secs(30 * 86_400);
 /// Returns why `fault` may not begin now; empty if it may.
 pub fn objections(seen: &Seen, fault: LiveFault, limits: &Limits) -> Vec<String> {
     let mut all = unfit(seen, None);
-    if seen.with_role(fault.role()).is_empty() {
-        all.push(format!("no member has the role that {fault} hits"));
+    if seen.targets(fault).is_empty() {
+        all.push(format!("there is nobody whom {fault} could hit"));
+    }
+    let sentinels = seen.crew.sentinels.len();
+    if fault.hits() == Hits::Leader && sentinels < 2 {
+        all.push(format!("{sentinels} sentinel lives: no other one could lead"));
     }
     let soon = seen.scheduled.iter().find(|s| s.at <= seen.now.plus(SOON));
     all.extend(soon.map(|s| format!("switchover {} is scheduled for {}", s.id, s.at)));
@@ -82,6 +86,7 @@ mod tests {
     use proto::{ClusterSpec, ClusterState, Epoch, WallTime, document};
     use sentinel::observe::Observations;
 
+    use super::super::crew::Crew;
     use super::*;
 
     const NOW: WallTime = WallTime(1_800_000_000_000);
@@ -116,6 +121,7 @@ mod tests {
             leads: true,
             drill: None,
             lock: None,
+            crew: Crew::default(),
             records: Vec::new(),
             answers: BTreeMap::new(),
             history: Vec::new(),
@@ -174,6 +180,13 @@ mod tests {
     #[test]
     fn each_guard_rail_refuses_and_says_why() {
         assert!(says(|seen| seen.leads = false).contains("no sentinel leads"));
+        let mut alone = seen();
+        alone.crew.leader = Some("s1".into());
+        alone.crew.sentinels.insert("s1".into(), None);
+        let alone = objections(&alone, LiveFault::Sentinel, &limits()).join("; ");
+        assert!(alone.contains("no other one could lead"), "{alone}");
+        let nobody = objections(&seen(), LiveFault::Haproxy, &limits()).join("; ");
+        assert!(nobody.contains("nobody whom haproxy could hit"), "{nobody}");
         let b = || "b".parse().unwrap();
         let lags =
             |seconds| says(|seen| seen.lag = BTreeMap::from([(b(), Duration::from_secs(seconds))]));

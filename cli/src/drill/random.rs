@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use proto::drill::{DrillRecord, LiveFault, Verdict};
+use proto::drill::{DrillRecord, Verdict};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
@@ -29,9 +29,12 @@ pub struct Many {
 }
 
 impl Many {
-    /// Returns whether there were any, and all have passed.
+    /// Returns whether one has passed, and all others, but for those that their targets do not want.
     pub fn is_good(&self) -> bool {
-        !self.drills.is_empty() && self.drills.iter().all(|d| d.verdict == Verdict::Passed)
+        let passed = |d: &&DrillRecord| d.verdict == Verdict::Passed;
+        let refused = self.drills.iter().filter(|d| d.verdict == Verdict::Refused).count();
+        let passed = self.drills.iter().filter(passed).count();
+        passed > 0 && passed + refused == self.drills.len()
     }
 }
 
@@ -40,9 +43,11 @@ pub async fn run(first: One, lasting: Duration, stop: CancellationToken) -> anyh
     let store = read::connect(&first.target.store).await?;
     let mut draw = rand::rngs::StdRng::seed_from_u64(first.seed);
     let mut many = Many { seed: first.seed, drills: Vec::new(), waited_for: Vec::new() };
-    let until = clock::now() + lasting;
+    let (until, mut refused) = (clock::now() + lasting, Vec::new());
     loop {
-        let fault = LiveFault::ALL.choose(&mut draw).copied().unwrap_or(first.fault);
+        let mut able = Seen::look_patiently(&store, &first.target).await?.that_hit_somebody();
+        able.retain(|fault| !refused.contains(fault));
+        let fault = able.choose(&mut draw).copied().unwrap_or(first.fault);
         let next = One { fault, seed: draw.next_u64(), ..first.clone() };
         // What stands in the way is waited for, and no record is made of it each second.
         loop {
@@ -61,10 +66,13 @@ pub async fn run(first: One, lasting: Duration, stop: CancellationToken) -> anyh
         }
         let record = one::run(next, stop.clone()).await?;
         eprintln!("pgdeputy: drill {} on {:?}: {}", record.fault, record.target, record.verdict);
-        let passed = record.verdict == Verdict::Passed;
+        let verdict = record.verdict;
         many.drills.push(record);
-        if !passed {
-            return Ok(many);
+        match verdict {
+            Verdict::Passed => {}
+            // Its target does not want it: the guard rails were looked at a moment ago.
+            Verdict::Refused => refused.push(fault),
+            _ => return Ok(many),
         }
     }
 }

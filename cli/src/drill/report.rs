@@ -18,7 +18,7 @@ pub struct One(pub DrillRecord);
 impl fmt::Display for One {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let record = &self.0;
-        let target = record.target.as_ref().map_or("-", |t| t.as_str());
+        let target = record.target.as_ref().map_or("-".into(), ToString::to_string);
         write!(f, "drill {}: {} on {target}: {}", record.id, record.fault, record.verdict)?;
         for reason in &record.reasons {
             write!(f, "\n  {reason}")?;
@@ -67,7 +67,7 @@ pub async fn gather(store: &dyn Store, target: &Target) -> anyhow::Result<Report
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new(&["begun", "drill", "member", "verdict", "redundant", "why"]);
+        let mut table = Table::new(&["begun", "drill", "on", "verdict", "redundant", "why"]);
         for record in &self.drills {
             let redundant = record.figures.redundant_after_ms;
             table.row([

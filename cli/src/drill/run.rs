@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use proto::document::encode;
-use proto::drill::{Carried, Drill, DrillRecord, Figures, LiveFault, Verdict};
+use proto::drill::{Carried, Drill, DrillRecord, DrillTarget, Figures, LiveFault, Verdict};
 use proto::drill_lock::{DrillLock, DrillWork};
-use proto::{MemberName, Moment, RequestId};
+use proto::{Moment, RequestId};
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
 use store::etcd::EtcdStore;
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::One;
 use super::canary::Watch;
+use super::crew::Crew;
 use super::guard::objections;
 use super::lock::{Begun, LEASE, Lock, keep, kept};
 use super::orders::switch_over;
@@ -145,7 +146,7 @@ async fn prepare(
     let seen = Seen::ask(store, &args.target).await?;
     record.reasons = objections(&seen, args.fault, &args.limits);
     match chosen(args, &seen) {
-        Ok(member) => record.target = Some(member),
+        Ok(target) => record.target = Some(target),
         Err(problem) => record.reasons.push(problem),
     }
     let canary = match Watch::start(args.limits.dsn.as_deref()).await {
@@ -158,11 +159,13 @@ async fn prepare(
     Ok((seen, canary))
 }
 
-fn chosen(args: &One, seen: &Seen) -> Result<MemberName, String> {
-    let able = seen.with_role(args.fault.role());
-    match &args.member {
-        Some(member) if able.contains(member) => Ok(member.clone()),
-        Some(member) => Err(format!("{member} has not the role that {} hits", args.fault)),
+fn chosen(args: &One, seen: &Seen) -> Result<DrillTarget, String> {
+    let able = seen.targets(args.fault);
+    match &args.on {
+        Some(name) => {
+            let named = able.into_iter().find(|target| target.name() == name);
+            named.ok_or_else(|| format!("{name} is none of those whom {} hits", args.fault))
+        }
         None => {
             let drawn = able.choose(&mut rand::rngs::StdRng::seed_from_u64(args.seed));
             drawn.cloned().ok_or_else(|| "there is nobody to hit".to_owned())
@@ -196,6 +199,8 @@ struct Running<'a> {
     store: &'a EtcdStore,
     args: &'a One,
     drill: Drill,
+    /// Who was there before the drill.
+    crew: Crew,
     lock: Lock<'a>,
     begun: Moment,
 }
@@ -216,7 +221,11 @@ impl<'a> Running<'a> {
             target: record.target.clone().ok_or_else(nobody)?,
             by: record.by.clone(),
             epoch: seen.state.epoch,
-            bound: args.fault.stays() + LEASE,
+            bound: match args.fault {
+                // Undone by somebody else, whom its proxy-config waits for.
+                LiveFault::Haproxy => args.limits.redundant_within,
+                _ => args.fault.stays() + LEASE,
+            },
         };
         let work = DrillWork::Drill { fault: args.fault };
         let held = DrillLock { id: drill.id.clone(), by: drill.by.clone(), work };
@@ -229,7 +238,7 @@ impl<'a> Running<'a> {
         };
         let lock = Lock::take(store, keys.drill_lock(), (held, lease, LEASE), txn).await?;
         tracing::warn!(drill = %drill.id, fault = %drill.fault, target = %drill.target, "the drill begins");
-        Ok(Self { store, args, drill, lock, begun: clock::now() })
+        Ok(Self { store, args, drill, crew: seen.crew.clone(), lock, begun: clock::now() })
     }
 
     /// From the blow to full redundancy, renewing the lease meanwhile.
@@ -286,10 +295,9 @@ impl<'a> Running<'a> {
             match said.map(|said| &said.what) {
                 Some(Carried::Refused { reason }) => return Ok(Some(reason.clone())),
                 Some(Carried::Struck | Carried::Undone { .. }) => return Ok(None),
-                None if clock::now() >= deadline => bail!(
-                    "the keeper of {} did not carry it out within {ANSWER_WITHIN:?}",
-                    self.drill.target
-                ),
+                None if clock::now() >= deadline => {
+                    bail!("{} did not carry it out within {ANSWER_WITHIN:?}", self.drill.target)
+                }
                 None => sleep(Duration::from_millis(50)).await,
             }
         }
@@ -308,6 +316,11 @@ impl<'a> Running<'a> {
         let within = self.args.limits.redundant_within;
         let times = (LOOK_AGAIN, clock::now() + within);
         let what = format!("not fully redundant within {within:?}");
-        until_calm(async || self.look().await, Seen::lacks, times, &what).await
+        let wrong = |seen: &Seen| {
+            let said = seen.answers.get(&self.drill.target).filter(|s| s.id == self.drill.id);
+            let about = (self.drill.fault, &self.drill.target);
+            seen.lacks().or_else(|| seen.crew.lacks(&self.crew, about, said, seen.state.epoch))
+        };
+        until_calm(async || self.look().await, wrong, times, &what).await
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::schedule::all;
+use super::seen::Seen;
 use super::turn::{Due, Taken, due, take};
 use super::{Limits, One, run as one};
 use crate::target::Target;
@@ -69,7 +70,7 @@ impl RunnerArgs {
         One {
             fault: turn.record.fault,
             target: self.target.clone(),
-            member: None,
+            on: None,
             seed: turn.record.seed,
             limits: self.limits.clone(),
         }
@@ -82,15 +83,28 @@ async fn take_what_is_due(
     target: &Target,
     own: &str,
 ) -> anyhow::Result<Option<Taken>> {
-    let now = clock::wall();
+    let (now, mut there) = (clock::wall(), None);
     for (plan, revision) in all(store, target).await? {
         let due = due(&plan, now).unwrap_or_else(|error| {
             tracing::error!(plan = %plan.id, error = format!("{error:#}"), "a scheduled drill");
             Due::Nothing
         });
+        if due == Due::Nothing {
+            continue;
+        }
         let seed: u64 = rand::random();
-        let drawn = LiveFault::ALL.choose(&mut rand::rngs::StdRng::seed_from_u64(seed)).copied();
-        let fault = plan.fault.or(drawn).unwrap_or(LiveFault::StandbyKeeper);
+        let fault = match plan.fault {
+            Some(fault) => fault,
+            None => {
+                let seen = match there.take() {
+                    Some(seen) => seen,
+                    None => Seen::look(store, target).await?,
+                };
+                let able = there.insert(seen).that_hit_somebody();
+                let drawn = able.choose(&mut rand::rngs::StdRng::seed_from_u64(seed)).copied();
+                drawn.unwrap_or(LiveFault::StandbyKeeper)
+            }
+        };
         let mut record = DrillRecord { verdict: Verdict::Taken, ..one::record(fault, seed) };
         let due = match due {
             Due::Nothing => continue,

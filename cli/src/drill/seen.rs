@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use proto::document::decode;
-use proto::drill::{Drill, DrillRecord, Drilled, Verdict};
+use proto::drill::{Drill, DrillRecord, DrillTarget, Drilled, Hits, LiveFault, Verdict};
 use proto::drill_lock::DrillLock;
 use proto::history::{HistoryKind, HistoryRecord};
 use proto::schedule::Scheduled;
@@ -15,6 +15,7 @@ use sentinel::decide::preview::missing_redundancy;
 use sentinel::observe::{Observations, Stored, observe};
 use store::{Store, StoreError, clock};
 
+use super::crew::Crew;
 use crate::read::Documents;
 use crate::status;
 use crate::target::Target;
@@ -36,7 +37,8 @@ pub struct Seen {
     pub lock: Option<DrillLock>,
     /// Past ones, oldest first.
     pub records: Vec<DrillRecord>,
-    pub answers: BTreeMap<MemberName, Drilled>,
+    pub answers: BTreeMap<DrillTarget, Drilled>,
+    pub crew: Crew,
     pub history: Vec<HistoryRecord>,
     pub scheduled: Vec<Scheduled>,
     /// For how long the oldest WAL that a standby has not replayed has been known to it.
@@ -66,9 +68,10 @@ impl Seen {
                     records.extend(decode::<DrillRecord>(&entry.value));
                 }
                 Some(name) => {
-                    let Some(member) = name.strip_prefix("drill/answers/") else { continue };
-                    if let (Ok(member), Ok(said)) = (member.parse(), decode(&entry.value)) {
-                        answers.insert(member, said);
+                    let Some(target) = name.strip_prefix("drill/answers/") else { continue };
+                    let target = DrillTarget::try_from(target.to_owned());
+                    if let (Ok(target), Ok(said)) = (target, decode(&entry.value)) {
+                        answers.insert(target, said);
                     }
                 }
                 None => {}
@@ -89,6 +92,7 @@ impl Seen {
             state,
             observed: world.seen,
             leads: documents.leader.is_some(),
+            crew: Crew::of(&snapshot, &keys, documents.leader.map(|leader| leader.id)),
             drill,
             lock,
             records,
@@ -133,6 +137,22 @@ impl Seen {
         let is_primary = |m: &&MemberName| self.state.primary.as_ref() == Some(*m);
         let members = self.state.members.keys();
         members.filter(|m| is_primary(m) == (role == Role::Primary)).cloned().collect()
+    }
+
+    /// Returns whom `fault` may hit.
+    pub fn targets(&self, fault: LiveFault) -> Vec<DrillTarget> {
+        let members = |role| self.with_role(role).into_iter().map(DrillTarget::Member).collect();
+        match fault.hits() {
+            Hits::Primary => members(Role::Primary),
+            Hits::Standby => members(Role::Standby),
+            Hits::Leader => self.crew.leader.iter().cloned().map(DrillTarget::Sentinel).collect(),
+            Hits::Proxy => self.crew.proxies.keys().cloned().map(DrillTarget::Proxy).collect(),
+        }
+    }
+
+    /// Returns the drills for which there is a target.
+    pub fn that_hit_somebody(&self) -> Vec<LiveFault> {
+        LiveFault::ALL.into_iter().filter(|fault| !self.targets(*fault).is_empty()).collect()
     }
 
     /// Returns the last change of primary that nobody had asked for, and when it began.

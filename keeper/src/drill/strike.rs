@@ -34,7 +34,11 @@ pub async fn prepare(worker: &Worker, drill: &Drill) -> anyhow::Result<Blow> {
             let others = others.into_iter().filter(|p| p.pid != postmaster.pid);
             Blow::Freeze(std::iter::once(postmaster).chain(others).collect())
         }
-        LiveFault::Switchover => bail!("a switchover is the leader's"),
+        LiveFault::Switchover
+        | LiveFault::SentinelResign
+        | LiveFault::Sentinel
+        | LiveFault::ProxyConfig
+        | LiveFault::Haproxy => bail!("{} is not a keeper's", drill.fault),
     })
 }
 

@@ -18,7 +18,7 @@ fn drill(fault: LiveFault) -> Drill {
     Drill {
         id: RequestId::from_random(1),
         fault,
-        target: "b".parse().unwrap(),
+        target: DrillTarget::Member("b".parse().unwrap()),
         by: "ann@north".into(),
         epoch: Epoch(2),
         bound: Duration::from_secs(30),
@@ -41,6 +41,7 @@ fn a_member_is_struck_only_in_the_role_and_epoch_that_was_meant_and_never_agains
     assert!(refused(LiveFault::Crash, &none, Some(&state("b", 3, "null"))).contains("epoch 2"));
     assert!(refused(LiveFault::Crash, &none, Some(&state("b", 2, "3"))).contains("epoch 2"));
     assert!(refused(LiveFault::Switchover, &none, Some(&as_primary)).contains("the leader's"));
+    assert!(refused(LiveFault::Sentinel, &none, Some(&as_standby)).contains("hits no member"));
     let own = BTreeSet::from([LiveFault::Crash]);
     assert!(refused(LiveFault::Crash, &own, Some(&as_primary)).contains("--refuse-drills"));
 }

@@ -212,6 +212,7 @@ impl World {
             id: "proxy-1".into(),
             haproxy: None,
             pgbouncer: Some(PgbouncerConfig { file, consoles: Vec::new(), wishes }),
+            drills: proxy_config::Drills::default(),
         };
         World { store: MemoryStore::new(), config, keys: Keys::of(&cluster), directory }
     }

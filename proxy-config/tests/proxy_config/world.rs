@@ -206,6 +206,7 @@ impl World {
             etcd: vec!["http://127.0.0.1:1".into()].into(),
             id: "proxy-1".into(),
             pgbouncer: None,
+            drills: proxy_config::Drills::default(),
             haproxy: Some(HaproxyConfig {
                 file: directory.path().join("haproxy.cfg"),
                 socket: directory.path().join("haproxy.sock"),

@@ -6,18 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::document::encode;
+use proto::drill::DrillTarget;
 use proto::explanation::Explanation;
 use proto::{ClusterName, ClusterSpec, ClusterState, LeaderKey, Moment, Phase};
+use store::drills::carry_out;
 use store::election::{Election, Leadership};
 use store::keys::Keys;
 use store::{Store, StoreError, Txn, TxnOutcome, clock};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::drill::Drilled;
 use super::hearing::{self, Hearing};
 use super::listen::Counters;
 use super::wake::Wake;
 use super::{presence, probe, write};
+use crate::Drills;
 use crate::decide::decide;
 use crate::invariant;
 use crate::observe::{Observations, Probe, Stored, Timers, World, observe};
@@ -35,6 +39,8 @@ const QUIET: Duration = Duration::from_millis(50);
 const EXPLAIN_WITHIN: Duration = Duration::from_secs(1);
 /// The pause after a store error or a lost race, so that neither becomes a tight loop.
 const AFTER_TROUBLE: Duration = Duration::from_millis(100);
+/// How long a leader that has resigned leaves the field to others: their watch tells them within milliseconds.
+const STAND_BACK: Duration = Duration::from_secs(2);
 /// How long a sentinel that cannot read the state leaves the field to a newer one.
 const STAND_BY: Duration = Duration::from_secs(10);
 
@@ -46,12 +52,15 @@ pub(super) struct Care {
     me: LeaderKey,
     counters: Counters,
     hearing: Arc<Hearing>,
+    drilled: Drilled,
 }
 
 /// Why leading ended.
 enum End {
     Stopped,
     Lost,
+    /// By a drill, so that another one leads.
+    Resigned,
     /// Something in the store is not for this binary to judge.
     StandBy(String),
 }
@@ -100,15 +109,19 @@ impl Care {
         store: Arc<dyn Store>,
         cluster: ClusterName,
         (me, counters, hearing): (LeaderKey, Counters, Arc<Hearing>),
+        drills: Drills,
     ) -> Self {
         let keys = Keys::of(&cluster);
-        Self { store, cluster, keys, me, counters, hearing }
+        let drilled = Drilled::new(drills);
+        Self { store, cluster, keys, me, counters, hearing, drilled }
     }
 
     pub(super) async fn run(self, stop: CancellationToken) {
+        let own = DrillTarget::Sentinel(self.me.id.clone());
         tokio::join!(
             presence::keep(&*self.store, &self.keys, &self.me, &stop),
-            self.campaign(&stop)
+            self.campaign(&stop),
+            carry_out(&*self.store, &self.keys, (&own, &self.drilled), &stop),
         );
     }
 
@@ -124,12 +137,21 @@ impl Care {
                 () = stop.cancelled() => return,
             };
             self.counters.update(cluster, |c| c.leading = true);
+            self.drilled.leads.send_replace(true);
             let end = self.lead(&leadership, stop).await;
             self.counters.update(cluster, |c| c.leading = false);
+            self.drilled.leads.send_replace(false);
             leadership.resign().await;
             match end {
                 End::Stopped => return,
                 End::Lost => warn!(%cluster, "leadership lost, campaigning again"),
+                End::Resigned => {
+                    warn!(%cluster, "a drill made this leader step down");
+                    tokio::select! {
+                        () = tokio::time::sleep(STAND_BACK) => {}
+                        () = stop.cancelled() => return,
+                    }
+                }
                 End::StandBy(problem) => {
                     error!(%cluster, %problem, "stands by: another sentinel may lead");
                     tokio::select! {
@@ -150,6 +172,7 @@ impl Care {
                 ended = self.turn(leadership, &mut memory) => if let Err(end) = ended { return end },
                 () = stop.cancelled() => return End::Stopped,
                 () = leadership.lost.cancelled() => return End::Lost,
+                () = self.drilled.resign.notified() => return End::Resigned,
             }
         }
     }
@@ -385,7 +408,12 @@ mod tests {
         };
         let cluster = "c1".parse().expect("a name");
         let hearing = Hearing::open("s1".into(), &[]).await.expect("a UDP socket");
-        let care = Care::new(store.clone(), cluster, (me, Counters::default(), hearing));
+        let care = Care::new(
+            store.clone(),
+            cluster,
+            (me, Counters::default(), hearing),
+            Drills::default(),
+        );
         let (leadership, mut memory, plan) = overdue(&care).await;
         let key = format!("{}members/a", care.keys.prefix());
         let report = Operation::Put { key, value: Vec::new(), lease: None };

@@ -20,12 +20,12 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-const BOUND: Duration = Duration::from_secs(120);
+pub const BOUND: Duration = Duration::from_secs(120);
 
 /// From the death of a runner on: its lease, and what a busy machine adds.
-const UNDONE_WITHIN: Duration = Duration::from_secs(10);
+pub const UNDONE_WITHIN: Duration = Duration::from_secs(10);
 
-fn drill(lab: &Lab, arguments: &[&str]) -> Command {
+pub fn drill(lab: &Lab, arguments: &[&str]) -> Command {
     let mut command = Command::new(pgdeputy());
     command.args(["drill", arguments[0], "--cluster", CLUSTER]);
     if arguments[0] != "runner" {
@@ -37,7 +37,7 @@ fn drill(lab: &Lab, arguments: &[&str]) -> Command {
 }
 
 /// Runs a drill to its end and returns its record.
-async fn ran(lab: &Lab, arguments: &[&str]) -> serde_json::Value {
+pub async fn ran(lab: &Lab, arguments: &[&str]) -> serde_json::Value {
     let output = timeout(BOUND, drill(lab, arguments).output()).await.expect("it ends").unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     let record: serde_json::Value =
@@ -46,13 +46,13 @@ async fn ran(lab: &Lab, arguments: &[&str]) -> serde_json::Value {
     record
 }
 
-fn stands(lab: &Lab, member: &MemberName) -> bool {
+pub fn stands(lab: &Lab, member: &MemberName) -> bool {
     let pid = lab.postmaster(member).expect("PostgreSQL runs");
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
 }
 
-async fn becomes(lab: &Lab, member: &MemberName, standing: bool, bound: Duration) {
+pub async fn becomes(lab: &Lab, member: &MemberName, standing: bool, bound: Duration) {
     let deadline = clock::now() + bound;
     while stands(lab, member) != standing {
         assert!(clock::now() < deadline, "{member} stands still: {}, after {bound:?}", !standing);
@@ -61,7 +61,7 @@ async fn becomes(lab: &Lab, member: &MemberName, standing: bool, bound: Duration
 }
 
 /// Waits until no member tells of a problem, such as a slow disk on a busy machine: a drill would be refused.
-async fn no_problem(lab: &Lab) {
+pub async fn no_problem(lab: &Lab) {
     let well = |cluster: &Cluster| {
         cluster.reports.values().all(|report| report.problems.is_empty()).then_some(())
     };
@@ -70,7 +70,7 @@ async fn no_problem(lab: &Lab) {
 
 /// Freezes a standby by a runner that is killed, and one whose drill is aborted.
 async fn undone(lab: &Lab, standby: &MemberName) {
-    let freeze = ["run", "standby-freeze", "--member", standby.as_str()];
+    let freeze = ["run", "standby-freeze", "--on", standby.as_str()];
     no_problem(lab).await;
     let mut runner: Child = drill(lab, &freeze).spawn().unwrap();
     becomes(lab, standby, true, BOUND).await;
@@ -103,7 +103,7 @@ async fn a_live_cluster_is_drilled_within_guard_rails_and_loses_nothing() {
     let standby = lab.members().into_iter().find(|m| *m != primary).unwrap();
     undone(lab, &standby).await;
     let way = dsn(&lab.application_by(&Port::Write).unwrap());
-    for fault in ["walreceiver", "crash", "switchover"] {
+    for fault in ["walreceiver", "sentinel-resign", "crash", "switchover"] {
         no_problem(lab).await;
         let record = ran(lab, &["run", fault, "--seed", "7", "--dsn", &way]).await;
         assert_eq!(record["verdict"], "passed", "{record}");

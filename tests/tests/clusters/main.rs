@@ -14,6 +14,7 @@ mod etcd_restored;
 mod frozen;
 mod isolation;
 mod live_drills;
+mod live_drills_apart;
 mod many_times;
 mod past_the_fork;
 mod pgbouncer;

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use proto::document::encode;
-use proto::drill::LiveFault;
+use proto::drill::{DrillTarget, LiveFault};
 use proto::{Document, Epoch};
 use store::MemoryStore;
 
@@ -27,7 +27,7 @@ async fn put_drill(store: &MemoryStore, number: u64) {
     let drill = Drill {
         id: id(number),
         fault,
-        target: "b".parse().unwrap(),
+        target: DrillTarget::Member("b".parse().unwrap()),
         by: by.clone(),
         epoch: Epoch(2),
         bound: Duration::from_secs(5),

@@ -1,0 +1,36 @@
+//! What a service manager does in a deployed cluster: what has ended is started again.
+
+use anyhow::Context;
+
+use super::Lab;
+use super::commands::{self, HaproxyFiles};
+
+impl Lab {
+    /// Starts every sentinel, proxy-config and HAProxy that has ended again, with the files that are there. Returns their
+    /// names.
+    ///
+    /// # Errors
+    /// One cannot be started.
+    pub fn restart_services(&mut self) -> anyhow::Result<Vec<String>> {
+        let is_service =
+            |name: &str| name.starts_with("sentinel") || matches!(name, "proxy-config" | "haproxy");
+        let ended = |(name, pid): &&(String, i32)| {
+            is_service(name) && self.home.spawner.ended(*pid).is_some()
+        };
+        let ended: Vec<(String, i32)> = self.others.iter().filter(ended).cloned().collect();
+        self.others.retain(|one| !ended.contains(one));
+        let names: Vec<String> = ended.into_iter().map(|(name, _)| name).collect();
+        if names.iter().any(|name| name.starts_with("sentinel")) {
+            self.start_sentinels()?;
+        }
+        if names.iter().any(|name| name == "proxy-config") {
+            self.start_proxy_config()?;
+        }
+        if names.iter().any(|name| name == "haproxy") {
+            let master = self.start_other("haproxy", commands::haproxy(&self.home.layout)?)?;
+            let files = HaproxyFiles::of(&self.home.layout);
+            std::fs::write(&files.pid, master.to_string()).context("note HAProxy's process id")?;
+        }
+        Ok(names)
+    }
+}

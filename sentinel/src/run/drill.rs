@@ -1,0 +1,102 @@
+//! The drills of a sentinel: the leader steps down, or ends at once.
+
+use proto::drill::{Drill, LiveFault};
+use store::drills::{Carries, die};
+use tokio::sync::{Notify, watch};
+
+use crate::Drills;
+
+/// What is drilled in one cluster.
+pub(super) struct Drilled {
+    drills: Drills,
+    /// Whether this sentinel leads.
+    pub(super) leads: watch::Sender<bool>,
+    /// The leader is to step down.
+    pub(super) resign: Notify,
+}
+
+impl Drilled {
+    /// Nobody leads yet.
+    pub(super) fn new(drills: Drills) -> Self {
+        Self { drills, leads: watch::Sender::new(false), resign: Notify::new() }
+    }
+}
+
+#[async_trait::async_trait]
+impl Carries for Drilled {
+    async fn judge(&self, drill: &Drill) -> Result<(), String> {
+        let fault = drill.fault;
+        if self.drills.refused.contains(&fault) {
+            return Err(format!(
+                "the operator of {} refuses {fault} (--refuse-drills)",
+                drill.target
+            ));
+        }
+        if !*self.leads.borrow() {
+            return Err(format!("{} does not lead any more", drill.target));
+        }
+        match fault {
+            LiveFault::SentinelResign => Ok(()),
+            LiveFault::Sentinel if self.drills.restarted => Ok(()),
+            LiveFault::Sentinel => Err(format!(
+                "nobody is known to start {} again: run it under systemd or supervisord",
+                drill.target
+            )),
+            _ => Err(format!("{fault} hits no sentinel")),
+        }
+    }
+
+    async fn strike(&self, drill: &Drill) -> Option<String> {
+        match drill.fault {
+            LiveFault::SentinelResign => self.resign.notify_one(),
+            _ => die(),
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use proto::drill::DrillTarget;
+    use proto::{Epoch, RequestId};
+
+    use super::*;
+
+    async fn said(drilled: &Drilled, fault: LiveFault) -> Result<(), String> {
+        let drill = Drill {
+            id: RequestId::from_random(1),
+            fault,
+            target: DrillTarget::Sentinel("s1".into()),
+            by: "ann@north".into(),
+            epoch: Epoch(2),
+            bound: Duration::from_secs(5),
+        };
+        drilled.judge(&drill).await
+    }
+
+    #[tokio::test]
+    async fn only_a_leader_is_drilled_and_ends_only_where_it_is_started_again() {
+        let follower = Drilled::new(Drills::default());
+        let refused = said(&follower, LiveFault::SentinelResign).await.unwrap_err();
+        assert!(refused.contains("does not lead"), "{refused}");
+        let leader = |drills| {
+            let drilled = Drilled::new(drills);
+            drilled.leads.send_replace(true);
+            drilled
+        };
+        let plain = leader(Drills::default());
+        assert_eq!(said(&plain, LiveFault::SentinelResign).await, Ok(()));
+        let refused = said(&plain, LiveFault::Sentinel).await.unwrap_err();
+        assert!(refused.contains("start sentinel/s1 again"), "{refused}");
+        assert!(said(&plain, LiveFault::Crash).await.unwrap_err().contains("hits no sentinel"));
+        let kept = leader(Drills { restarted: true, ..Drills::default() });
+        assert_eq!(said(&kept, LiveFault::Sentinel).await, Ok(()));
+        let refused = BTreeSet::from([LiveFault::SentinelResign]);
+        let unwilling = leader(Drills { refused, restarted: true });
+        let refused = said(&unwilling, LiveFault::SentinelResign).await.unwrap_err();
+        assert!(refused.contains("--refuse-drills"), "{refused}");
+    }
+}
