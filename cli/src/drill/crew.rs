@@ -1,6 +1,7 @@
 //! The sentinels and proxies of a cluster: who of them a drill may hit, and whether they are all back.
 //!
-//! The one rule: who was killed is back when as many live as before, without the lease that the killed one has left.
+//! The one rule: who was killed is back when as many live as before, and what the killed one has left is gone: until then
+//! it looks as if it lived.
 
 use std::collections::BTreeMap;
 
@@ -53,6 +54,9 @@ impl Crew {
         let count = |now: usize, before: usize, what: &str| {
             (now < before).then(|| format!("{now} of {before} {what} are there without {target}"))
         };
+        let left_over = |is_there: bool| {
+            is_there.then(|| format!("the lease of the killed {target} has not ended yet"))
+        };
         match fault {
             LiveFault::SentinelResign | LiveFault::Sentinel if self.leader.is_none() => {
                 Some("no sentinel leads".into())
@@ -63,13 +67,15 @@ impl Crew {
                 let left = before.sentinels.get(target.name());
                 let live = self.sentinels.values().filter(|lease| Some(*lease) != left).count();
                 count(live, before.sentinels.len(), "sentinels")
+                    .or_else(|| left_over(live < self.sentinels.len()))
             }
             LiveFault::ProxyConfig => {
                 let left = before.proxies.get(target.name()).map(|(lease, _)| lease);
                 let new =
                     |(lease, at): &&(Option<LeaseId>, Epoch)| Some(lease) != left && *at >= epoch;
                 let live = self.proxies.values().filter(new).count();
-                count(live, before.proxies.len(), "proxies")
+                let is_there = self.proxies.values().any(|(lease, _)| Some(lease) == left);
+                count(live, before.proxies.len(), "proxies").or_else(|| left_over(is_there))
             }
             LiveFault::Haproxy => (!said.is_some_and(|s| matches!(s.what, Carried::Undone { .. })))
                 .then(|| format!("HAProxy of {target} is not back")),
@@ -109,6 +115,8 @@ mod tests {
         let left = lacks(crew("s2", &[("s1", 1), ("s2", 2)], &[]));
         assert!(left.unwrap().contains("1 of 2 sentinels"), "its key is left for a while");
         assert_eq!(lacks(crew("s2", &[("s1", 3), ("s2", 2)], &[])), None, "the same --id");
+        let beside = lacks(crew("s2", &[("s1", 1), ("s2", 2), ("s9", 3)], &[]));
+        assert!(beside.unwrap().contains("has not ended yet"), "another drill could choose it");
         assert_eq!(lacks(crew("s2", &[("s2", 2), ("s9", 3)], &[])), None, "an id of its process");
         let nobody = Crew { leader: None, ..crew("s2", &[("s1", 3), ("s2", 2)], &[]) };
         assert!(lacks(nobody).unwrap().contains("no sentinel leads"));
@@ -130,6 +138,9 @@ mod tests {
         assert!(before.lacks(&before, what, None, Epoch(2)).is_some());
         let starts = crew("s1", &[], &[("p1", 5, 0)]);
         assert!(starts.lacks(&before, what, None, Epoch(2)).is_some());
+        let beside = crew("s1", &[], &[("p1", 1, 2), ("p9", 5, 2)]);
+        let lacks = beside.lacks(&before, what, None, Epoch(2));
+        assert!(lacks.unwrap().contains("has not ended yet"), "another drill could choose it");
         let after = crew("s1", &[], &[("p1", 5, 2)]);
         assert_eq!(after.lacks(&before, what, None, Epoch(2)), None);
     }

@@ -13,6 +13,7 @@ use store::drills::carry_out;
 use store::election::{Election, Leadership};
 use store::keys::Keys;
 use store::{Store, StoreError, Txn, TxnOutcome, clock};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -137,8 +138,10 @@ impl Care {
                 () = stop.cancelled() => return,
             };
             self.counters.update(cluster, |c| c.leading = true);
+            // Before a drill may see that it leads.
+            let resign = self.drilled.resign.subscribe();
             self.drilled.leads.send_replace(true);
-            let end = self.lead(&leadership, stop).await;
+            let end = self.lead(&leadership, resign, stop).await;
             self.counters.update(cluster, |c| c.leading = false);
             self.drilled.leads.send_replace(false);
             leadership.resign().await;
@@ -163,7 +166,12 @@ impl Care {
         }
     }
 
-    async fn lead(&self, leadership: &Leadership, stop: &CancellationToken) -> End {
+    async fn lead(
+        &self,
+        leadership: &Leadership,
+        mut resign: watch::Receiver<u64>,
+        stop: &CancellationToken,
+    ) -> End {
         let mut memory = Memory::default();
         loop {
             // A commit that is cut here is an unknown outcome like any other: whoever leads next
@@ -172,7 +180,7 @@ impl Care {
                 ended = self.turn(leadership, &mut memory) => if let Err(end) = ended { return end },
                 () = stop.cancelled() => return End::Stopped,
                 () = leadership.lost.cancelled() => return End::Lost,
-                () = self.drilled.resign.notified() => return End::Resigned,
+                _ = resign.changed() => return End::Resigned,
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use proto::drill::{Drill, LiveFault};
 use store::drills::{Carries, die};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::Drills;
 
@@ -11,14 +11,15 @@ pub(super) struct Drilled {
     drills: Drills,
     /// Whether this sentinel leads.
     pub(super) leads: watch::Sender<bool>,
-    /// The leader is to step down.
-    pub(super) resign: Notify,
+    /// How often the leader was to step down. Who begins to lead counts from then on: what was meant for an earlier
+    /// leadership is over.
+    pub(super) resign: watch::Sender<u64>,
 }
 
 impl Drilled {
     /// Nobody leads yet.
     pub(super) fn new(drills: Drills) -> Self {
-        Self { drills, leads: watch::Sender::new(false), resign: Notify::new() }
+        Self { drills, leads: watch::Sender::new(false), resign: watch::Sender::new(0) }
     }
 }
 
@@ -48,7 +49,7 @@ impl Carries for Drilled {
 
     async fn strike(&self, drill: &Drill) -> Option<String> {
         match drill.fault {
-            LiveFault::SentinelResign => self.resign.notify_one(),
+            LiveFault::SentinelResign => self.resign.send_modify(|times| *times += 1),
             _ => die(),
         }
         None
@@ -65,16 +66,30 @@ mod tests {
 
     use super::*;
 
-    async fn said(drilled: &Drilled, fault: LiveFault) -> Result<(), String> {
-        let drill = Drill {
+    fn drill(fault: LiveFault) -> Drill {
+        Drill {
             id: RequestId::from_random(1),
             fault,
             target: DrillTarget::Sentinel("s1".into()),
             by: "ann@north".into(),
             epoch: Epoch(2),
             bound: Duration::from_secs(5),
-        };
-        drilled.judge(&drill).await
+        }
+    }
+
+    async fn said(drilled: &Drilled, fault: LiveFault) -> Result<(), String> {
+        drilled.judge(&drill(fault)).await
+    }
+
+    #[tokio::test]
+    async fn a_leader_steps_down_by_a_drill_of_its_own_leadership_and_not_by_an_earlier_one() {
+        let drilled = Drilled::new(Drills::default());
+        // Struck as the leadership was lost: nobody waits for it any more.
+        drilled.strike(&drill(LiveFault::SentinelResign)).await;
+        let later = drilled.resign.subscribe();
+        assert!(!later.has_changed().unwrap());
+        drilled.strike(&drill(LiveFault::SentinelResign)).await;
+        assert!(later.has_changed().unwrap(), "also when it is busy in that moment");
     }
 
     #[tokio::test]
