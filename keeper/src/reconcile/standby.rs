@@ -90,11 +90,15 @@ fn running(
     }
 }
 
-/// Returns whether an incomplete member has received more of an older timeline than the present one took from it: its
-/// server would wait for ever for WAL that continues its own.
+/// Returns whether an incomplete member has received more of an older timeline than the present one took from it, or was
+/// copied or rewound from a source that had written more of it by then: its server would wait for ever for WAL that
+/// continues its own. What was rewound and never streamed tells only by the latter.
 fn is_past_the_fork(state: &ClusterState, facts: &Facts, follow: &Follow, sql: &SqlFacts) -> bool {
-    let Some((timeline, lsn)) = facts.local.streamed.zip(sql.flush_lsn) else { return false };
-    timeline != follow.timeline && state.shared_until(timeline).is_some_and(|until| lsn > until)
+    let streamed = facts.local.streamed.zip(sql.flush_lsn);
+    let begun = facts.files.rejoin.as_ref().and_then(|r| Some((r.source_timeline, r.until?)));
+    streamed.into_iter().chain(begun).any(|(timeline, lsn)| {
+        timeline != follow.timeline && state.shared_until(timeline).is_none_or(|until| lsn > until)
+    })
 }
 
 /// Returns a timeline that this member was on its way to and that the present one does not descend from.

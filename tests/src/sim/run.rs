@@ -174,11 +174,31 @@ fn well(sim: &Sim, healed: Micros) -> Option<Micros> {
         sim.run_until(sim.now() + 250_000, broken);
     }
     let missing = sim.with(|w| w.missing(healed)).unwrap_or_default();
-    sim.violate("I13", format!("{} s after the last fault: {missing}", WELL_WITHIN / 1_000_000));
+    let places = sim.with(|w| w.places());
+    let seconds = WELL_WITHIN / 1_000_000;
+    sim.violate("I13", format!("{seconds} s after the last fault: {missing}; {places}"));
     None
 }
 
 impl World {
+    /// Returns where each member stands, for whoever asks why one does not come back.
+    fn places(&self) -> String {
+        let place = |m: &Member| {
+            let complete = m.disk.files.as_ref().is_some_and(|f| f.complete);
+            let held = m.disk.data.as_ref().map(|d| {
+                let end = d.end(&self.wal);
+                format!("holds {} of timeline {}", end.lsn, self.wal.branch(end.branch).tli)
+            });
+            let server = m.server.as_ref().map(|s| {
+                let receiver = s.receiver.as_ref().map(|r| (r.streaming, r.timeline.0));
+                format!("{:?} at {}, receiver {receiver:?}", s.phase, s.replay)
+            });
+            let text = |text: Option<String>| text.unwrap_or_else(|| "nothing".into());
+            format!("{}: complete {complete}, {}, {}", m.name, text(held), text(server))
+        };
+        self.members.iter().map(place).collect::<Vec<_>>().join("; ")
+    }
+
     /// Returns what is not as it should be; `None` when all is well.
     fn missing(&self, healed: Micros) -> Option<String> {
         let Some(state) = self.oracle.state() else { return Some("no state".into()) };

@@ -96,6 +96,19 @@ fn an_incomplete_member_past_the_fork_of_the_next_primary_is_stopped_and_judged_
     facts.sql.as_mut().unwrap().flush_lsn = Some(Lsn(101));
     assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::PastTheFork));
 
+    // Rewound onto a source that was lost before anything was streamed from it.
+    facts.local.streamed = None;
+    facts.sql.as_mut().unwrap().flush_lsn = None;
+    assert!(matches!(decide(&view(), &facts), Action::Repoint { .. }));
+    facts.files.rejoin.as_mut().unwrap().until = Some(Lsn(100));
+    assert!(matches!(decide(&view(), &facts), Action::Repoint { .. }));
+    facts.files.rejoin.as_mut().unwrap().until = Some(Lsn(101));
+    assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::PastTheFork));
+    let begun = facts.files.rejoin.as_mut().unwrap();
+    (begun.source_timeline, begun.until) = (Timeline(7), Some(Lsn(50)));
+    assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::PastTheFork), "nobody's now");
+    facts.files.rejoin.as_mut().unwrap().source_timeline = Timeline(1);
+
     facts.sql = None;
     facts.local.process = Process::Exited { noticed: WallTime(0), gone: true };
     assert_eq!(decide(&view(), &facts), Action::Scan);
