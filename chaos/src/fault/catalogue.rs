@@ -450,7 +450,7 @@ pub const ALL: [Entry; 54] = [
         (Class::Postgres, Hits::Primary),
         (SILENCE, 500),
         (
-            "a walreceiver stands still, and kill -9 the postmaster of the primary {x} once that standby lacks commits",
+            "reset the links of one standby, and kill -9 the postmaster of the primary {x} once that standby lacks commits",
             "",
         ),
     ),

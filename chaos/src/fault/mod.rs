@@ -192,12 +192,12 @@ impl Fault {
 
     /// Returns whether the lab's hosts must have networks of their own.
     pub fn needs_network(self) -> bool {
-        self.entry().class == Class::Network
+        self.entry().class == Class::Network || self == Fault::CrashBehind
     }
 
     /// Returns whether only root can do it: networks and disks of their own are made by root.
     pub fn needs_root(self) -> bool {
-        matches!(self.entry().class, Class::Network | Class::Disk | Class::Starved)
+        self.needs_network() || matches!(self.entry().class, Class::Disk | Class::Starved)
     }
 
     /// Gives the lab what this fault breaks.
