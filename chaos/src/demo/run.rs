@@ -79,6 +79,7 @@ async fn start(config: &Config, pgdeputy: PathBuf, timeline: &Timeline) -> anyho
 pub async fn play(config: &Config, lab: &mut Lab, timeline: &Timeline) -> anyhow::Result<Report> {
     lab.wait_redundant(FORM_BOUND).await.context("form the cluster")?;
     timeline.say("the cluster is redundant: every member streams and votes");
+    config.fault.prepare(lab).await?;
     let watchers = Watchers::start(lab, WRITERS).await?;
     watchers.load.acknowledged_count(1, WRITES_BOUND).await?;
     timeline.say(&format!(

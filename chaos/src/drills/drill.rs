@@ -44,6 +44,7 @@ pub enum Stuck {
 
 /// Plays one drill. `load` is what the gap is measured by.
 pub async fn play(lab: &mut Lab, load: &Load, fault: Fault) -> Result<Drill, Stuck> {
+    fault.prepare(lab).await.context("prepare it").map_err(Stuck::Failed)?;
     tokio::time::sleep(SETTLE).await;
     let begun = begin(lab, fault).await.map_err(Stuck::Failed)?;
     let Begun { before, victim, injury } = begun;

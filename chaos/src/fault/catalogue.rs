@@ -57,7 +57,7 @@ const MENDED: &str = "the network of {x} is mended";
 const ETCD_AGAIN: &str = "etcd is started again";
 
 /// All faults, in the order of the help text, which is that of `Fault`.
-pub const ALL: [Entry; 54] = [
+pub const ALL: [Entry; 55] = [
     line(
         Member,
         "member",
@@ -452,6 +452,16 @@ pub const ALL: [Entry; 54] = [
         (
             "reset the links of one standby, and kill -9 the postmaster of the primary {x} once that standby lacks commits",
             "",
+        ),
+    ),
+    line(
+        EtcdRestored,
+        "etcd-restored",
+        (Class::Etcd, Hits::Others),
+        (UNSEEN, 6_000),
+        (
+            "etcd is killed and restored from a backup that is older than a failover",
+            "an operator vouches for what etcd holds",
         ),
     ),
 ];

@@ -72,6 +72,7 @@ impl Fault {
                 lab.etcd_is_whole(UNDONE).await
             }
             Fault::EtcdFull => lab.empty_etcd().await,
+            Fault::EtcdRestored => lab.adopt_store().await,
             Fault::SentinelAndMember => {
                 lab.start_sentinels()?;
                 start_again(lab, victim).await

@@ -17,7 +17,7 @@ use proto::MemberName;
 use serde::Serialize;
 
 use crate::lab::network::Placement;
-use crate::lab::{Cluster, LabConfig, Struck, Stutter};
+use crate::lab::{Cluster, Lab, LabConfig, Struck, Stutter};
 use crate::session::Session;
 pub use catalogue::{ALL, Entry};
 
@@ -79,6 +79,7 @@ pub enum Fault {
     Processor,
     Memory,
     CrashBehind,
+    EtcdRestored,
 }
 
 /// Kinds of faults, by what breaks.
@@ -183,6 +184,14 @@ impl Fault {
     pub fn remedy(self, victim: &MemberName) -> Option<String> {
         let undo = self.entry().undo;
         (!undo.is_empty()).then(|| undo.replace("{x}", victim.as_str()))
+    }
+
+    /// Does what has to have happened before it is struck.
+    pub async fn prepare(self, lab: &mut Lab) -> anyhow::Result<()> {
+        if self == Fault::EtcdRestored {
+            lab.outlive_a_backup().await?;
+        }
+        Ok(())
     }
 
     /// Returns whether the primary that takes over is to be killed in turn as soon as writes are back.

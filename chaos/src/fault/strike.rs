@@ -63,6 +63,7 @@ impl Fault {
             }
             Fault::EtcdFull => lab.fill_etcd().await?,
             Fault::EtcdCompaction => lab.compact_etcd().await?,
+            Fault::EtcdRestored => lab.set_etcd_back().await?,
             Fault::SentinelAndMember => lab.kill_leader_with(victim).await?,
             Fault::Sentinel => kill_leading_sentinel(lab).await?,
             Fault::SentinelFreeze => freeze_leading_sentinel(lab).await?,

@@ -70,6 +70,11 @@ impl Addresses {
         flags
     }
 
+    /// How etcd's members reach each other, in their order.
+    pub fn etcd_peers(&self) -> Vec<String> {
+        self.etcd.iter().map(|at| format!("http://{}:{}", at.host, at.peer)).collect()
+    }
+
     fn etcd_words(&self) -> impl Iterator<Item = String> {
         self.etcd_flags().into_iter().flat_map(|(flag, value)| [flag.to_owned(), value])
     }

@@ -1,6 +1,5 @@
-//! Takes the lab's etcd away, all of it or one of its members, and gives it back with its data, or with those of a backup.
+//! Takes the lab's etcd away, all of it or one of its members, and gives it back with its data.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -133,31 +132,6 @@ impl Lab {
 }
 
 impl Lab {
-    /// Writes a backup of etcd, as an operator does.
-    pub fn save_etcd(&self, file: &Path) -> anyhow::Result<()> {
-        let mut command = self.etcdctl("backup")?;
-        run(command.args(["snapshot", "save"]).arg(file))
-    }
-
-    /// Kills etcd, sets its data aside and starts it on the backup `file`. With another `token` than before the cluster's id is
-    /// another one too. For a lab with one etcd member.
-    pub async fn restore_etcd(&mut self, file: &Path, token: &str) -> anyhow::Result<()> {
-        ensure!(self.addresses.etcd.len() == 1, "a backup is restored on one etcd member here");
-        self.kill_etcd()?;
-        let directory = self.home.layout.process("etcd1");
-        let data = directory.join("data");
-        let aside = directory.join(format!("data-before-{token}"));
-        std::fs::rename(&data, aside).context("set etcd's data aside")?;
-        let own = self.addresses.etcd[0];
-        let peer = format!("http://{}:{}", own.host, own.peer);
-        let mut command = self.etcdctl("restore")?;
-        command.args(["snapshot", "restore"]).arg(file).arg("--data-dir").arg(&data);
-        command.args(["--name", "etcd1", "--initial-cluster", &format!("etcd1={peer}")]);
-        command.args(["--initial-cluster-token", token, "--initial-advertise-peer-urls", &peer]);
-        run(&mut command)?;
-        self.start_etcd().await
-    }
-
     /// Runs etcd's own tool with `words`.
     pub fn etcdctl_with(&self, words: &[&str]) -> anyhow::Result<()> {
         run(self.etcdctl("etcdctl")?.args(words))
@@ -176,13 +150,13 @@ impl Lab {
     }
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
+pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
     let status = command.status().context("start etcdctl: run `make deps`")?;
     ensure!(status.success(), "{command:?} ended with {status}");
     Ok(())
 }
 
-fn process_name(index: usize) -> String {
+pub(super) fn process_name(index: usize) -> String {
     format!("etcd{}", index + 1)
 }
 

@@ -13,6 +13,7 @@ mod database;
 mod disk;
 mod disk_faults;
 mod etcd;
+mod etcd_backup;
 mod etcd_space;
 pub mod freeze;
 mod home;
