@@ -72,6 +72,15 @@ FAULTS ?= 300
 drills-long: deps build ## the same with every fault that is known, in an order made from SEED= (FAULTS=, root)
 	$(RELEASE) drills --seed $(SEED) --faults $(FAULTS) $(DRILLS) $(ARGS)
 
+# A build that can make mistakes, in a directory of its own: no other build may contain them.
+MISTAKEN = $(CARGO_TARGET_DIR)/mistakes
+.PHONY: drill-mutants
+drill-mutants: deps debug ## show that drills on real processes find deliberate mistakes (MUTANT=, root)
+	! grep -q MISTAKE_OF_PGDEPUTY $(DEBUG)
+	CARGO_TARGET_DIR=$(MISTAKEN) CARGO_PROFILE_DEV_DEBUG=false cargo build -p pgdeputy --features mistakes
+	grep -q MISTAKE_OF_PGDEPUTY $(MISTAKEN)/debug/pgdeputy
+	tests/drill-mutants.sh $(MISTAKEN)/debug/pgdeputy $(CARGO_TARGET_DIR)/drill-mutants $(MUTANT)
+
 .PHONY: test-long
 test-long: deps tools debug test-install ## what takes long: ignored tests, install-deps in fresh Debian systems
 	PGDEPUTY_BIN=$(DEBUG) cargo test --workspace --all-targets -- --ignored --test-threads=1

@@ -1,4 +1,5 @@
-//! Bad values end with status 64 and one line that names cause and remedy, before any socket is opened.
+//! Bad values end with status 64 and one line that names cause and remedy, before any socket is opened. And no program that
+//! is used makes deliberate mistakes.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
 
@@ -219,4 +220,15 @@ fn help_and_version_are_no_failures() {
     // The guard and the fencer are not for people.
     let help = Ended::from(pgdeputy(&["--help"]).output().unwrap());
     assert!(!help.answer().contains("fencer") && !help.answer().contains("bench"));
+}
+
+#[test]
+fn the_program_contains_no_deliberate_mistake() {
+    let contains = |word: &str| {
+        let mut grep = std::process::Command::new("grep");
+        grep.args(["-q", "-a", word, env!("CARGO_BIN_EXE_pgdeputy")]).status().unwrap().success()
+    };
+    assert!(contains("PGDEPUTY_DSN"), "this is not the program");
+    // By it a build with the feature `mistakes` chooses one.
+    assert!(!contains("MISTAKE_OF_PGDEPUTY"), "built with the feature `mistakes`: not for use");
 }

@@ -18,6 +18,8 @@ pub mod kept;
 pub mod lag;
 pub mod late_store;
 pub mod member_files;
+#[cfg(feature = "mistakes")]
+mod mistakes;
 pub mod postgres;
 pub mod prerequisites;
 pub mod present;

@@ -83,6 +83,16 @@ async fn once(
     };
     let key = renewing.keys.state();
     let known = renewing.view.borrow().state.as_ref().map(|s| s.number);
+    #[cfg(feature = "mistakes")]
+    if crate::mistakes::makes("keepalive-alone-renews") {
+        lease.renew(store).await?;
+        let view = LeaseView { id: lease.id(), expires: lease.expires() };
+        renewing.lease.send_replace(Some(view));
+        if renewing.view.borrow().state.is_some() {
+            renewing.renewed.send_replace(Some(view));
+            return Ok(());
+        }
+    }
     let (kept, read) = tokio::join!(lease.renew(store), store.read(&key));
     if let Err(StoreError::LeaseExpired) = kept {
         *own = None;

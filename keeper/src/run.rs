@@ -174,6 +174,8 @@ impl Shell {
         let stale = facts.sql.as_ref().is_some_and(|s| s.asked < self.settled);
         if !(stale && self.running.is_none()) {
             let action = reconcile(&view, &facts, now);
+            #[cfg(feature = "mistakes")]
+            let action = crate::mistakes::mistaken(&view, &facts, action);
             let refused = self.refusal().map(str::to_owned);
             self.offer(action, now).await;
             if self.refusal() != refused.as_deref() {

@@ -43,6 +43,10 @@ pub async fn sign(signing: Signing, stop: CancellationToken) {
             told &= fails;
             continue;
         }
+        #[cfg(feature = "mistakes")]
+        if crate::mistakes::makes("no-signs") {
+            continue;
+        }
         match give(&signing.worker, interval * 2).await {
             Ok(at) => {
                 if !told {
@@ -66,6 +70,10 @@ pub async fn give(worker: &Worker, patience: Duration) -> anyhow::Result<Moment>
     }
     let asking = async {
         let session = worker.admin().await?;
+        #[cfg(feature = "mistakes")]
+        if crate::mistakes::makes("sign-without-causality") {
+            return wait_for_voters(worker, &cfg, proto::Lsn(0)).await;
+        }
         let lsn = own_record(&session, "sign").await?;
         wait_for_voters(worker, &cfg, lsn).await
     };

@@ -219,6 +219,16 @@ impl Router {
         }
     }
 
+    /// The routes that the next ones may not fall behind.
+    fn previous(&self) -> Option<&Routes> {
+        #[cfg(feature = "mistakes")]
+        if store::mistake::is_chosen("router-takes-a-lower-epoch") {
+            store::mistake::made("router-takes-a-lower-epoch");
+            return None;
+        }
+        Some(&self.routes)
+    }
+
     fn route(&mut self, view: &View, now: Moment) {
         let state = view.agreed.state();
         self.warn_of_lower(state.map(|s| s.epoch));
@@ -230,7 +240,7 @@ impl Router {
             reports: &view.reports,
             answers: &answers,
         };
-        let next = route::route(&known, Some(&self.routes), now);
+        let next = route::route(&known, self.previous(), now);
         if (&next.write, next.epoch) != (&self.routes.write, self.routes.epoch) {
             self.since = now;
         }

@@ -6,6 +6,8 @@
 pub mod decide;
 mod explain;
 pub mod invariant;
+#[cfg(feature = "mistakes")]
+mod mistakes;
 pub mod observe;
 pub mod plan;
 mod record;

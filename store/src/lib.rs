@@ -9,6 +9,8 @@ pub mod etcd;
 pub mod keys;
 pub mod lease;
 pub mod memory;
+#[cfg(feature = "mistakes")]
+pub mod mistake;
 pub mod requests;
 pub mod schedule;
 mod types;

@@ -31,6 +31,8 @@ pub async fn seal(worker: &Worker, sealing: Epoch) -> anyhow::Result<()> {
     let running = worker.is_running();
     worker.forget_credentials(None)?;
     let settings = Settings { upstream: None, eager: true, ..worker.settings() };
+    #[cfg(feature = "mistakes")]
+    let settings = crate::mistakes::sealed(worker, settings);
     let session = match running {
         true => match answering(worker).await {
             Ok(session) => Some(session),

@@ -230,6 +230,8 @@ impl Care {
             plan.explanation.warnings.push(problem);
             return Ok(Next::Wait(Box::new(plan)));
         }
+        #[cfg(feature = "mistakes")]
+        crate::mistakes::mistaken(state, &world.seen, &mut plan);
         let guard = &leadership.guard;
         memory.news = write::news(&self.keys, guard, &world, &plan.verdict);
         match write::decided(&self.keys, guard, &world, &plan.verdict) {
