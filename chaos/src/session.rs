@@ -8,8 +8,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_rustls::rustls::ClientConfig;
+
+/// Reads how TLS is spoken, at each connect: a renewed certificate needs no restart.
+pub type TlsFiles = Arc<dyn Fn() -> anyhow::Result<ClientConfig> + Send + Sync>;
+
+/// A way to a PostgreSQL.
+#[derive(Clone)]
+pub struct Way {
+    config: Config,
+    tls: Option<TlsFiles>,
+}
+
+impl Way {
+    /// Never by TLS.
+    pub fn plain(config: Config) -> Self {
+        Self { config, tls: None }
+    }
+
+    /// By TLS only.
+    pub fn by_tls(mut config: Config, files: TlsFiles) -> Self {
+        config.ssl_mode(SslMode::Require);
+        Self { config, tls: Some(files) }
+    }
+}
 
 /// An open session. Dropping it closes the connection.
 pub struct Session {
@@ -19,11 +47,37 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects and logs in.
+    /// Connects without TLS and logs in.
     pub async fn open(config: &Config, deadline: Duration) -> anyhow::Result<Self> {
-        let connected = tokio::time::timeout(deadline, config.connect(NoTls)).await;
-        let (client, mut connection) =
+        Self::connect(config, NoTls, deadline).await
+    }
+
+    /// Connects by TLS where `way` says so, and logs in.
+    pub async fn open_by(way: &Way, deadline: Duration) -> anyhow::Result<Self> {
+        match &way.tls {
+            Some(files) => {
+                Self::connect(&way.config, MakeRustlsConnect::new(files()?), deadline).await
+            }
+            None => Self::open(&way.config, deadline).await,
+        }
+    }
+
+    async fn connect<T>(config: &Config, tls: T, deadline: Duration) -> anyhow::Result<Self>
+    where
+        T: MakeTlsConnect<Socket>,
+        T::Stream: Send + 'static,
+    {
+        let connected = tokio::time::timeout(deadline, config.connect(tls)).await;
+        let (client, connection) =
             connected.context("connect to PostgreSQL: no answer in time")??;
+        Ok(Self::driven(client, connection))
+    }
+
+    fn driven<S, T>(client: Client, mut connection: Connection<S, T>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let warned = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&warned);
         let driver = tokio::spawn(async move {
@@ -36,7 +90,7 @@ impl Session {
                 }
             }
         });
-        Ok(Self { client, warned, driver })
+        Self { client, warned, driver }
     }
 
     /// The session itself.

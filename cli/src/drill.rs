@@ -1,7 +1,9 @@
 //! `drill`: breaks one thing of a live cluster on purpose, within guard rails, and says what became of it.
 
 mod canary;
+mod coverage;
 mod crew;
+mod fence;
 mod guard;
 mod lock;
 mod orders;
@@ -12,11 +14,13 @@ mod run;
 mod runner;
 mod schedule;
 mod seen;
+mod standing;
 mod turn;
+mod way;
 
 use clap::{Args, Subcommand};
 use proto::drill::{LiveFault, Verdict};
-use proto::{RequestId, WallTime};
+use proto::{ClusterSpec, RequestId, WallTime};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::fmt;
@@ -93,16 +97,18 @@ pub struct One {
 /// What a drill may cost, and how that is seen.
 #[derive(Debug, Clone, Args)]
 pub struct Limits {
-    /// How clients reach the primary, as for libpq: by this way a canary commits once a second, and proves what was kept.
-    /// Give it as PGDEPUTY_DSN where it holds a password
-    #[arg(long, value_name = "DSN")]
-    dsn: Option<String>,
-    /// How long the canary may go without a commit, or the drill has failed
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = within)]
-    write_gap_within: Duration,
-    /// How soon the cluster must be fully redundant again, or the drill has failed
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = within)]
-    redundant_within: Duration,
+    #[command(flatten)]
+    way: way::WayArgs,
+    /// How long the canary may go without a commit, or the drill has failed [default: the spec's, else 30s]
+    #[arg(long, value_name = "DURATION", value_parser = within)]
+    write_gap_within: Option<Duration>,
+    /// How soon the cluster must be fully redundant again, or the drill has failed [default: the spec's, else 60s]
+    #[arg(long, value_name = "DURATION", value_parser = within)]
+    redundant_within: Option<Duration>,
+    /// How soon after its loss an old primary must be unable to acknowledge, or the drill has failed [default: the spec's,
+    /// else lease_ttl and silent_after together]
+    #[arg(long, value_name = "DURATION", value_parser = within)]
+    fence_within: Option<Duration>,
     /// How far a standby may be behind at the beginning
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = within)]
     most_lag: Duration,
@@ -115,6 +121,26 @@ pub struct Limits {
     /// No drill begins in these times, FROM/TO as in 2026-12-20T00:00:00Z/2027-01-03T00:00:00Z, divided by commas
     #[arg(long, value_name = "TIMES", value_delimiter = ',', value_parser = freeze)]
     freeze: Vec<Freeze>,
+}
+
+/// What the cluster has to keep in a drill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Objectives {
+    pub write_gap: Duration,
+    pub redundant: Duration,
+    pub fence: Duration,
+}
+
+impl Limits {
+    /// Returns what is to be kept: by these flags, else by the cluster's spec.
+    pub fn objectives(&self, spec: &ClusterSpec) -> Objectives {
+        let (gap, redundant) = (spec.drills.write_gap_within, spec.drills.redundant_within);
+        Objectives {
+            write_gap: self.write_gap_within.or(gap).unwrap_or(Duration::from_secs(30)),
+            redundant: self.redundant_within.or(redundant).unwrap_or(Duration::from_secs(60)),
+            fence: self.fence_within.unwrap_or(spec.fence_within()),
+        }
+    }
 }
 
 #[derive(Debug, Args)]

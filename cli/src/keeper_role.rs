@@ -20,7 +20,7 @@ use crate::failure::{Failure, USAGE_STATUS};
 use crate::runtime;
 use crate::target::Target;
 
-mod tls;
+pub mod tls;
 use tls::TlsArgs;
 
 /// The longest path of a Unix socket that Linux takes, without the final zero byte.

@@ -3,6 +3,7 @@
 //! The one rule: a fault on a live cluster is a request under its runner's lease. The keeper beside the target (or the
 //! sentinel, or the proxy-config) carries it out and undoes it, also when nobody asks for that any more.
 
+mod coverage;
 mod fault;
 mod target;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::time::duration;
 use crate::{Document, Epoch, RequestId, WallTime};
 
+pub use coverage::{DrillCoverage, GAPS_KEPT, GapOfDrill, Survived};
 pub use fault::{Hits, LiveFault};
 pub use target::DrillTarget;
 
@@ -122,6 +124,9 @@ pub struct Figures {
     pub write_gap_ms: Option<u64>,
     /// From the fault until the cluster was fully redundant again.
     pub redundant_after_ms: Option<u64>,
+    /// From the loss of a primary that was replaced until it could not have acknowledged any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence_ms: Option<u64>,
     pub epoch_before: Option<Epoch>,
     pub epoch_after: Option<Epoch>,
     pub canaries_acknowledged: Option<u64>,

@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod assignment;
+pub mod canary;
 pub mod cfg;
 pub mod document;
 pub mod drill;

@@ -1,6 +1,7 @@
 //! ClusterSpec: what the operator wants. Unknown fields are errors; relations between settings are checked in
 //! `ClusterSpec::check`, the one place for them.
 
+mod drills;
 mod reads;
 mod rejoin;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::time::duration;
 use crate::{Document, MemberName, PoolName};
 
+pub use drills::{CanaryWhen, DrillSpec};
 pub use reads::{ReadFallback, Reads};
 pub use rejoin::{CopyFrom, CrashRecovery, RejoinSpec, Replaced};
 
@@ -56,6 +58,9 @@ pub struct ClusterSpec {
     /// Likewise.
     #[serde(skip_serializing_if = "RejoinSpec::is_default")]
     pub rejoin: RejoinSpec,
+    /// Likewise.
+    #[serde(skip_serializing_if = "DrillSpec::is_default")]
+    pub drills: DrillSpec,
     /// What particular members may become; a member that is absent here has the defaults.
     pub members: BTreeMap<MemberName, MemberSpec>,
 }
@@ -156,6 +161,7 @@ impl Default for ClusterSpec {
             postgres: PostgresSpec::default(),
             reads: Reads::default(),
             rejoin: RejoinSpec::default(),
+            drills: DrillSpec::default(),
             members: BTreeMap::new(),
         }
     }

@@ -103,6 +103,27 @@ pub fn show(duration: Duration) -> String {
     humantime::format_duration(duration).to_string().replace(' ', "")
 }
 
+/// Durations that may be absent, written as `duration` writes them.
+pub mod optional_duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Writes a duration as text, and none as null.
+    pub fn serialize<S: Serializer>(value: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => to.collect_str(&humantime::format_duration(*value)),
+            None => to.serialize_none(),
+        }
+    }
+
+    /// Reads a duration from text, and none from null.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| super::parse_duration(&text)).transpose().map_err(serde::de::Error::custom)
+    }
+}
+
 /// Durations in documents, written `10s` or `500ms`. Use with `#[serde(with = "proto::time::duration")]`.
 pub mod duration {
     use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Every key in one place, under `/pgdeputy/<cluster>/`.
 
-use proto::drill::DrillTarget;
+use proto::drill::{DrillTarget, LiveFault};
 use proto::request::RequestKind;
 use proto::{ClusterName, Epoch, MemberName, RequestId, WallTime};
 
@@ -107,6 +107,26 @@ impl Keys {
     /// The last word of a target on a drill.
     pub fn drilled(&self, target: &DrillTarget) -> String {
         format!("{}drill/answers/{target}", self.prefix)
+    }
+
+    /// What is kept of all drills of one kind.
+    pub fn drill_coverage(&self, fault: LiveFault) -> String {
+        format!("{}{fault}", self.all_drill_coverage())
+    }
+
+    /// The prefix of all of these.
+    pub fn all_drill_coverage(&self) -> String {
+        self.key("drill/coverage/")
+    }
+
+    /// The right to write the standing canary, under its runner's lease.
+    pub fn canary_holder(&self) -> String {
+        self.key("drill/canary")
+    }
+
+    /// What the standing canary has seen.
+    pub fn canary(&self) -> String {
+        self.key("canary")
     }
 
     /// The right to begin a turn that was taken, under its runner's lease.

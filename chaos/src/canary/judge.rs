@@ -85,6 +85,8 @@ pub struct Verdict {
     pub phantom: Vec<i64>,
     /// The longest time between two acknowledgements, in milliseconds; none with fewer than two.
     pub write_gap_ms: Option<f64>,
+    /// Acknowledged canaries that no primary was asked for afterwards.
+    pub unproven: usize,
     /// Why the evidence is too thin to say that nothing was lost.
     pub thin: Vec<String>,
 }
@@ -109,6 +111,7 @@ pub fn judge(evidence: &Evidence) -> Verdict {
             read.ids.iter().copied().filter(|id| !(1..=read.highest_sent).contains(id))
         })
         .collect();
+    let unproven = unproven(evidence);
     Verdict {
         proofs,
         acknowledged: evidence.acknowledged.len(),
@@ -116,7 +119,8 @@ pub fn judge(evidence: &Evidence) -> Verdict {
         lost: lost.into_iter().collect(),
         phantom: phantom.into_iter().collect(),
         write_gap_ms: write_gap(&evidence.acknowledged).map(|gap| gap.as_secs_f64() * 1e3),
-        thin: thin(evidence),
+        unproven,
+        thin: thin(evidence, unproven),
     }
 }
 
@@ -142,14 +146,18 @@ fn proof(evidence: &Evidence, read: &ReadBack) -> (Proof, BTreeSet<i64>) {
     (proof, expected)
 }
 
-fn thin(evidence: &Evidence) -> Vec<String> {
+/// Returns how many acknowledged canaries no primary was asked for afterwards.
+fn unproven(evidence: &Evidence) -> usize {
+    let asked: BTreeSet<i64> =
+        evidence.read_back.iter().flat_map(|read| proof(evidence, read).1).collect();
+    evidence.acknowledged.iter().filter(|ack| !asked.contains(&ack.id)).count()
+}
+
+fn thin(evidence: &Evidence, never: usize) -> Vec<String> {
     let mut thin = Vec::new();
     if evidence.acknowledged.is_empty() {
         thin.push("no canary was acknowledged".to_owned());
     }
-    let asked: BTreeSet<i64> =
-        evidence.read_back.iter().flat_map(|read| proof(evidence, read).1).collect();
-    let never = evidence.acknowledged.iter().filter(|ack| !asked.contains(&ack.id)).count();
     if never > 0 {
         thin.push(format!("no primary was asked for {never} acknowledged canaries afterwards"));
     }

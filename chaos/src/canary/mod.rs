@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
 
-use crate::session::Session;
+use crate::session::{Session, Way};
 pub use judge::{Acknowledged, Evidence, Origin, Proof, ReadBack, Verdict, judge};
 use table::{ANSWER_DEADLINE, CONNECT_DEADLINE, KEEP, Table};
 
@@ -38,21 +38,20 @@ struct Shared {
 }
 
 impl Canary {
-    /// Connects with `dsn` (as for libpq, by the way that clients take), creates the table where there is none, and
-    /// begins to write.
-    ///
-    /// # Errors
-    /// The DSN is bad, no primary answers, or its user can neither create `pgdeputy_drill.canary` nor write to it.
-    pub async fn start(dsn: &str) -> anyhow::Result<Self> {
-        Self::start_at(dsn.parse().context("the DSN of the canary")?).await
-    }
-
-    /// The same with a DSN that was read already.
+    /// Connects without TLS by the way that clients take, and goes on as `start`.
     ///
     /// # Errors
     /// As `start`.
     pub async fn start_at(target: Config) -> anyhow::Result<Self> {
-        let session = Session::open(&target, CONNECT_DEADLINE).await?;
+        Self::start(Way::plain(target)).await
+    }
+
+    /// Connects by the way that clients take, creates the table where there is none, and begins to write.
+    ///
+    /// # Errors
+    /// No primary answers, or its user can neither create `pgdeputy_drill.canary` nor write to it.
+    pub async fn start(target: Way) -> anyhow::Result<Self> {
+        let session = Session::open_by(&target, CONNECT_DEADLINE).await?;
         let table = Table::of_a_new_run(rand::random());
         table.prepare(&session).await?;
         let shared = Arc::new(Shared::default());
@@ -76,12 +75,31 @@ impl Canary {
         self.shared.with(|evidence| evidence.clone())
     }
 
+    /// Does the same as `finish`, and deletes its rows where they are proven to be all there: what is not good stays for
+    /// a day, for whoever looks into it. Rows that cannot be deleted now are deleted then, too.
+    ///
+    /// # Errors
+    /// As `finish`.
+    pub async fn finish_and_forget(mut self, bound: Duration) -> anyhow::Result<Evidence> {
+        let mut writer = self.ended(bound).await?;
+        let evidence = self.evidence();
+        if judge(&evidence).is_good() {
+            writer.forget().await;
+        }
+        Ok(evidence)
+    }
+
     /// Stops writing, asks the primary for everything once more, for at most `bound`, and returns what is known. Without
     /// that answer the evidence is returned all the same; `judge` says that it is thin.
     ///
     /// # Errors
     /// The writer has ended by itself, which it never should.
     pub async fn finish(mut self, bound: Duration) -> anyhow::Result<Evidence> {
+        self.ended(bound).await?;
+        Ok(self.evidence())
+    }
+
+    async fn ended(&mut self, bound: Duration) -> anyhow::Result<Writer> {
         self.stop.cancel();
         let writer = self.writer.take().context("the canary was stopped before")?;
         let mut writer = writer.await.context("the canary has ended by itself")?;
@@ -89,7 +107,7 @@ impl Canary {
         while !writer.read_back(&self.shared).await && clock::now() < until {
             tokio::time::sleep(RETRY).await;
         }
-        Ok(self.evidence())
+        Ok(writer)
     }
 }
 
@@ -106,7 +124,7 @@ impl Shared {
 }
 
 struct Writer {
-    target: Config,
+    target: Way,
     table: Table,
     session: Option<Session>,
     next_id: i64,
@@ -134,7 +152,7 @@ impl Writer {
     async fn take_session(&mut self) -> Option<Session> {
         match self.session.take() {
             Some(session) => Some(session),
-            None => Session::open(&self.target, CONNECT_DEADLINE).await.ok(),
+            None => Session::open_by(&self.target, CONNECT_DEADLINE).await.ok(),
         }
     }
 
@@ -164,6 +182,15 @@ impl Writer {
             self.unasked = Some(origin);
         }
         true
+    }
+
+    async fn forget(&mut self) {
+        let Some(session) = self.take_session().await else { return };
+        match tokio::time::timeout(ANSWER_DEADLINE, self.table.forget(&session)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = format!("{error:#}"), "forget canaries"),
+            Err(_) => tracing::debug!("forget canaries: no answer in time"),
+        }
     }
 
     /// Asks a primary what it holds; returns whether it answered.

@@ -67,6 +67,13 @@ impl Table {
         tokio::time::timeout(ANSWER_DEADLINE, prepare).await.context("no answer in time")?
     }
 
+    /// Deletes all rows of this run.
+    pub async fn forget(&self, session: &Session) -> anyhow::Result<()> {
+        let delete = "DELETE FROM pgdeputy_drill.canary WHERE run = $1";
+        session.client().query_typed(delete, &[(&self.run, Type::INT8)]).await?;
+        Ok(())
+    }
+
     /// Writes one canary; returns who acknowledged it.
     pub async fn insert(&self, session: &Session, id: i64) -> anyhow::Result<Origin> {
         let values: [(&(dyn ToSql + Sync), Type); 3] =

@@ -5,6 +5,8 @@ use std::time::Duration;
 use chaos::canary::{Canary, judge};
 use proto::drill::{DrillRecord, Verdict};
 
+use super::way::WayArgs;
+
 /// How long the primary may take to tell which canaries it holds.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -17,10 +19,10 @@ impl Watch {
         Self(None)
     }
 
-    /// Begins to write by `dsn`, if there is one.
-    pub async fn start(dsn: Option<&str>) -> anyhow::Result<Self> {
-        Ok(Self(match dsn {
-            Some(dsn) => Some(Canary::start(dsn).await?),
+    /// Begins to write by the way that is given, if one is.
+    pub async fn start(args: &WayArgs) -> anyhow::Result<Self> {
+        Ok(Self(match args.way()? {
+            Some(way) => Some(Canary::start(way).await?),
             None => None,
         }))
     }

@@ -93,9 +93,10 @@ mod tests {
 
     fn limits() -> Limits {
         Limits {
-            dsn: None,
-            write_gap_within: Duration::from_secs(30),
-            redundant_within: Duration::from_secs(60),
+            way: Default::default(),
+            write_gap_within: None,
+            redundant_within: None,
+            fence_within: None,
             most_lag: Duration::from_secs(10),
             calm_before: Duration::from_secs(3600),
             budget: Some(Duration::from_secs(5)),
@@ -124,6 +125,9 @@ mod tests {
             crew: Crew::default(),
             records: Vec::new(),
             answers: BTreeMap::new(),
+            coverage: BTreeMap::new(),
+            canary: None,
+            canary_holder: None,
             history: Vec::new(),
             scheduled: Vec::new(),
             lag: BTreeMap::new(),

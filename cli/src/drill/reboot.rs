@@ -24,6 +24,7 @@ use super::guard::unfit;
 use super::lock::{Lock, kept};
 use super::orders::switch_over;
 use super::seen::{Seen, until_calm};
+use super::way::WayArgs;
 use super::within;
 use crate::args::OutputArgs;
 use crate::failure::Failure;
@@ -44,10 +45,8 @@ pub struct RebootArgs {
     /// PGDEPUTY_ADDRESS (of its PostgreSQL) in the environment
     #[arg(long, value_name = "COMMAND")]
     hook: String,
-    /// How clients reach the primary: by this way a canary commits once a second, and proves what was kept.
-    /// Give it as PGDEPUTY_DSN where it holds a password
-    #[arg(long, value_name = "DSN")]
-    dsn: Option<String>,
+    #[command(flatten)]
+    way: WayArgs,
     /// How long one member may take, from the hook's beginning until the cluster is fully redundant again
     #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = within)]
     member_within: Duration,
@@ -110,7 +109,7 @@ async fn reboot(args: &RebootArgs, stop: CancellationToken) -> anyhow::Result<Re
     let (lease, _) = store.grant(LEASE).await.context("ask for a lease")?;
     let lock = Lock::take(&store, key, (held, lease, LEASE), Txn::default());
     let lock = lock.await.map_err(|(_, error)| error)?;
-    let canary = Watch::start(args.dsn.as_deref()).await.context("the canary cannot write")?;
+    let canary = Watch::start(&args.way).await.context("the canary cannot write")?;
     let epoch = seen.state.epoch;
     let round = Round { store: &store, args, lock: &lock, epoch, canary: &canary };
     kept(&store, (lease, LEASE), all(round, &mut rebooted, stop)).await;

@@ -3,11 +3,14 @@
 use std::fmt;
 
 use proto::ClusterName;
-use proto::drill::{DrillRecord, LiveFault, Verdict};
+use proto::canary::CanaryRecord;
+use proto::drill::{DrillRecord, LiveFault};
 use serde::Serialize;
 use store::Store;
 
+use super::coverage::{Covered, Shown};
 use super::seen::Seen;
+use super::standing;
 use crate::table::{Table, milliseconds};
 use crate::target::Target;
 
@@ -35,6 +38,13 @@ impl fmt::Display for One {
                 "\ncanaries acknowledged: {told}, lost: {lost}, longest time without one: {gap}"
             )?;
         }
+        if let Some(fence) = record.figures.fence_ms {
+            write!(
+                f,
+                "\nthe old primary could not acknowledge any more after {}",
+                milliseconds(signed(fence))
+            )?;
+        }
         if let Some(after) = record.figures.redundant_after_ms {
             write!(f, "\nfully redundant again after {}", milliseconds(signed(after)))?;
         }
@@ -51,6 +61,11 @@ fn signed(ms: u64) -> i64 {
 pub struct Report {
     cluster: ClusterName,
     drills: Vec<DrillRecord>,
+    /// Each kind of drill, also of those whose records are forgotten.
+    coverage: Vec<Covered>,
+    /// What the canary has seen that is written always, and who writes it now.
+    canary: Option<CanaryRecord>,
+    canary_runner: Option<String>,
     /// What has never been survived here.
     never_passed: Vec<LiveFault>,
 }
@@ -58,28 +73,41 @@ pub struct Report {
 /// Reads it.
 pub async fn gather(store: &dyn Store, target: &Target) -> anyhow::Result<Report> {
     let seen = Seen::look(store, target).await?;
-    let passed = |fault: &LiveFault| {
-        seen.records.iter().any(|r| r.fault == *fault && r.verdict == Verdict::Passed)
-    };
-    let never_passed = LiveFault::ALL.into_iter().filter(|fault| !passed(fault)).collect();
-    Ok(Report { cluster: target.cluster.clone(), drills: seen.records, never_passed })
+    let coverage = Covered::all(&seen.coverage);
+    let untried = coverage.iter().filter(|one| one.is_untried());
+    Ok(Report {
+        cluster: target.cluster.clone(),
+        never_passed: untried.map(Covered::fault).collect(),
+        coverage,
+        drills: seen.records,
+        canary: seen.canary,
+        canary_runner: seen.canary_holder.map(|holder| holder.runner),
+    })
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new(&["begun", "drill", "on", "verdict", "redundant", "why"]);
+        let mut table =
+            Table::new(&["begun", "drill", "on", "verdict", "fence", "redundant", "why"]);
         for record in &self.drills {
-            let redundant = record.figures.redundant_after_ms;
+            let time = |ms: Option<u64>| ms.map_or("-".into(), |ms| milliseconds(signed(ms)));
             table.row([
                 record.begun.to_string(),
                 record.fault.to_string(),
                 record.target.as_ref().map_or("-".into(), ToString::to_string),
                 record.verdict.to_string(),
-                redundant.map_or("-".into(), |ms| milliseconds(signed(ms))),
+                time(record.figures.fence_ms),
+                time(record.figures.redundant_after_ms),
                 record.reasons.join("; "),
             ]);
         }
         write!(f, "cluster {}\n{table}", self.cluster)?;
+        if self.coverage.iter().any(|one| !one.is_untried()) {
+            write!(f, "{}", Shown(&self.coverage))?;
+        }
+        if let Some(canary) = &self.canary {
+            writeln!(f, "{}", standing::Told(canary, self.canary_runner.as_deref()))?;
+        }
         let never: Vec<&str> = self.never_passed.iter().map(|fault| fault.name()).collect();
         match never.is_empty() {
             true => Ok(()),

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use proto::document::encode;
 use proto::drill::{Carried, Drill, DrillRecord, DrillTarget, Figures, LiveFault, Verdict};
 use proto::drill_lock::{DrillLock, DrillWork};
@@ -17,14 +17,16 @@ use store::{Guard, LeaseId, Operation, Store, Txn, clock};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::One;
 use super::canary::Watch;
+use super::coverage;
 use super::crew::Crew;
+use super::fence::fenced;
 use super::guard::objections;
 use super::lock::{Begun, LEASE, Lock, keep, kept};
 use super::orders::switch_over;
 use super::seen::{Seen, until_calm};
 use super::turn::Taken;
+use super::{Objectives, One};
 use crate::target::Target;
 use crate::{ask, read};
 
@@ -115,6 +117,7 @@ async fn through(
         return write(store, &args.target, record).await.map_err(after);
     }
     record.verdict = Verdict::Running;
+    let objectives = args.limits.objectives(&seen.spec);
     let running = Running::begin(store, args, &seen, (&record, lease)).await?;
     let judged = tokio::select! {
         judged = running.through(&mut record) => judged,
@@ -129,7 +132,7 @@ async fn through(
         record.reasons.push(format!("{error:#}"));
     }
     let written = async {
-        canary.judge(&mut record, args.limits.write_gap_within).await;
+        canary.judge(&mut record, objectives.write_gap).await;
         write(store, &args.target, record).await
     };
     // Nobody else begins before the verdict is there.
@@ -149,7 +152,7 @@ async fn prepare(
         Ok(target) => record.target = Some(target),
         Err(problem) => record.reasons.push(problem),
     }
-    let canary = match Watch::start(args.limits.dsn.as_deref()).await {
+    let canary = match Watch::start(&args.limits.way).await {
         Ok(canary) => canary,
         Err(problem) => {
             record.reasons.push(format!("the canary cannot write: {problem:#}"));
@@ -186,6 +189,7 @@ async fn write(
     let oldest = past.entries.into_keys().take(excess);
     let mut then: Vec<Operation> = oldest.map(|key| Operation::Delete { key }).collect();
     then.push(put(keys.drill_record(record.begun, &record.id), &record, None));
+    then.extend(coverage::counted(store, target, &record).await?);
     store.commit(Txn { when: Vec::new(), then }).await.context("write the drill's record")?;
     Ok(record)
 }
@@ -201,6 +205,7 @@ struct Running<'a> {
     drill: Drill,
     /// Who was there before the drill.
     crew: Crew,
+    objectives: Objectives,
     lock: Lock<'a>,
     begun: Moment,
 }
@@ -214,6 +219,7 @@ impl<'a> Running<'a> {
         (record, lease): (&DrillRecord, LeaseId),
     ) -> Result<Self, (Begun, anyhow::Error)> {
         let keys = args.target.keys();
+        let objectives = args.limits.objectives(&seen.spec);
         let nobody = || (Begun::No, anyhow!("nobody was chosen"));
         let drill = Drill {
             id: record.id.clone(),
@@ -223,7 +229,7 @@ impl<'a> Running<'a> {
             epoch: seen.state.epoch,
             bound: match args.fault {
                 // Undone by somebody else, whom its proxy-config waits for.
-                LiveFault::Haproxy => args.limits.redundant_within,
+                LiveFault::Haproxy => objectives.redundant,
                 _ => args.fault.stays() + LEASE,
             },
         };
@@ -238,7 +244,8 @@ impl<'a> Running<'a> {
         };
         let lock = Lock::take(store, keys.drill_lock(), (held, lease, LEASE), txn).await?;
         tracing::warn!(drill = %drill.id, fault = %drill.fault, target = %drill.target, "the drill begins");
-        Ok(Self { store, args, drill, crew: seen.crew.clone(), lock, begun: clock::now() })
+        let crew = seen.crew.clone();
+        Ok(Self { store, args, drill, crew, objectives, lock, begun: clock::now() })
     }
 
     /// From the blow to full redundancy, renewing the lease meanwhile.
@@ -279,6 +286,14 @@ impl<'a> Running<'a> {
         record.figures.redundant_after_ms = Some(u64::try_from(after).unwrap_or(u64::MAX));
         record.figures.epoch_after = Some(seen.state.epoch);
         record.verdict = Verdict::Passed;
+        if let Some(fence) = fenced(&seen, &self.drill) {
+            record.figures.fence_ms = Some(u64::try_from(fence.as_millis()).unwrap_or(u64::MAX));
+            let within = self.objectives.fence;
+            ensure!(
+                fence <= within,
+                "the old primary could have acknowledged for {fence:?} after its loss, longer than {within:?}"
+            );
+        }
         Ok(())
     }
 
@@ -313,7 +328,7 @@ impl<'a> Running<'a> {
     }
 
     async fn wait_redundant(&self) -> anyhow::Result<Seen> {
-        let within = self.args.limits.redundant_within;
+        let within = self.objectives.redundant;
         let times = (LOOK_AGAIN, clock::now() + within);
         let what = format!("not fully redundant within {within:?}");
         let wrong = |seen: &Seen| {

@@ -10,12 +10,14 @@ use proto::drill::{DrillRecord, LiveFault, Verdict};
 use proto::drill_plan::Turn;
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
+use store::etcd::EtcdStore;
 use store::{Store, clock};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::schedule::all;
 use super::seen::Seen;
+use super::standing::Standing;
 use super::turn::{Due, Taken, due, take};
 use super::{Limits, One, run as one};
 use crate::target::Target;
@@ -39,11 +41,18 @@ pub async fn run(args: RunnerArgs, stop: CancellationToken) -> anyhow::Result<()
     let own =
         format!("{}:{}:{:08x}", host.to_string_lossy(), std::process::id(), rand::random::<u32>());
     tracing::info!(runner = own, cluster = %args.target.cluster, "runs the schedule of drills");
+    let standing = Standing { store: &store, target: &args.target, own: &own };
+    tokio::join!(turns(&store, &args, &own, &stop), standing.run(&args.limits.way, &stop));
+    Ok(())
+}
+
+/// Takes the turns of the schedule until `stop`.
+async fn turns(store: &EtcdStore, args: &RunnerArgs, own: &str, stop: &CancellationToken) {
     loop {
-        match take_what_is_due(&store, &args.target, &own).await {
+        match take_what_is_due(store, &args.target, own).await {
             Ok(Some(turn)) => {
                 // Its record says what came of it, also where it was refused.
-                match one::run_turn(&store, args.drill(&turn), turn, stop.clone()).await {
+                match one::run_turn(store, args.drill(&turn), turn, stop.clone()).await {
                     Ok(record) => tracing::info!(
                         record = output::json(&record).unwrap_or_default(),
                         "a drill has ended"
@@ -59,7 +68,7 @@ pub async fn run(args: RunnerArgs, stop: CancellationToken) -> anyhow::Result<()
             }
         }
         tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => return,
             () = sleep(LOOK_EVERY) => {}
         }
     }

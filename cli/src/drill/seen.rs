@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use proto::canary::{CanaryHolder, CanaryRecord};
 use proto::document::decode;
-use proto::drill::{Drill, DrillRecord, DrillTarget, Drilled, Hits, LiveFault, Verdict};
+use proto::drill::{
+    Drill, DrillCoverage, DrillRecord, DrillTarget, Drilled, Hits, LiveFault, Verdict,
+};
 use proto::drill_lock::DrillLock;
 use proto::history::{HistoryKind, HistoryRecord};
 use proto::schedule::Scheduled;
@@ -15,6 +18,7 @@ use sentinel::decide::preview::missing_redundancy;
 use sentinel::observe::{Observations, Stored, observe};
 use store::{Store, StoreError, clock};
 
+use super::coverage;
 use super::crew::Crew;
 use crate::read::Documents;
 use crate::status;
@@ -38,6 +42,11 @@ pub struct Seen {
     /// Past ones, oldest first.
     pub records: Vec<DrillRecord>,
     pub answers: BTreeMap<DrillTarget, Drilled>,
+    /// What is kept of all drills of a kind.
+    pub coverage: BTreeMap<LiveFault, DrillCoverage>,
+    /// What the standing canary has seen, if there ever was one, and who writes it now.
+    pub canary: Option<CanaryRecord>,
+    pub canary_holder: Option<CanaryHolder>,
     pub crew: Crew,
     pub history: Vec<HistoryRecord>,
     pub scheduled: Vec<Scheduled>,
@@ -87,7 +96,11 @@ impl Seen {
             let is_run = lock.as_ref().is_some_and(|lock| lock.id == record.id);
             settle(record, is_run || turns.contains(record.id.0.as_str()));
         }
+        let coverage = coverage::known(&snapshot, &keys.all_drill_coverage(), &records);
         Ok(Self {
+            coverage,
+            canary: found(keys.canary()).and_then(|text| decode(text).ok()),
+            canary_holder: found(keys.canary_holder()).and_then(|text| decode(text).ok()),
             spec,
             state,
             observed: world.seen,

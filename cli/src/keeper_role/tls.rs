@@ -23,9 +23,18 @@ pub struct TlsArgs {
     sslkey: Option<PathBuf>,
 }
 
+/// What is given of libpq's parameters, to whomever it leads.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    pub root: Option<PathBuf>,
+    pub mode: Option<Verify>,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
 /// libpq's words. Its other ones would let anybody answer in a member's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Verify {
+pub enum Verify {
     VerifyFull,
     VerifyCa,
 }
@@ -33,7 +42,15 @@ enum Verify {
 impl TlsArgs {
     /// Checks what belongs together. Opens no file: the keeper reads them as the user that it becomes.
     pub fn checked(self) -> Result<Option<Tls>, Failure> {
-        let own = match (self.sslcert, self.sslkey) {
+        let (root, mode) = (self.sslrootcert, self.sslmode);
+        Given { root, mode, certificate: self.sslcert, key: self.sslkey }.checked()
+    }
+}
+
+impl Given {
+    /// Checks what belongs together. Opens no file.
+    pub fn checked(self) -> Result<Option<Tls>, Failure> {
+        let own = match (self.certificate, self.key) {
             (Some(certificate), Some(key)) => Some(OwnCertificate {
                 certificate: absolute("--sslcert", &certificate)?,
                 key: absolute("--sslkey", &key)?,
@@ -43,8 +60,8 @@ impl TlsArgs {
                 return Err(Failure::usage("--sslcert and --sslkey belong together: give both"));
             }
         };
-        let Some(root) = self.sslrootcert else {
-            if own.is_some() || self.sslmode.is_some() {
+        let Some(root) = self.root else {
+            if own.is_some() || self.mode.is_some() {
                 return Err(Failure::usage(
                     "--sslmode, --sslcert and --sslkey need --sslrootcert: name the certificates that sign those of the \
                      members' PostgreSQL",
@@ -52,7 +69,7 @@ impl TlsArgs {
             }
             return Ok(None);
         };
-        let mode = match self.sslmode.unwrap_or(Verify::VerifyFull) {
+        let mode = match self.mode.unwrap_or(Verify::VerifyFull) {
             Verify::VerifyFull => SslMode::VerifyFull,
             Verify::VerifyCa => SslMode::VerifyCa,
         };

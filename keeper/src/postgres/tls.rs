@@ -77,7 +77,7 @@ impl Tls {
 
     /// Reads all files, as each connect does. Fails where one cannot be read or is not what it should be.
     pub fn check(&self) -> anyhow::Result<()> {
-        self.config().map(drop)
+        self.client_config().map(drop)
     }
 
     /// Goes over to TLS on a connection to `host` on which nothing was said yet.
@@ -86,7 +86,7 @@ impl Tls {
         mut stream: TcpStream,
         host: &str,
     ) -> anyhow::Result<TlsStream<TcpStream>> {
-        let config = self.config()?;
+        let config = self.client_config()?;
         stream.write_all(&SSL_REQUEST).await.context("ask for TLS")?;
         let mut answer = [0];
         stream.read_exact(&mut answer).await.context("ask for TLS")?;
@@ -102,7 +102,11 @@ impl Tls {
             .with_context(|| format!("TLS to {host}, with {} as sslrootcert", self.root.display()))
     }
 
-    fn config(&self) -> anyhow::Result<ClientConfig> {
+    /// Reads all files, and returns how TLS is spoken by them.
+    ///
+    /// # Errors
+    /// One cannot be read or is not what it should be.
+    pub fn client_config(&self) -> anyhow::Result<ClientConfig> {
         let provider = Arc::new(ring::default_provider());
         let roots = Arc::new(self.roots()?);
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())

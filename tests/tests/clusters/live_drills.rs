@@ -31,7 +31,8 @@ pub fn drill(lab: &Lab, arguments: &[&str]) -> Command {
     if arguments[0] != "runner" {
         command.arg("--json");
     }
-    command.args(["--etcd", &lab.etcd_urls().join(",")]).args(&arguments[1..]);
+    command.args(lab.etcd_flags().into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+    command.args(&arguments[1..]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
 }
@@ -110,6 +111,8 @@ async fn a_live_cluster_is_drilled_within_guard_rails_and_loses_nothing() {
         let figures = &record["figures"];
         assert_eq!(figures["canaries_lost"], 0, "{record}");
         assert!(figures["canaries_acknowledged"].as_u64().unwrap() > 0, "{record}");
+        let was_replaced = figures["epoch_after"] != figures["epoch_before"];
+        assert_eq!(figures["fence_ms"].is_u64(), was_replaced, "{record}");
         lab.wait_redundant(BOUND).await.unwrap();
     }
     let mut pause = Command::new(pgdeputy());
@@ -127,6 +130,10 @@ async fn a_live_cluster_is_drilled_within_guard_rails_and_loses_nothing() {
         assert!(verdicts.contains(&format!("{verdict:?}")), "{verdict}: {report}");
     }
     assert!(report["never_passed"].to_string().contains("standby-crash"), "{report}");
+    let covered = report["coverage"].as_array().unwrap();
+    let crash = covered.iter().find(|one| one["fault"] == "crash").unwrap();
+    assert_eq!((&crash["passed"], &crash["failed"]), (&1.into(), &0.into()), "{report}");
+    assert!(crash["survived"].is_string() && crash["write_gap_ms"].is_u64(), "{report}");
     let verdict = loaded.verdict().await;
     assert!(verdict.lost.is_empty() && verdict.dual.is_empty(), "{verdict:?}");
 }

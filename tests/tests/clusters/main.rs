@@ -24,6 +24,7 @@ mod reads;
 mod reboots;
 mod routers;
 mod sentinels_are_lost;
+mod standing_canary;
 mod switchover;
 mod the_demo;
 mod the_keeper_is_lost;
