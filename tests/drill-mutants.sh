@@ -12,7 +12,7 @@ shift 2
 # A mistake of tests/src/mutants.rs, and the drills that look for it.
 readonly MISTAKES="
 promote-the-least            crash-behind
-promote-any-live-standby     crash-behind,crash-behind,crash-behind
+promote-any-live-standby     crash-behind,crash-behind,crash-behind,crash-behind,crash-behind,crash-behind,crash-behind,crash-behind
 timeline-used-again          crash
 upstream-stays               cut-etcd
 late-member-follows-at-once  crash-behind,crash,crash

@@ -40,8 +40,11 @@ const CRASH: u64 = 1_500;
 const SILENCE: u64 = 4_000;
 /// `unresponsive_after` is 3 s in drills, the shortest that a spec allows.
 const UNRESPONSIVE: u64 = 6_000;
-/// A primary that is heard by all, now and then, and cannot renew serves until its lease of 4 s ends; its silence is noticed after that.
-const LEASE: u64 = 6_000;
+/// A primary that is heard by all, now and then, and cannot renew serves until half a second before its lease of 4 s ends; within
+/// half a second its keeper answers nobody for it, after 1 s its silence is noticed, and the rest takes half of one.
+const LEASE: u64 = 5_500;
+/// The same for one that has hardly any processor for its fence either.
+const STARVED: u64 = 6_000;
 /// No time-out of pgdeputy's is as short.
 const UNSEEN: u64 = 750;
 /// A new leader of etcd, or a session that has to be opened again.
@@ -431,7 +434,7 @@ pub const ALL: [Entry; 55] = [
         Processor,
         "processor",
         (Class::Starved, Hits::PrimaryLink),
-        (LEASE, 2_000),
+        (STARVED, 2_000),
         ("leave the primary {x} three hundredths of a processor", "{x} has the processor again"),
     ),
     line(
