@@ -3,29 +3,35 @@
 //! The one rule: one runner writes at a time. Its right is a key under its lease, and it stops writing before that can have
 //! ended, also when etcd does not answer.
 
-use std::fmt;
 use std::time::Duration;
 
 use anyhow::Context;
 use chaos::canary::Canary;
 use chaos::session::Way;
-use proto::ClusterSpec;
 use proto::canary::{CanaryHolder, CanaryRecord};
 use proto::document::{decode, encode};
 use proto::spec::CanaryWhen;
+use proto::{ClusterSpec, Moment};
 use store::{Guard, LeaseId, Operation, Store, StoreError, Txn, TxnOutcome, clock};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::way::WayArgs;
-use crate::table::milliseconds;
 use crate::target::Target;
 
 mod book;
+mod told;
 use book::Book;
+pub use told::Told;
 
 /// How long the right to write outlives its runner, and etcd may be away. Whole seconds, as etcd grants them.
 const LEASE: Duration = Duration::from_secs(30);
+
+/// Between two renewals, and how long one is waited for.
+const RENEW_EVERY: Duration = Duration::from_secs(6);
+
+/// After one that failed.
+const RENEW_AGAIN: Duration = Duration::from_secs(1);
 
 /// The writing ends so long before the lease may have: a canary is waited for up to 5 s.
 const MARGIN: Duration = Duration::from_secs(6);
@@ -103,8 +109,21 @@ impl Standing<'_> {
         Ok(decode::<ClusterSpec>(&entry.value)?.drills.canary == CanaryWhen::Always)
     }
 
+    /// The same while it is written. Where etcd does not answer the writing goes on, for as long as the right to it lasts:
+    /// that is when it is worth most.
+    async fn is_still_wanted(&self) -> bool {
+        match self.is_wanted().await {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "look whether the canary is still wanted");
+                true
+            }
+        }
+    }
+
     /// Returns the lease of the right, and until when it lasts at least; none where somebody else has it.
-    async fn take(&self) -> anyhow::Result<Option<(LeaseId, proto::Moment)>> {
+    async fn take(&self) -> anyhow::Result<Option<(LeaseId, Moment)>> {
         let key = self.target.keys().canary_holder();
         if self
             .store
@@ -132,16 +151,27 @@ impl Standing<'_> {
     }
 
     /// Renews the lease, and returns when it may end soon. A renewal counts from when it was sent.
-    async fn lapses(&self, lease: LeaseId, mut until: proto::Moment) {
+    async fn lapses(&self, lease: LeaseId, mut until: Moment) {
+        let mut pause = RENEW_EVERY;
         loop {
-            sleep((LEASE / 5).min((until - MARGIN).since(clock::now()))).await;
+            sleep(pause.min((until - MARGIN).since(clock::now()))).await;
             let sent = clock::now();
-            let left = (until - MARGIN).since(sent);
-            match timeout(left, self.store.keep_alive(lease)).await {
-                Ok(Ok(())) => until = sent + LEASE,
-                Ok(Err(StoreError::LeaseExpired)) | Err(_) => return,
-                Ok(Err(error)) => tracing::warn!(%error, "renew the right to write the canary"),
-            }
+            let patience = RENEW_EVERY.min((until - MARGIN).since(sent));
+            pause = match timeout(patience, self.store.keep_alive(lease)).await {
+                Ok(Ok(())) => {
+                    until = sent + LEASE;
+                    RENEW_EVERY
+                }
+                Ok(Err(StoreError::LeaseExpired)) => return,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "renew the right to write the canary");
+                    RENEW_AGAIN
+                }
+                Err(_) => {
+                    tracing::warn!("renew the right to write the canary: no answer");
+                    RENEW_AGAIN
+                }
+            };
             if clock::now() >= until - MARGIN {
                 return;
             }
@@ -159,7 +189,7 @@ impl Standing<'_> {
             let Some(canary) = self.begin(way, stop).await? else { return Ok(()) };
             let end = self.one_run(&canary, &book, lease, stop).await?;
             book.close(&canary.finish_and_forget(ANSWER_WITHIN).await?, clock::wall());
-            self.tell(book.record(), lease).await?;
+            self.has_told(book.record(), lease).await?;
             if end == End::Unwanted {
                 return Ok(());
             }
@@ -196,7 +226,7 @@ impl Standing<'_> {
                 () = stop.cancelled() => return Ok(None),
                 () = sleep(Duration::from_secs(1)) => {}
             }
-            if !self.is_wanted().await? {
+            if !self.is_still_wanted().await {
                 return Ok(None);
             }
         }
@@ -211,7 +241,7 @@ impl Standing<'_> {
         stop: &CancellationToken,
     ) -> anyhow::Result<End> {
         let begun = clock::now();
-        let mut told: Option<(CanaryRecord, proto::Moment)> = None;
+        let mut told: Option<(CanaryRecord, Moment)> = None;
         loop {
             let (evidence, now) = (canary.evidence(), clock::now());
             let record = book.with(&evidence, clock::wall());
@@ -220,8 +250,7 @@ impl Standing<'_> {
                     || record.losses != last.losses
                     || now.since(*at) >= TELL_EVERY
             });
-            if is_news {
-                self.tell(&record, lease).await?;
+            if is_news && self.has_told(&record, lease).await? {
                 told = Some((record, now));
             }
             // At its end a primary is asked for what it holds: that waits until one answers.
@@ -236,53 +265,27 @@ impl Standing<'_> {
                 () = stop.cancelled() => return Ok(End::Unwanted),
                 () = sleep(LOOK_EVERY) => {}
             }
-            if !self.is_wanted().await? {
+            if !self.is_still_wanted().await {
                 return Ok(End::Unwanted);
             }
         }
     }
 
-    async fn tell(&self, record: &CanaryRecord, lease: LeaseId) -> anyhow::Result<()> {
+    /// Writes what was seen; returns whether etcd took it. What it did not take is told at the next look. Fails where the
+    /// right to write is another's.
+    async fn has_told(&self, record: &CanaryRecord, lease: LeaseId) -> anyhow::Result<bool> {
         let keys = self.target.keys();
         let put =
             Operation::Put { key: keys.canary(), value: encode(record).into_bytes(), lease: None };
         let txn = Txn { when: vec![Guard::Lease(keys.canary_holder(), lease)], then: vec![put] };
-        let told = self.store.commit(txn).await.context("write what the canary has seen")?;
-        anyhow::ensure!(
-            matches!(told, TxnOutcome::Committed { .. }),
-            "the right to write it is another's"
-        );
-        Ok(())
-    }
-}
-
-/// So many gaps are shown to people.
-const GAPS_SHOWN: usize = 5;
-
-/// What the canary has seen, and who writes it now, for people.
-pub struct Told<'a>(pub &'a CanaryRecord, pub Option<&'a str>);
-
-impl fmt::Display for Told<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(record, runner) = self;
-        let runner = runner.map_or("nobody now".to_owned(), |runner| format!("runner {runner}"));
-        write!(
-            f,
-            "canary since {}, written by {runner}: acknowledged {}, lost {}, not proven {}, unknown {}",
-            record.since, record.acknowledged, record.lost, record.unproven, record.unknown
-        )?;
-        for loss in &record.losses {
-            write!(f, "\n  LOST: {loss}")?;
+        match self.store.commit(txn).await {
+            Ok(TxnOutcome::Committed { .. }) => Ok(true),
+            Ok(TxnOutcome::Conflict) => anyhow::bail!("the right to write it is another's"),
+            Err(error) => {
+                tracing::warn!(%error, "write what the canary has seen");
+                Ok(false)
+            }
         }
-        for gap in record.gaps.iter().rev().take(GAPS_SHOWN) {
-            let length = milliseconds(i64::try_from(gap.ms).unwrap_or(i64::MAX));
-            write!(
-                f,
-                "\n  none for {length} from {} (timeline {} to {})",
-                gap.from, gap.before, gap.after
-            )?;
-        }
-        Ok(())
     }
 }
 

@@ -19,16 +19,16 @@ pub struct WayArgs {
     #[arg(long, value_name = "DSN")]
     pub dsn: Option<String>,
     /// Certificates that sign that of whoever answers there, in PEM form: the canary then goes by TLS only
-    #[arg(long, value_name = "FILE", requires = "dsn")]
+    #[arg(long, value_name = "FILE")]
     sslrootcert: Option<PathBuf>,
     /// What of a certificate is verified [default: verify-full, with --sslrootcert]
-    #[arg(long, value_enum, value_name = "MODE", requires = "sslrootcert")]
+    #[arg(long, value_enum, value_name = "MODE")]
     sslmode: Option<Verify>,
     /// Certificate that the canary shows, with --sslkey
-    #[arg(long, value_name = "FILE", requires = "sslkey")]
+    #[arg(long, value_name = "FILE")]
     sslcert: Option<PathBuf>,
     /// Key of --sslcert, without a passphrase, which nobody else may read
-    #[arg(long, value_name = "FILE", requires = "sslcert")]
+    #[arg(long, value_name = "FILE")]
     sslkey: Option<PathBuf>,
 }
 
@@ -38,7 +38,14 @@ impl WayArgs {
     /// # Errors
     /// The DSN cannot be read, or demands TLS where nothing says whom to believe.
     pub fn way(&self) -> anyhow::Result<Option<Way>> {
-        let Some(dsn) = &self.dsn else { return Ok(None) };
+        // What belongs together is checked here: the command line's definition takes what a file gives for not given.
+        let Some(dsn) = &self.dsn else {
+            ensure!(
+                self.sslrootcert.is_none(),
+                "--sslrootcert is of the canary's way: give --dsn, too"
+            );
+            return Ok(None);
+        };
         let config: Config = dsn.parse().context(
             "read the DSN; sslmode=verify-full, sslrootcert and their like are flags of their own, such as --sslrootcert",
         )?;
@@ -87,6 +94,8 @@ mod tests {
         assert!(refused.contains("--sslrootcert"), "{refused}");
         let refused = problem("host=a user=x sslmode=verify-full", None);
         assert!(refused.contains("--sslrootcert"), "{refused}");
+        let alone = WayArgs { sslrootcert: Some("/root.pem".into()), ..WayArgs::default() };
+        assert!(alone.way().err().is_some_and(|e| e.to_string().contains("give --dsn")));
         let refused = problem("host=a user=x", Some("/nowhere/root.pem"));
         assert!(refused.contains("/nowhere/root.pem"), "{refused}");
     }

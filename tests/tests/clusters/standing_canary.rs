@@ -82,6 +82,33 @@ async fn runs(session: &Session) -> Vec<(i64, f64, f64)> {
     rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
 }
 
+/// Waits until so many more canaries are in the table, and returns how many there are.
+async fn more(session: &Session, canaries: i64) -> i64 {
+    let count = async || runs(session).await.iter().map(|run| run.0).sum::<i64>();
+    let (until, deadline) = (count().await + canaries, clock::now() + BOUND);
+    loop {
+        let now = count().await;
+        if now >= until {
+            return now;
+        }
+        assert!(clock::now() < deadline, "no canary is written any more");
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Without etcd the runner writes on, in the run that it had begun.
+async fn writes_on_without_etcd(lab: &mut Lab, session: &Session, first: &serde_json::Value) {
+    more(session, 2).await;
+    lab.kill_etcd().unwrap();
+    more(session, 8).await;
+    lab.start_etcd().await.unwrap();
+    lab.wait_redundant(BOUND).await.unwrap();
+    more(session, 2).await;
+    assert_eq!(runs(session).await.len(), 1, "one run, before and after");
+    let report = ran(lab, &["report"]).await;
+    assert_eq!(report["canary_runner"], *first, "{report}");
+}
+
 /// Returns how much WAL a canary costs on a cluster that does nothing else, in bytes.
 async fn cost(lab: &Lab, session: &Session) {
     let primary = lab.cluster().await.unwrap().service().unwrap().1;
@@ -90,14 +117,9 @@ async fn cost(lab: &Lab, session: &Session) {
         let position = "SELECT pg_current_wal_lsn()::text";
         superuser.client().query_one(position, &[]).await.unwrap().get::<_, String>(0)
     };
-    let count = async || runs(session).await.iter().map(|run| run.0).sum::<i64>();
-    let (from, before) = (at().await, count().await);
-    let deadline = clock::now() + BOUND;
-    while count().await < before + 10 {
-        assert!(clock::now() < deadline, "no canary is written any more");
-        sleep(Duration::from_millis(200)).await;
-    }
-    let (to, written) = (at().await, count().await - before);
+    let (from, before) = (at().await, more(session, 0).await);
+    let written = more(session, 10).await - before;
+    let to = at().await;
     let bytes = "SELECT pg_wal_lsn_diff($1::text::pg_lsn, $2::text::pg_lsn)::float8";
     let bytes: f64 = superuser.client().query_one(bytes, &[&to, &from]).await.unwrap().get(0);
     let size = "SELECT pg_total_relation_size('pgdeputy_drill.canary')";
@@ -125,6 +147,9 @@ async fn one_runner_writes_the_canary_and_the_next_one_when_it_is_gone_and_nothi
     let writes = |report: &serde_json::Value| report["canary_runner"].is_string();
     let first = canary(lab, "a runner writes", writes).await["canary_runner"].clone();
     by_tls_only(lab, &way).await;
+    let session = Session::open(&lab.application_by(&Port::Write).unwrap(), BOUND).await.unwrap();
+    writes_on_without_etcd(lab, &session, &first).await;
+    drop(session);
 
     let (before, primary) = lab.cluster().await.unwrap().service().unwrap();
     lab.kill_member(&primary).unwrap();

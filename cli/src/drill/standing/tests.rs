@@ -4,6 +4,7 @@ use chaos::canary::{Acknowledged, Evidence, Origin, ReadBack};
 use proto::spec::DrillSpec;
 use proto::{Lsn, Moment, Timeline, WallTime};
 use store::MemoryStore;
+use store::memory::CommitFault;
 
 use super::*;
 use crate::target::StoreArgs;
@@ -67,6 +68,30 @@ fn runs_are_added_up_a_gap_between_two_counts_and_a_loss_is_told() {
     assert_eq!(book.record().unproven, 1);
 }
 
+async fn wish(store: &MemoryStore, canary: CanaryWhen) {
+    let drills = DrillSpec { canary, ..DrillSpec::default() };
+    let value = encode(&ClusterSpec { drills, ..ClusterSpec::default() }).into_bytes();
+    let put = Operation::Put { key: target().keys().spec(), value, lease: None };
+    store.commit(Txn { when: Vec::new(), then: vec![put] }).await.unwrap();
+}
+
+#[tokio::test]
+async fn while_etcd_does_not_answer_the_writing_goes_on_and_what_was_seen_is_told_later() {
+    let (store, target) = (MemoryStore::new(), target());
+    let runner = Standing { store: &store, target: &target, own: "north:1" };
+    wish(&store, CanaryWhen::Always).await;
+    let (lease, _) = runner.take().await.unwrap().expect("it is free");
+    let seen = runner.known().await.unwrap();
+    store.make_reads_unavailable();
+    store.fail_next_commit(CommitFault::NotSent);
+    assert!(runner.is_still_wanted().await);
+    assert!(!runner.has_told(&seen, lease).await.unwrap());
+    store.make_reads_available();
+    assert!(runner.has_told(&seen, lease).await.unwrap());
+    wish(&store, CanaryWhen::Drills).await;
+    assert!(!runner.is_still_wanted().await);
+}
+
 #[tokio::test]
 async fn one_runner_has_the_right_where_it_is_wanted_and_the_next_one_when_its_lease_has_ended() {
     let (store, target) = (MemoryStore::new(), target());
@@ -74,20 +99,17 @@ async fn one_runner_has_the_right_where_it_is_wanted_and_the_next_one_when_its_l
     let (first, second) = (runner("north:1"), runner("south:2"));
     assert!(!first.is_wanted().await.unwrap(), "there is no cluster");
     for (canary, wanted) in [(CanaryWhen::Drills, false), (CanaryWhen::Always, true)] {
-        let drills = DrillSpec { canary, ..DrillSpec::default() };
-        let value = encode(&ClusterSpec { drills, ..ClusterSpec::default() }).into_bytes();
-        let put = Operation::Put { key: target.keys().spec(), value, lease: None };
-        store.commit(Txn { when: Vec::new(), then: vec![put] }).await.unwrap();
+        wish(&store, canary).await;
         assert_eq!(first.is_wanted().await.unwrap(), wanted);
     }
     let (lease, _) = first.take().await.unwrap().expect("it is free");
     assert!(second.take().await.unwrap().is_none());
     let seen = first.known().await.unwrap();
-    first.tell(&seen, lease).await.unwrap();
+    assert!(first.has_told(&seen, lease).await.unwrap());
     store.advance(2 * LEASE);
     let (after, _) = second.take().await.unwrap().expect("its holder is gone");
-    let late = first.tell(&seen, lease).await.unwrap_err();
+    let late = first.has_told(&seen, lease).await.unwrap_err();
     assert!(late.to_string().contains("another's"), "{late}");
     assert_eq!(second.known().await.unwrap(), seen, "it goes on from there");
-    second.tell(&seen, after).await.unwrap();
+    assert!(second.has_told(&seen, after).await.unwrap());
 }
