@@ -9,7 +9,7 @@ use std::time::Duration;
 use proto::cfg::Cfg;
 use proto::report::{Opened, Seal, Server};
 use proto::state::{Death, EpochRecord, RestartOrder};
-use proto::{ClusterState, Epoch, MemberName, Phase};
+use proto::{ClusterState, Epoch, MemberName, Phase, WalPosition};
 
 use super::base::{self, Choice, Outcome};
 use super::health::{Loss, LossKind};
@@ -322,14 +322,14 @@ fn others<'a>(
 }
 
 /// Whether all that the chosen member holds is held by k voters of one recorded Cfg under which its
-/// last WAL was written: then nothing that its readers see can vanish with it (I16).
+/// last WAL was written: then nothing that its readers see can vanish with it (I16). WAL of a later epoch,
+/// which may have left that of the chosen member before its end, says nothing of it.
 fn may_open_at_once(state: &ClusterState, choice: &Choice) -> bool {
     let position = choice.seal.position;
     state.cfgs.iter().filter(|cfg| cfg.epoch == position.epoch).any(|cfg| {
-        let holders = choice
-            .sealed
-            .iter()
-            .filter(|(name, seal)| cfg.voters.contains(*name) && seal.position >= position);
+        let holds = |held: WalPosition| held.epoch == position.epoch && held.lsn >= position.lsn;
+        let voters = choice.sealed.iter().filter(|(name, _)| cfg.voters.contains(*name));
+        let holders = voters.filter(|(_, seal)| holds(seal.position));
         match cfg.k {
             0 => cfg.leader == choice.member,
             k => holders.count() >= k,

@@ -247,6 +247,29 @@ fn a_primary_opens_at_once_only_if_k_voters_hold_what_it_holds() {
 }
 
 #[test]
+fn wal_of_a_later_epoch_does_not_hold_what_was_left_behind_at_its_fork() {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    scene.dies("a");
+    scene.settle();
+    scene.seals_with_wal_of("b", "0/4000000", Epoch(1));
+    scene.seals_with_wal_of("c", "0/3800000", Epoch(1));
+    scene.settle();
+    assert_eq!(scene.primary(), name("b"));
+    // It dies as well, with WAL of its own, and the first primary is back with more than b had taken over.
+    scene.opens("b");
+    scene.settle();
+    scene.streams("c");
+    scene.dies("b");
+    scene.settle();
+    scene.seals_with_wal_of("a", "0/5000000", Epoch(1));
+    scene.seals_with_wal_of("c", "0/3800000", Epoch(1));
+    scene.seals_with_wal_of("b", "0/6000000", Epoch(2));
+    scene.settle();
+    assert_eq!((scene.primary(), scene.state().epoch), (name("a"), Epoch(3)));
+    assert!(!scene.state().open_at_once, "nobody else holds 0/5000000 of epoch 1");
+}
+
+#[test]
 fn a_standby_that_neither_votes_nor_leads_and_holds_the_most_holds_up_no_failover() {
     let mut spec = ClusterSpec::default();
     let never = spec.members.entry(name("c")).or_default();
