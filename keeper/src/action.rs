@@ -143,6 +143,8 @@ pub enum FenceReason {
     NotOurEpoch,
     /// A standby holds pieces of a timeline that its log never got to: they are set aside while it is down.
     Unreached(Timeline),
+    /// A standby that lets nobody in waits for WAL of a primary that was replaced.
+    LeftBehind,
 }
 
 /// Why nothing is done.
@@ -330,6 +332,10 @@ impl fmt::Display for FenceReason {
             FenceReason::Unreached(timeline) => {
                 write!(f, "this standby was on its way to timeline {timeline} and never got there")
             }
+            FenceReason::LeftBehind => write!(
+                f,
+                "this standby is not consistent yet, and the primary that it waits for was replaced"
+            ),
         }
     }
 }

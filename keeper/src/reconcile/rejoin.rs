@@ -10,7 +10,10 @@ use proto::spec::Permission;
 use proto::{ClusterState, Epoch, MemberName, MemberReport, Phase};
 
 use super::copy_source;
-use super::standby::{is_out_of_recovery, is_prefix, may_take_up, primary_is_open, stream_name};
+use super::standby::{
+    held_by_its_source, is_out_of_recovery, is_prefix, leaves, may_take_up, primary_is_open,
+    stream_name,
+};
 use super::way::{self, Case, Refusal, Way};
 use crate::action::{Action, ActionKind, Dropping, Hold};
 use crate::facts::{ClusterView, Facts};
@@ -25,6 +28,15 @@ const SCANS: u32 = 3;
 pub fn start(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Follow) -> Action {
     match (&facts.files.rejoin, facts.files.complete) {
         (Some(unfinished), _) if !unfinished.may_start() => resume(view, state, facts, follow),
+        // Its pages may hold what is in nobody's WAL any more: no rewind could find that.
+        (Some(begun), false)
+            if held_by_its_source(begun).is_some_and(|end| leaves(state, &follow, end)) =>
+        {
+            let source = &begun.source;
+            let reason =
+                format!("{source}, which it was to follow, had WAL that this primary lacks");
+            copy(view, facts, follow, reason)
+        }
         // Copied or rewound before, and stopped on its way: it goes on from where it was, under no voter's name.
         (Some(begun), false) if begun.source_timeline == follow.timeline => {
             start_standby(view, facts, follow)
@@ -48,6 +60,7 @@ fn by_its_wal(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: F
     let case = Case {
         state,
         role: facts.files.role,
+        complete: facts.files.complete,
         end,
         disk,
         source: compared.and_then(|c| c.says.as_ref()),

@@ -8,7 +8,7 @@ use proto::{ClusterState, Lsn, Timeline, WalPosition};
 use super::{primary, rejoin, seal};
 use crate::action::{Action, FenceReason, Hold};
 use crate::facts::{ClusterView, Facts, Process};
-use crate::member_files::Role;
+use crate::member_files::{RejoinMarker, Role};
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::StreamName;
 
@@ -37,9 +37,20 @@ pub fn next(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Fol
             Action::Fence(FenceReason::Replaced { by: follow.primary, epoch: follow.epoch })
         }
         Process::Running { .. } => match &facts.sql {
-            None => Action::Hold(Hold::WaitingForServer),
+            None => unanswered(view, facts, &follow),
             Some(sql) => running(view, state, facts, follow, sql),
         },
+    }
+}
+
+/// A server that lets nobody in yet. One that was rewound or copied is not consistent before it has all that its source
+/// had written by then. Where that source was replaced it is stopped, and judged by its WAL: nobody can tell it of another.
+fn unanswered(view: &ClusterView, facts: &Facts, follow: &Follow) -> Action {
+    let upstream = facts.local.settings.as_ref().and_then(|s| s.upstream.as_ref());
+    let of_another = upstream.is_some_and(|u| u.epoch < follow.epoch);
+    match of_another && !facts.files.complete && is_out_of_recovery(view, follow) {
+        true => Action::Fence(FenceReason::LeftBehind),
+        false => Action::Hold(Hold::WaitingForServer),
     }
 }
 
@@ -95,10 +106,18 @@ fn running(
 /// continues its own. What was rewound and never streamed tells only by the latter.
 fn is_past_the_fork(state: &ClusterState, facts: &Facts, follow: &Follow, sql: &SqlFacts) -> bool {
     let streamed = facts.local.streamed.zip(sql.flush_lsn);
-    let begun = facts.files.rejoin.as_ref().and_then(|r| Some((r.source_timeline, r.until?)));
-    streamed.into_iter().chain(begun).any(|(timeline, lsn)| {
-        timeline != follow.timeline && state.shared_until(timeline).is_none_or(|until| lsn > until)
-    })
+    let begun = facts.files.rejoin.as_ref().and_then(held_by_its_source);
+    streamed.into_iter().chain(begun).any(|end| leaves(state, follow, end))
+}
+
+/// Returns where the WAL ended that this member's pages may hold: its source's when the copy or rewind was done.
+pub fn held_by_its_source(begun: &RejoinMarker) -> Option<(Timeline, Lsn)> {
+    Some((begun.source_timeline, begun.until?))
+}
+
+/// Returns whether WAL up to `lsn` of `timeline` goes beyond what the primary of `follow` has of it.
+pub fn leaves(state: &ClusterState, follow: &Follow, (timeline, lsn): (Timeline, Lsn)) -> bool {
+    timeline != follow.timeline && state.shared_until(timeline).is_none_or(|until| lsn > until)
 }
 
 /// Returns a timeline that this member was on its way to and that the present one does not descend from.

@@ -48,6 +48,8 @@ pub struct Refusal {
 pub struct Case<'a> {
     pub state: &'a ClusterState,
     pub role: Role,
+    /// It counts: what it has replayed it once held. Otherwise its pages came with a copy or rewind, ahead of its WAL.
+    pub complete: bool,
     /// Where its WAL ends.
     pub end: WalPosition,
     /// What else its disk shows; `None` where that is not looked at.
@@ -155,8 +157,10 @@ fn at_or_before(case: &Case<'_>, fork: Fork) -> Way {
         {
             (end.lsn < fork.lsn).then_some(fork.lsn)
         }
-        Some(Pages::Replayed { lsn, .. }) => (end.lsn < lsn).then_some(lsn),
-        Some(Pages::Primary { .. } | Pages::Unknown) | None => None,
+        Some(Pages::Replayed { lsn, .. }) if case.complete || lsn > fork.lsn => {
+            (end.lsn < lsn).then_some(lsn)
+        }
+        Some(Pages::Replayed { .. } | Pages::Primary { .. } | Pages::Unknown) | None => None,
     };
     match lost {
         None => Way::Follow,

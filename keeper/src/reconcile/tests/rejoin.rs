@@ -84,6 +84,32 @@ fn a_member_follows_without_an_answer_but_never_against_one() {
 }
 
 #[test]
+fn a_rewound_member_that_lets_nobody_in_waits_only_for_the_present_primary() {
+    let mut facts = running(facts("c", 1, Role::Standby), sql(true, 1));
+    facts.sql = None;
+    facts.files.complete = false;
+    let upstream = |epoch| Upstream {
+        epoch: Epoch(epoch),
+        host: "127.0.0.1".into(),
+        port: 5432,
+        name: StreamName::Joining,
+    };
+    let waiting_for = |facts: &mut Facts, epoch| {
+        let settings = Settings { upstream: Some(upstream(epoch)), ..Settings::cut_off() };
+        facts.local.settings = Some(settings);
+    };
+    waiting_for(&mut facts, 2);
+    assert_eq!(decide(&view(), &facts), Action::Hold(Hold::WaitingForServer));
+    waiting_for(&mut facts, 1);
+    assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::LeftBehind));
+    // One that counts replays what it holds itself, and the present primary has to be there first.
+    let away = ClusterView { reports: Default::default(), ..view() };
+    assert_eq!(decide(&away, &facts), Action::Hold(Hold::WaitingForServer));
+    facts.files.complete = true;
+    assert_eq!(decide(&view(), &facts), Action::Hold(Hold::WaitingForServer));
+}
+
+#[test]
 fn an_incomplete_member_past_the_fork_of_the_next_primary_is_stopped_and_judged_by_its_wal() {
     let mut facts = running(facts("c", 1, Role::Standby), sql(true, 1));
     facts.files.complete = false;
@@ -107,7 +133,13 @@ fn an_incomplete_member_past_the_fork_of_the_next_primary_is_stopped_and_judged_
     let begun = facts.files.rejoin.as_mut().unwrap();
     (begun.source_timeline, begun.until) = (Timeline(7), Some(Lsn(50)));
     assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::PastTheFork), "nobody's now");
-    facts.files.rejoin.as_mut().unwrap().source_timeline = Timeline(1);
+    // Whatever its WAL says: no rewind would find what its pages came with.
+    let mut stopped = facts.clone();
+    stopped.sql = None;
+    stopped.local.process = Process::Exited { noticed: WallTime(0), gone: true };
+    assert!(matches!(decide(&view(), &stopped), Action::Copy { .. }));
+    let begun = facts.files.rejoin.as_mut().unwrap();
+    (begun.source_timeline, begun.until) = (Timeline(1), None);
 
     facts.sql = None;
     facts.local.process = Process::Exited { noticed: WallTime(0), gone: true };

@@ -61,6 +61,7 @@ struct Told {
     source: Option<SourceSays>,
     room: Option<Room>,
     copy: Permission,
+    complete: bool,
 }
 
 fn primary(timeline: u32, end: u64) -> Told {
@@ -82,6 +83,7 @@ fn primary(timeline: u32, end: u64) -> Told {
         }),
         room: None,
         copy: Permission::Allowed,
+        complete: true,
     }
 }
 
@@ -111,6 +113,7 @@ impl Told {
         choose(&Case {
             state: &state(),
             role: self.role,
+            complete: self.complete,
             end,
             disk: self.disk.as_ref(),
             source: self.source.as_ref(),
@@ -332,4 +335,14 @@ fn a_fresh_copy_is_chosen_where_it_is_cheaper_than_a_rewind_and_fits() {
     let far = |told: Told| Told { room, ..told }.source(|s| s.flushed = Lsn(10 * GB)).told();
     assert_eq!(far(primary(2, 300)), "follow");
     assert!(far(standby(2, 400, 300)).starts_with("drop"));
+}
+
+#[test]
+fn pages_ahead_of_the_wal_are_a_loss_only_of_a_member_that_counted() {
+    let incomplete = |replayed| Told { complete: false, ..standby(2, 200, replayed) };
+    assert!(standby(2, 200, 250).told().starts_with("copy: "), "its disk has lost some");
+    // A rewind or copy brought them, and the present primary has all that they need.
+    assert_eq!(incomplete(250).told(), "follow");
+    assert_eq!(incomplete(300).told(), "follow");
+    assert!(incomplete(301).told().starts_with("copy: "), "of WAL that is nobody's any more");
 }
