@@ -69,11 +69,11 @@ pub const MUTANTS: &[Mutant] = &[
     mutant("walsenders-not-proven", "a Cfg is confirmed by one reload", &["freeze"])
         .modelled(JOINT, &["I3"]),
     mutant("canary-not-looked-at", "backends are not seen to wait", ALL),
-    mutant("piece-not-seen", "a seal overlooks a piece, and so does the promotion", ALL),
+    mutant("piece-not-seen", "a seal overlooks a piece, and so does the promotion", PIECES),
     mutant(
         "piece-stays",
         "pieces are not set aside, and a promotion that falls short is taken",
-        ALL,
+        PIECES,
     ),
     mutant("renewal-counts-from-receipt", "a renewal counts from its answer", &["slow-store"]),
     mutant("keepalive-alone-renews", "a keepalive renews the right", &["network"]),
@@ -153,11 +153,11 @@ pub const MUTANTS: &[Mutant] = &[
         "a report that a backup has brought back is not put anew",
         &["restore", "backup"],
     ),
-    mutant("opens-for-an-older-order", "a primary opens though its epoch is being sealed", HEAVY),
     mutant("timeline-used-again", "an epoch gets the timeline of the one before", HEAVY)
         .modelled(JOINT, &["I9"]),
 ];
 
+const PIECES: &[&str] = &["pieces"];
 const HEAVY: &[&str] = &["heavy"];
 /// Load while PostgreSQL lives and what is around it does not.
 const BUSY: &[&str] = &["busy"];

@@ -264,6 +264,7 @@ fn fence(of: &FenceReason) -> &'static str {
         FenceReason::PastTheFork => "fence: past the fork",
         FenceReason::NotOurEpoch => "fence: not our epoch",
         FenceReason::Unreached(_) => "fence: unreached",
+        FenceReason::LeftBehind => "fence: left behind",
     }
 }
 

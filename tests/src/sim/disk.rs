@@ -30,12 +30,19 @@ pub struct Data {
     pub piece: Option<(Timeline, Lsn)>,
     /// Half of it is another member's.
     pub mixed: bool,
+    /// Its pages may be of so much WAL, though it holds less: nobody is let in before all of that is replayed.
+    pub needed: Option<At>,
 }
 
 impl Data {
     /// Returns the end of its last whole record, as a scan of the files finds it.
     pub fn end(&self, wal: &Wal) -> At {
         wal.whole(self.at)
+    }
+
+    /// Whether it holds all the WAL that its pages may be of.
+    pub fn is_consistent(&self, wal: &Wal) -> bool {
+        self.needed.is_none_or(|needed| wal.covers(self.at, needed))
     }
 
     /// What recovery takes for the end of WAL: a piece of a newer timeline stands in for the whole segment.

@@ -24,6 +24,8 @@ pub struct Profile {
     pub wishes: Wishes,
     /// Every other fault waits for a phase of the cluster.
     pub aims: bool,
+    /// How many of a hundred walsenders that cannot send all at once take up to a second for the rest.
+    pub slow_senders: u64,
     /// Each fault strikes a cluster that has had time to come back from the one before.
     pub one_by_one: bool,
 }
@@ -53,6 +55,7 @@ pub const PROFILES: &[&str] = &[
     "respec",
     "single",
     "slow-store",
+    "pieces",
 ];
 
 const CRASH: &[Kind] =
@@ -91,6 +94,8 @@ const SENTINELS: &[Kind] =
 const ORDERS: &[Kind] = &[AskSwitchover, AskPause, AskRemove, CancelWaits];
 /// What a member is told of etcd is old when it comes, and then nothing comes any more.
 const SLOW_STORE: &[Kind] = &[SlowStore, SlowStore, SlowStore, CutMachine, CutStore, PauseKeeper];
+/// A primary is lost again before all have followed it across the fork.
+const PIECES: &[Kind] = &[KillPostmaster, KillPostmaster, PowerOff, CutMachine];
 const RESPEC: &[Kind] = &[AskSpec, AskSpec, AskSpec, AskSpec, AskSwitchover];
 /// What is no single failure that a cluster has to bear: clients that are cut off themselves, wishes of operators, and disks
 /// and stores that come back older. A disk that hangs is one, but the probe that tells it is not modelled.
@@ -135,6 +140,7 @@ impl Profile {
             clocks_ppm: 3_000,
             wishes: Wishes::Count(1),
             aims: false,
+            slow_senders: 10,
             one_by_one: false,
         };
         let steady = |kinds: &[Kind]| Self {
@@ -182,6 +188,9 @@ impl Profile {
                 ..base
             },
             "slow-store" => Self { pause: 1_500_000, kinds: SLOW_STORE.to_vec(), ..base },
+            "pieces" => {
+                Self { pause: 1_500_000, longest: 4_000_000, slow_senders: 80, ..steady(PIECES) }
+            }
             "heavy" => Self { kinds: heavy(), pause: 2_500_000, ..base },
             _ => base.of_specs(),
         })

@@ -53,6 +53,12 @@ impl Sim {
             let entry = w.etcd.core.read(&key).entries.remove(&key);
             let state = entry.and_then(|e| proto::document::decode::<ClusterState>(&e.value).ok());
             w.oracle.store_set_back(now, state);
+            // What operators last asked for is forgotten with the rest.
+            let key = w.keys.spec();
+            let entry = w.etcd.core.read(&key).entries.remove(&key);
+            if let Some(spec) = entry.and_then(|e| proto::document::decode(&e.value).ok()) {
+                w.spec = spec;
+            }
             true
         });
         if done {

@@ -248,6 +248,7 @@ fn data(at: At, standby: bool) -> Data {
         placeholders: Default::default(),
         piece: None,
         mixed: false,
+        needed: None,
     }
 }
 

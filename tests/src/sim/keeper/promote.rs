@@ -311,9 +311,7 @@ fn check_right(
     if state.epoch != epoch || state.primary.as_ref() != Some(&worker.name) {
         bail!("the state names {:?} as primary of epoch {}", state.primary, state.epoch);
     }
-    if let Some(sealing) = state.sealing
-        && !worker.sim.mutant("opens-for-an-older-order")
-    {
+    if let Some(sealing) = state.sealing {
         bail!("epoch {sealing} is being sealed");
     }
     if ordered != restart {

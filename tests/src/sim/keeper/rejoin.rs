@@ -42,6 +42,7 @@ pub async fn found(worker: &Worker) -> anyhow::Result<()> {
             placeholders: [].into(),
             piece: None,
             mixed: false,
+            needed: None,
         });
     });
     worker.update(|_| {});
@@ -62,10 +63,11 @@ pub async fn rewind(worker: &Worker, follow: &Follow, reason: &str) -> anyhow::R
             data.mixed = true;
         }
     });
-    worker.sim.sleep(worker.sim.between(Stream::Keeper, 100_000, 1_500_000)).await;
     let copied = take_from(worker, far, Phase::Primary).await?;
-    put(worker, copied);
+    worker.sim.sleep(worker.sim.between(Stream::Keeper, 100_000, 1_500_000)).await;
     let until = source_is_ready(worker, follow, far).await?;
+    // Its pages come while the source writes on; its WAL is what there was at first.
+    put(worker, Data { needed: Some(At { lsn: until, ..copied.at }), ..copied });
     catch_up(worker, until);
     Ok(())
 }
@@ -151,6 +153,7 @@ async fn take_from(worker: &Worker, far: usize, phase: Phase) -> anyhow::Result<
             standby_signal: true,
             piece: None,
             mixed: false,
+            needed: None,
             ..data
         })
     })

@@ -86,6 +86,14 @@ impl Sim {
         if after.promise < after.epoch {
             self.violate("I5", format!("member {member}: epoch {} without a promise", after.epoch));
         }
+        let lacks = self.with(|w| {
+            let data = w.members[member].disk.data.as_ref().filter(|_| after.complete)?;
+            data.needed.filter(|_| !data.is_consistent(&w.wal))
+        });
+        if let Some(needed) = lacks {
+            let what = "counts as complete, and its pages need WAL up to";
+            self.violate("I11", format!("member {member} {what} {}", needed.lsn));
+        }
     }
 
     /// Data of this member is about to be overwritten or replaced.

@@ -56,10 +56,13 @@ impl Sim {
         }
     }
 
-    /// A keeper has read a state, asked for at `sent`, that may still name its member.
+    /// A keeper has read a state, asked for at `sent`, that may still name its member. One that is older than a state by
+    /// which the member has acted is of a store that was set back, and names nobody.
     pub fn oracle_renewed(&self, member: usize, state: &ClusterState, sent: Micros) {
         self.with(|w| {
-            let named = state.primary.as_ref() == Some(&w.members[member].name);
+            let m = &w.members[member];
+            let acted = m.disk.files.as_ref().is_some_and(|f| f.state_number > state.number);
+            let named = state.primary.as_ref() == Some(&m.name) && !acted;
             if named && state.sealing.is_none() {
                 let known = w.oracle.evidence.entry(member).or_default();
                 *known = (*known).max(sent);

@@ -153,9 +153,15 @@ enum Next {
 }
 
 impl Pg {
+    /// The rest comes soon, or once a disk or a processor has time for it.
     fn tell_later(&self) {
         let of = self.clone();
-        let at = self.sim.now() + 50;
+        let slow = self.sim.with(|w| w.profile.slow_senders);
+        let pause = self.sim.chance(Stream::Postgres, |rng| match rng.percent(slow) {
+            true => rng.between(1_000, 800_000),
+            false => 50,
+        });
+        let at = self.sim.now() + pause;
         self.sim.at(at, move |_| of.tell());
     }
 

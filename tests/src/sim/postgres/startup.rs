@@ -5,6 +5,7 @@ use proto::{Lsn, Timeline};
 use super::{Pg, Phase, receiver};
 use crate::sim::rng::Stream;
 use crate::sim::wal::At;
+use crate::sim::world::World;
 
 /// Recovers, then stands by or serves.
 pub async fn run(pg: Pg) {
@@ -23,7 +24,6 @@ pub async fn run(pg: Pg) {
             s.phase = Phase::Standby;
             s.replay = found.redo;
             s.visible = found.redo;
-            s.sessions = true;
         });
         standby(&pg).await;
     } else {
@@ -46,7 +46,7 @@ struct Found {
     bricked: bool,
 }
 
-fn recover(w: &mut crate::sim::world::World, member: usize) -> Option<Found> {
+fn recover(w: &mut World, member: usize) -> Option<Found> {
     let data = w.members[member].disk.data.as_mut()?;
     if data.mixed {
         w.oracle.violate("I14", format!("member {member} is started on half-rewound data"));
@@ -112,6 +112,13 @@ async fn standby(pg: &Pg) {
             });
             continue;
         }
+        let consistent = pg.with_world(|w| becomes_consistent(w, pg.member));
+        if consistent == Some(true) {
+            pg.with(|s| s.sessions = true);
+        } else if promote {
+            // "WAL ends before consistent recovery point"
+            return sim.postmaster_dies(pg.member);
+        }
         if promote {
             return promoted(pg).await;
         }
@@ -123,6 +130,18 @@ async fn standby(pg: &Pg) {
         }
         let _ = changed.changed().await;
     }
+}
+
+/// What a standby has replayed is consistent once it is all that its pages may be of; then nothing more is needed.
+fn becomes_consistent(w: &mut World, member: usize) -> bool {
+    let Some(data) = &w.members[member].disk.data else { return false };
+    if !data.is_consistent(&w.wal) {
+        return false;
+    }
+    if let Some(data) = &mut w.members[member].disk.data {
+        data.needed = None;
+    }
+    true
 }
 
 async fn promoted(pg: &Pg) {
