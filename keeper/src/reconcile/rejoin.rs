@@ -30,7 +30,7 @@ pub fn start(view: &ClusterView, state: &ClusterState, facts: &Facts, follow: Fo
         (Some(unfinished), _) if !unfinished.may_start() => resume(view, state, facts, follow),
         // Its pages may hold what is in nobody's WAL any more: no rewind could find that.
         (Some(begun), false)
-            if held_by_its_source(begun).is_some_and(|end| leaves(state, &follow, end)) =>
+            if held_by_its_source(facts).is_some_and(|end| leaves(state, &follow, end)) =>
         {
             let source = &begun.source;
             let reason =

@@ -8,7 +8,7 @@ use proto::{ClusterState, Lsn, Timeline, WalPosition};
 use super::{primary, rejoin, seal};
 use crate::action::{Action, FenceReason, Hold};
 use crate::facts::{ClusterView, Facts, Process};
-use crate::member_files::{RejoinMarker, Role};
+use crate::member_files::Role;
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::StreamName;
 
@@ -106,12 +106,12 @@ fn running(
 /// continues its own. What was rewound and never streamed tells only by the latter.
 fn is_past_the_fork(state: &ClusterState, facts: &Facts, follow: &Follow, sql: &SqlFacts) -> bool {
     let streamed = facts.local.streamed.zip(sql.flush_lsn);
-    let begun = facts.files.rejoin.as_ref().and_then(held_by_its_source);
-    streamed.into_iter().chain(begun).any(|end| leaves(state, follow, end))
+    streamed.into_iter().chain(held_by_its_source(facts)).any(|end| leaves(state, follow, end))
 }
 
 /// Returns where the WAL ended that this member's pages may hold: its source's when the copy or rewind was done.
-pub fn held_by_its_source(begun: &RejoinMarker) -> Option<(Timeline, Lsn)> {
+pub fn held_by_its_source(facts: &Facts) -> Option<(Timeline, Lsn)> {
+    let begun = facts.files.rejoin.as_ref()?;
     Some((begun.source_timeline, begun.until?))
 }
 
