@@ -104,6 +104,7 @@ fn config(args: ProxyConfigArgs) -> Result<Config, Failure> {
         }
     };
     haproxy.as_ref().map_or(Ok(()), check)?;
+    let restart_pgbouncer = args.pgbouncer.restart();
     let pgbouncer = args.pgbouncer.config(&args.target.cluster)?;
     if haproxy.is_none() && pgbouncer.is_none() {
         return Err(Failure::usage(
@@ -120,6 +121,7 @@ fn config(args: ProxyConfigArgs) -> Result<Config, Failure> {
             refused: args.drillable.refused(),
             restarted: is_managed(),
             restart_haproxy: args.restart,
+            restart_pgbouncer,
         },
     };
     config.check_ports().map_err(|e| Failure::usage(e.to_string()))?;

@@ -6,6 +6,7 @@
 mod coverage;
 mod fault;
 mod target;
+mod undertaking;
 
 use std::fmt;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::{Document, Epoch, RequestId, WallTime};
 pub use coverage::{DrillCoverage, GAPS_KEPT, GapOfDrill, Survived};
 pub use fault::{Hits, LiveFault};
 pub use target::DrillTarget;
+pub use undertaking::Undertaking;
 
 /// What is asked of a target, stored under `drill/now` with its runner's lease: there is one at a time, and none without a
 /// runner that holds the lock (`DrillLock`).
@@ -67,7 +69,8 @@ pub enum Carried {
 #[serde(deny_unknown_fields)]
 pub struct DrillRecord {
     pub id: RequestId,
-    pub fault: LiveFault,
+    /// A fault, or the reboots of all members.
+    pub fault: Undertaking,
     pub target: Option<DrillTarget>,
     pub by: String,
     pub seed: u64,
@@ -142,7 +145,7 @@ mod tests {
     fn a_record_is_read_as_it_was_written() {
         let record = DrillRecord {
             id: RequestId::from_random(7),
-            fault: LiveFault::Crash,
+            fault: LiveFault::Crash.into(),
             target: Some(DrillTarget::Member("a".parse().unwrap())),
             by: "ann@north".into(),
             seed: 7,

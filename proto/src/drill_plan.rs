@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::drill::LiveFault;
+use crate::drill::Undertaking;
 use crate::time::duration;
 use crate::{Document, RequestId, WallTime};
 
@@ -16,8 +16,8 @@ pub struct DrillPlan {
     pub id: RequestId,
     /// A crontab expression with its time zone, such as `0 3 * * TUE Europe/Berlin`.
     pub cron: String,
-    /// Absent: one is drawn each time.
-    pub fault: Option<LiveFault>,
+    /// Absent: a fault is drawn each time.
+    pub fault: Option<Undertaking>,
     /// How late a turn may still be taken; after that it is missed.
     #[serde(with = "duration")]
     pub window: Duration,

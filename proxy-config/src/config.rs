@@ -34,6 +34,8 @@ pub struct Drills {
     pub restarted: bool,
     /// The command that restarts HAProxy, run by `sh -c`; without it no drill does.
     pub restart_haproxy: Option<String>,
+    /// The same of the PgBouncer that PGDEPUTY_PGBOUNCER names as its console, `host:port`.
+    pub restart_pgbouncer: Option<String>,
 }
 
 /// One HAProxy: its files, its ports, and how it is told.

@@ -1,4 +1,4 @@
-//! The drills of a proxy-config: it ends at once, or restarts its HAProxy and says when that serves again.
+//! The drills of a proxy-config: it ends at once, or restarts its HAProxy or a PgBouncer and says when that serves again.
 
 use std::time::Duration;
 
@@ -9,15 +9,19 @@ use tokio::process::Command;
 use tokio::time::sleep;
 
 use crate::config::{Drills, HaproxyConfig};
+use crate::pgbouncer::console::Console;
+use crate::pgbouncer::instance;
 use crate::{install, push};
 
-/// So often HAProxy is asked whether it is back.
+/// So often it is asked whether it is back.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What is drilled on this host.
 pub struct Drilled {
     pub drills: Drills,
     pub haproxy: Option<HaproxyConfig>,
+    /// The consoles of its PgBouncers.
+    pub pgbouncers: Vec<tokio_postgres::Config>,
 }
 
 #[async_trait::async_trait]
@@ -33,23 +37,41 @@ impl Carries for Drilled {
                 "nobody is known to start {target} again: run it under systemd or supervisord"
             )),
             LiveFault::Haproxy => {
-                let Some(haproxy) = &self.haproxy else {
-                    return Err(format!("{target} has no HAProxy"));
-                };
+                let haproxy = self.haproxy.as_ref().ok_or(format!("{target} has no HAProxy"))?;
                 if self.drills.restart_haproxy.is_none() {
                     return Err(format!("{target} is not told how to restart HAProxy (--restart)"));
                 }
                 let running = push::running(&haproxy.socket).await;
                 running.map(drop).map_err(|e| format!("HAProxy of {target}: {e}"))
             }
+            LiveFault::Pgbouncer => {
+                let at = self.chosen(drill).ok_or(format!("{target} has no PgBouncer"))?;
+                if self.drills.restart_pgbouncer.is_none() {
+                    return Err(format!(
+                        "{target} is not told how to restart PgBouncer (--pgbouncer-restart)"
+                    ));
+                }
+                let name = instance::name(at);
+                Console::open(at).await.map(drop).map_err(|e| format!("PgBouncer {name}: {e}"))
+            }
             _ => Err(format!("{fault} hits no proxy")),
         }
     }
 
     async fn strike(&self, drill: &Drill) -> Option<String> {
-        match (drill.fault, &self.haproxy, &self.drills.restart_haproxy) {
-            (LiveFault::Haproxy, Some(haproxy), Some(command)) => {
-                restart(haproxy, command, drill.bound).await
+        match drill.fault {
+            LiveFault::Haproxy => {
+                let haproxy = self.haproxy.as_ref()?;
+                let pid = push::running(&haproxy.socket).await.ok()?.pid;
+                let command = shell(self.drills.restart_haproxy.as_ref()?);
+                restart(Before::Haproxy { haproxy, pid }, command, drill.bound).await
+            }
+            LiveFault::Pgbouncer => {
+                let at = self.chosen(drill)?;
+                let session = Console::open(at).await.ok()?;
+                let mut command = shell(self.drills.restart_pgbouncer.as_ref()?);
+                command.env("PGDEPUTY_PGBOUNCER", instance::name(at));
+                restart(Before::Pgbouncer { at, session }, command, drill.bound).await
             }
             _ => {
                 die();
@@ -59,26 +81,66 @@ impl Carries for Drilled {
     }
 }
 
-/// Restarts HAProxy, and returns how it came back, if it does within `bound`.
-async fn restart(haproxy: &HaproxyConfig, command: &str, bound: Duration) -> Option<String> {
-    let before = push::running(&haproxy.socket).await.ok()?;
+impl Drilled {
+    /// Returns the PgBouncer that `drill` hits: its id decides, so the same one is judged and struck.
+    fn chosen(&self, drill: &Drill) -> Option<&tokio_postgres::Config> {
+        let drawn: usize = drill.id.0.bytes().map(usize::from).sum();
+        self.pgbouncers.get(drawn.checked_rem(self.pgbouncers.len())?)
+    }
+}
+
+/// What served before it was restarted.
+enum Before<'a> {
+    Haproxy {
+        haproxy: &'a HaproxyConfig,
+        pid: i32,
+    },
+    /// A session of before that is gone, and one that is answered, tell that it is another process.
+    Pgbouncer {
+        at: &'a tokio_postgres::Config,
+        session: Console,
+    },
+}
+
+impl Before<'_> {
+    /// Returns what serves again, once it does.
+    async fn back(&self) -> Option<String> {
+        match self {
+            Self::Haproxy { haproxy, pid } => {
+                let now = push::running(&haproxy.socket).await.ok()?.pid;
+                (now != *pid).then(|| format!("HAProxy {now}"))
+            }
+            Self::Pgbouncer { at, session } => {
+                let answers = session.is_closed() && Console::open(at).await.is_ok();
+                answers.then(|| format!("PgBouncer {}", instance::name(at)))
+            }
+        }
+    }
+}
+
+/// Runs `command`, and returns how it came back, if it does within `bound`.
+async fn restart(before: Before<'_>, mut command: Command, bound: Duration) -> Option<String> {
     let begun = clock::now();
-    if let Err(error) = install::run(Command::new("sh").arg("-c").arg(command)).await {
-        tracing::warn!(error = format!("{error:#}"), "restart HAProxy");
+    if let Err(error) = install::run(&mut command).await {
+        tracing::warn!(error = format!("{error:#}"), "the command that restarts it");
     }
     loop {
         let waited = clock::now().since(begun);
-        if let Ok(now) = push::running(&haproxy.socket).await
-            && now.pid != before.pid
-        {
-            return Some(format!("HAProxy {} serves after {} ms", now.pid, waited.as_millis()));
+        if let Some(what) = before.back().await {
+            return Some(format!("{what} serves after {} ms", waited.as_millis()));
         }
         if waited > bound {
-            tracing::error!(?bound, "HAProxy is not back");
+            tracing::error!(?bound, "what was restarted is not back");
             return None;
         }
         sleep(LOOK_AGAIN).await;
     }
+}
+
+fn shell(command: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(command);
+    shell
 }
 
 #[cfg(test)]
@@ -99,7 +161,7 @@ mod tests {
             epoch: Epoch(2),
             bound: Duration::from_secs(5),
         };
-        Drilled { drills, haproxy: None }.judge(&drill).await
+        Drilled { drills, haproxy: None, pgbouncers: Vec::new() }.judge(&drill).await
     }
 
     #[tokio::test]
@@ -109,6 +171,8 @@ mod tests {
         assert!(why.contains("start proxy/p1 again"), "{why}");
         let why = said(plain(), LiveFault::Haproxy).await.unwrap_err();
         assert!(why.contains("has no HAProxy"), "{why}");
+        let why = said(plain(), LiveFault::Pgbouncer).await.unwrap_err();
+        assert!(why.contains("has no PgBouncer"), "{why}");
         assert!(said(plain(), LiveFault::Crash).await.unwrap_err().contains("hits no proxy"));
         let kept = Drills { restarted: true, ..plain() };
         assert_eq!(said(kept.clone(), LiveFault::ProxyConfig).await, Ok(()));

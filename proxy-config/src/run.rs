@@ -88,7 +88,12 @@ pub async fn run_on(
         inner.clone(),
     ));
 
-    let drilled = Drilled { drills: config.drills.clone(), haproxy: config.haproxy.clone() };
+    let consoles = config.pgbouncer.as_ref().map(|pgbouncer| pgbouncer.consoles.clone());
+    let drilled = Drilled {
+        drills: config.drills.clone(),
+        haproxy: config.haproxy.clone(),
+        pgbouncers: consoles.unwrap_or_default(),
+    };
     let (own, until) = (DrillTarget::Proxy(config.id.clone()), inner.clone());
     tasks.spawn(async move {
         carry_out(&*drills, &keys, (&own, &drilled), &until).await;

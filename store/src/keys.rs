@@ -1,6 +1,6 @@
 //! Every key in one place, under `/pgdeputy/<cluster>/`.
 
-use proto::drill::{DrillTarget, LiveFault};
+use proto::drill::{DrillTarget, Undertaking};
 use proto::request::RequestKind;
 use proto::{ClusterName, Epoch, MemberName, RequestId, WallTime};
 
@@ -110,8 +110,8 @@ impl Keys {
     }
 
     /// What is kept of all drills of one kind.
-    pub fn drill_coverage(&self, fault: LiveFault) -> String {
-        format!("{}{fault}", self.all_drill_coverage())
+    pub fn drill_coverage(&self, what: Undertaking) -> String {
+        format!("{}{what}", self.all_drill_coverage())
     }
 
     /// The prefix of all of these.

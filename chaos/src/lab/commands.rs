@@ -277,6 +277,7 @@ pub fn proxy_config(
     if config.services_restart {
         command.env(SERVICE_MANAGER.0, SERVICE_MANAGER.1);
         command.args(["--restart", &format!("kill -TERM $(cat {pid})")]);
+        command.args(pgbouncer::restart(layout, &addresses.pgbouncers));
     }
     Ok(command)
 }

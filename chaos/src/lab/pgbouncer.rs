@@ -34,6 +34,19 @@ pub fn databases(layout: &Layout) -> PathBuf {
     layout.process("pgbouncer").join("databases.ini")
 }
 
+fn pid_file(layout: &Layout, index: usize) -> PathBuf {
+    layout.process(&name(index)).join("pid")
+}
+
+/// The command by which proxy-config ends a PgBouncer at once, as `PGDEPUTY_PGBOUNCER` names it.
+pub fn restart(layout: &Layout, ports: &[u16]) -> Vec<String> {
+    let cases = ports.iter().enumerate().map(|(index, port)| {
+        format!("*:{port}) kill -KILL $(cat {}) ;; ", pid_file(layout, index).display())
+    });
+    let command = format!("case $PGDEPUTY_PGBOUNCER in {}esac", cases.collect::<String>());
+    if ports.is_empty() { Vec::new() } else { vec!["--pgbouncer-restart".to_owned(), command] }
+}
+
 /// The flags by which proxy-config knows the PgBouncers that listen on `ports`.
 pub fn flags(layout: &Layout, ports: &[u16]) -> Vec<String> {
     if ports.is_empty() {
@@ -70,6 +83,7 @@ admin_users = {CONSOLE}
 pool_mode = transaction
 max_client_conn = 500
 server_login_retry = 0.1
+pidfile = {}
 ignore_startup_parameters = extra_float_digits
 
 %include {}
@@ -77,6 +91,7 @@ ignore_startup_parameters = extra_float_digits
         Ipv4Addr::LOCALHOST,
         directory.display(),
         directory.join("users.txt").display(),
+        pid_file(layout, index).display(),
         databases(layout).display()
     )
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::Context;
 use proto::WallTime;
 use proto::document::{decode, encode};
-use proto::drill::{DrillCoverage, DrillRecord, LiveFault, Verdict};
+use proto::drill::{DrillCoverage, DrillRecord, Undertaking, Verdict};
 use serde::Serialize;
 use store::{Operation, Snapshot, Store};
 
@@ -36,10 +36,10 @@ pub fn known(
     snapshot: &Snapshot,
     prefix: &str,
     records: &[DrillRecord],
-) -> BTreeMap<LiveFault, DrillCoverage> {
+) -> BTreeMap<Undertaking, DrillCoverage> {
     let counted = snapshot.entries.iter().filter(|(key, _)| key.starts_with(prefix));
     let counted = counted.filter_map(|(_, entry)| decode::<DrillCoverage>(&entry.value).ok());
-    let mut all: BTreeMap<LiveFault, DrillCoverage> =
+    let mut all: BTreeMap<Undertaking, DrillCoverage> =
         counted.map(|coverage| (coverage.fault, coverage)).collect();
     let mut by_records = BTreeMap::new();
     for record in records.iter().filter(|record| !all.contains_key(&record.fault)) {
@@ -53,7 +53,7 @@ pub fn known(
 /// What a report says of one fault. Field names are scripted against: they stay.
 #[derive(Debug, Serialize)]
 pub struct Covered {
-    fault: LiveFault,
+    fault: Undertaking,
     survived: Option<WallTime>,
     passed: u64,
     failed: u64,
@@ -67,7 +67,7 @@ pub struct Covered {
 
 impl Covered {
     /// Returns all faults, from the mildest on.
-    pub fn all(known: &BTreeMap<LiveFault, DrillCoverage>) -> Vec<Self> {
+    pub fn all(known: &BTreeMap<Undertaking, DrillCoverage>) -> Vec<Self> {
         let of = |fault| {
             let none = DrillCoverage::none(fault);
             let coverage = known.get(&fault).unwrap_or(&none);
@@ -83,7 +83,7 @@ impl Covered {
                 write_gaps_ms: coverage.gaps.iter().map(|gap| gap.ms).collect(),
             }
         };
-        LiveFault::ALL.into_iter().map(of).collect()
+        Undertaking::all().map(of).collect()
     }
 
     /// Returns whether it has never been survived here.
@@ -92,7 +92,7 @@ impl Covered {
     }
 
     /// Returns its fault.
-    pub fn fault(&self) -> LiveFault {
+    pub fn fault(&self) -> Undertaking {
         self.fault
     }
 }
@@ -125,6 +125,7 @@ impl fmt::Display for Shown<'_> {
 
 #[cfg(test)]
 mod tests {
+    use proto::drill::LiveFault;
     use store::{MemoryStore, Txn};
 
     use super::super::run::record;
@@ -138,8 +139,8 @@ mod tests {
             cluster: "main".parse().unwrap(),
             store: StoreArgs::plain("http://127.0.0.1:1"),
         };
-        let drilled = |fault, gap| {
-            let mut record = DrillRecord { verdict: Verdict::Passed, ..record(fault, 1) };
+        let drilled = |fault: LiveFault, gap| {
+            let mut record = DrillRecord { verdict: Verdict::Passed, ..record(fault.into(), 1) };
             record.figures.write_gap_ms = Some(gap);
             record
         };
@@ -152,7 +153,7 @@ mod tests {
         let snapshot = store.read(target.keys().prefix()).await.unwrap();
         let older = [drilled(LiveFault::Keeper, 12), drilled(LiveFault::Crash, 1)];
         let all = Covered::all(&known(&snapshot, &target.keys().all_drill_coverage(), &older));
-        let of = |fault| all.iter().find(|one| one.fault == fault).unwrap();
+        let of = |fault: LiveFault| all.iter().find(|one| one.fault == fault.into()).unwrap();
         let crash = of(LiveFault::Crash);
         assert_eq!((crash.passed, &crash.write_gaps_ms[..]), (2, &[900, 500][..]), "counted once");
         assert_eq!((crash.write_gap_ms, crash.write_gap_before_ms), (Some(500), Some(900)));

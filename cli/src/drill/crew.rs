@@ -77,8 +77,10 @@ impl Crew {
                 let is_there = self.proxies.values().any(|(lease, _)| Some(lease) == left);
                 count(live, before.proxies.len(), "proxies").or_else(|| left_over(is_there))
             }
-            LiveFault::Haproxy => (!said.is_some_and(|s| matches!(s.what, Carried::Undone { .. })))
-                .then(|| format!("HAProxy of {target} is not back")),
+            LiveFault::Haproxy | LiveFault::Pgbouncer => {
+                let is_back = said.is_some_and(|s| matches!(s.what, Carried::Undone { .. }));
+                (!is_back).then(|| format!("the {fault} of {target} is not back"))
+            }
             LiveFault::Crash
             | LiveFault::Backend
             | LiveFault::StandbyCrash

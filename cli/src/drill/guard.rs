@@ -151,7 +151,7 @@ mod tests {
     fn record(begun: WallTime) -> DrillRecord {
         DrillRecord {
             id: RequestId::from_random(3),
-            fault: LiveFault::Crash,
+            fault: LiveFault::Crash.into(),
             target: None,
             by: "bob@south".into(),
             seed: 1,

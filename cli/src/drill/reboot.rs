@@ -3,53 +3,46 @@
 //! The one rule: it stops at the first surprise, and leaves the cluster as it then is. Nothing is rebooted that the
 //! cluster could not spare a moment before.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::Context;
 use clap::Args;
+use proto::document::encode;
+use proto::drill::{DrillRecord, Figures, Undertaking, Verdict};
 use proto::drill_lock::{DrillLock, DrillWork};
-use proto::topology::Role;
-use proto::{ClusterName, Epoch, MemberName, RequestId};
+use proto::{ClusterName, Epoch, MemberName};
 use serde::Serialize;
 use store::etcd::EtcdStore;
-use store::{Store, Txn, clock};
-use tokio::process::Command;
-use tokio::time::timeout;
+use store::{Operation, Store, Txn, clock};
 use tokio_util::sync::CancellationToken;
 
-use super::canary::Watch;
-use super::guard::unfit;
-use super::lock::{Lock, kept};
-use super::orders::switch_over;
-use super::seen::{Seen, until_calm};
+use super::canary::{Shown, Watch};
+use super::lock::{self, Lock, kept};
+use super::run::{record, write};
+use super::seen::Seen;
+use super::turn::Taken;
 use super::way::WayArgs;
 use super::within;
 use crate::args::OutputArgs;
 use crate::failure::Failure;
 use crate::target::Target;
-use crate::{ask, output, read, runtime};
+use crate::{output, read, runtime};
 
 /// How long the lock outlives this process, and etcd may be away: hosts of etcd are rebooted, too. Whole seconds.
 const LEASE: Duration = Duration::from_secs(60);
 
-/// So often the cluster is looked at while it becomes whole again.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+mod round;
+use round::{Round, all, order, stands_in_the_way};
 
 #[derive(Debug, Args)]
 pub struct RebootArgs {
     #[command(flatten)]
     target: Target,
-    /// Command that reboots one member and returns when its host is up again; run by `sh -c` with PGDEPUTY_MEMBER and
-    /// PGDEPUTY_ADDRESS (of its PostgreSQL) in the environment
-    #[arg(long, value_name = "COMMAND")]
-    hook: String,
+    #[command(flatten)]
+    reboots: Reboots,
     #[command(flatten)]
     way: WayArgs,
-    /// How long one member may take, from the hook's beginning until the cluster is fully redundant again
-    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = within)]
-    member_within: Duration,
     /// Only these, as when a run before was stopped: divided by commas
     #[arg(long, value_name = "MEMBERS", value_delimiter = ',')]
     only: Vec<MemberName>,
@@ -58,6 +51,18 @@ pub struct RebootArgs {
     dry_run: bool,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+/// How one member is rebooted.
+#[derive(Debug, Clone, Args)]
+pub struct Reboots {
+    /// Command that reboots one member and returns when its host is up again; run by `sh -c` with PGDEPUTY_MEMBER and
+    /// PGDEPUTY_ADDRESS (of its PostgreSQL) in the environment
+    #[arg(long, value_name = "COMMAND")]
+    pub hook: Option<String>,
+    /// How long one member may take, from the hook's beginning until the cluster is fully redundant again
+    #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = within)]
+    member_within: Duration,
 }
 
 /// What was done. Field names are scripted against: they stay.
@@ -82,177 +87,148 @@ struct Done {
 
 /// Runs the command.
 pub fn run(args: RebootArgs) -> Result<u8, Failure> {
-    let rebooted = runtime::run(|stop| reboot(&args, stop))?;
+    if args.reboots.hook.is_none() {
+        return Err(Failure::usage("--hook is missing: say how one member is rebooted"));
+    }
+    let rebooted = runtime::run(|stop| by_hand(&args, stop))?;
     let code = u8::from(rebooted.surprise.is_some());
     output::show(&rebooted, args.output).map(|()| code)
 }
 
-async fn reboot(args: &RebootArgs, stop: CancellationToken) -> anyhow::Result<Rebooted> {
+async fn by_hand(args: &RebootArgs, stop: CancellationToken) -> anyhow::Result<Rebooted> {
     let store = read::connect(&args.target.store).await?;
-    let seen = Seen::ask(&store, &args.target).await?;
-    let order = order(&seen, &args.only)?;
-    let mut rebooted = Rebooted {
-        cluster: args.target.cluster.clone(),
-        left: order.clone(),
-        order,
-        done: Vec::new(),
-        surprise: stands_in_the_way(&seen, None),
-        canaries_acknowledged: None,
-        canaries_lost: None,
+    let plan = Plan::of(&store, (&args.target, &args.way, &args.reboots), &args.only).await?;
+    match args.dry_run {
+        true => Ok(plan.rebooted),
+        false => plan.carry_out(record(Undertaking::RebootAll, 0), stop).await.map(|done| done.0),
+    }
+}
+
+/// Carries out a turn that was taken, and returns its record. Until it has ended, its lease says that it is under way.
+///
+/// # Errors
+/// etcd does not answer. Whoever was rebooted then comes back, and no other one is begun.
+pub async fn run_turn(
+    store: &EtcdStore,
+    how: (&Target, &WayArgs, &Reboots),
+    turn: Taken,
+    stop: CancellationToken,
+) -> anyhow::Result<DrillRecord> {
+    let Taken { record, lease } = turn;
+    let done = async {
+        match Plan::of(store, how, &[]).await {
+            Ok(plan) => plan.carry_out(record, stop).await.map(|done| done.1),
+            Err(error) => {
+                let reasons = vec![format!("{error:#}")];
+                let record = DrillRecord { verdict: Verdict::NotBegun, reasons, ..record };
+                write(store, how.0, record).await
+            }
+        }
     };
-    if args.dry_run || rebooted.surprise.is_some() {
-        return Ok(rebooted);
-    }
-    let work = DrillWork::Reboots { member: None };
-    let held = DrillLock { id: RequestId::from_random(rand::random()), by: ask::who(), work };
-    let key = args.target.keys().drill_lock();
-    let (lease, _) = store.grant(LEASE).await.context("ask for a lease")?;
-    let lock = Lock::take(&store, key, (held, lease, LEASE), Txn::default());
-    let lock = lock.await.map_err(|(_, error)| error)?;
-    let canary = Watch::start(&args.way).await.context("the canary cannot write")?;
-    let epoch = seen.state.epoch;
-    let round = Round { store: &store, args, lock: &lock, epoch, canary: &canary };
-    kept(&store, (lease, LEASE), all(round, &mut rebooted, stop)).await;
-    if let Some(shown) = canary.end().await {
-        rebooted.canaries_acknowledged = shown.acknowledged;
-        rebooted.canaries_lost = shown.lost;
-        rebooted.surprise = rebooted.surprise.or(shown.problem);
-    }
-    lock.release().await.context("give up the lock")?;
-    Ok(rebooted)
+    let done = kept(store, (lease, lock::LEASE), done).await;
+    store.revoke(lease).await.context("end the turn")?;
+    done
 }
 
-/// Reboots all that are left, up to the first surprise.
-async fn all(mut round: Round<'_>, rebooted: &mut Rebooted, stop: CancellationToken) {
-    for member in rebooted.order.clone() {
-        let done = tokio::select! {
-            done = round.one(&member) => done,
-            () = stop.cancelled() => Err(anyhow::anyhow!("asked to stop while {member} was its turn")),
-        };
-        match done {
-            Ok(ms) => {
-                eprintln!("pgdeputy: {member} is back, all is redundant after {ms} ms");
-                rebooted.left.retain(|left| *left != member);
-                rebooted.done.push(Done { member, ms });
-            }
-            Err(surprise) => {
-                rebooted.surprise = Some(format!("{surprise:#}"));
-                return;
-            }
-        }
-    }
-}
-
-/// Returns why nobody may be sent away now, if so.
-fn stands_in_the_way(seen: &Seen, own: Option<&RequestId>) -> Option<String> {
-    let problems = unfit(seen, own);
-    (!problems.is_empty()).then(|| problems.join("; "))
-}
-
-/// Returns the standbys, of each zone in turn, and last the primary.
-fn order(seen: &Seen, only: &[MemberName]) -> anyhow::Result<Vec<MemberName>> {
-    let known = &seen.state.members;
-    if let Some(stranger) = only.iter().find(|m| !known.contains_key(*m)) {
-        bail!("--only {stranger}: there is no such member");
-    }
-    let wanted = |m: &MemberName| only.is_empty() || only.contains(m);
-    let mut zones: BTreeMap<Option<String>, usize> = BTreeMap::new();
-    let standbys = seen.with_role(Role::Standby).into_iter().filter(&wanted);
-    let mut ranked: Vec<(usize, MemberName)> = standbys
-        .map(|m| {
-            let zone = seen.observed.members.get(&m).and_then(|r| r.zone.clone());
-            let turn = zones.entry(zone).or_default();
-            *turn += 1;
-            (*turn, m)
-        })
-        .collect();
-    ranked.sort();
-    let primary = seen.with_role(Role::Primary).into_iter().filter(wanted);
-    Ok(ranked.into_iter().map(|(_, m)| m).chain(primary).collect())
-}
-
-/// What one round goes by.
-struct Round<'a> {
+/// What is to be done, and whether it may begin.
+struct Plan<'a> {
     store: &'a EtcdStore,
-    args: &'a RebootArgs,
-    lock: &'a Lock<'a>,
-    /// Another one is a surprise, but for our own switchover.
+    how: (&'a Target, &'a WayArgs, &'a Reboots),
     epoch: Epoch,
-    canary: &'a Watch,
+    /// Nothing yet; a surprise is what stands in the way.
+    rebooted: Rebooted,
 }
 
-impl Round<'_> {
-    /// Reboots one member, and returns after how many milliseconds all was redundant again.
-    async fn one(&mut self, member: &MemberName) -> anyhow::Result<u64> {
-        let turn = || DrillWork::Reboots { member: Some(member.clone()) };
-        self.lock.go_on(turn()).await?;
-        // Whole it was after the one before; a problem that has come since may pass.
-        let mut seen = self.whole(clock::now() + self.args.member_within).await?;
-        if seen.state.primary.as_ref() == Some(member) {
-            self.lock.go_on(turn()).await?;
-            self.hand_over().await?;
-            seen = self.whole(clock::now() + self.args.member_within).await?;
+impl<'a> Plan<'a> {
+    async fn of(
+        store: &'a EtcdStore,
+        how: (&'a Target, &'a WayArgs, &'a Reboots),
+        only: &[MemberName],
+    ) -> anyhow::Result<Self> {
+        let seen = Seen::ask(store, how.0).await?;
+        let order = order(&seen, only)?;
+        let rebooted = Rebooted {
+            cluster: how.0.cluster.clone(),
+            left: order.clone(),
+            order,
+            done: Vec::new(),
+            surprise: stands_in_the_way(&seen, None),
+            canaries_acknowledged: None,
+            canaries_lost: None,
+        };
+        Ok(Self { store, how, epoch: seen.state.epoch, rebooted })
+    }
+
+    /// Reboots all, and writes what came of it into `record`.
+    async fn carry_out(
+        mut self,
+        mut record: DrillRecord,
+        stop: CancellationToken,
+    ) -> anyhow::Result<(Rebooted, DrillRecord)> {
+        let (store, target) = (self.store, self.how.0);
+        let canary = match Watch::start(self.how.1).await {
+            Ok(canary) => canary,
+            Err(problem) => {
+                let problem = format!("the canary cannot write: {problem:#}");
+                self.rebooted.surprise.get_or_insert(problem);
+                Watch::none()
+            }
+        };
+        if let Some(problem) = &self.rebooted.surprise {
+            record.verdict = Verdict::Refused;
+            record.reasons.push(problem.clone());
+            let record = write(store, target, record).await?;
+            return Ok((self.rebooted, record));
         }
-        // What was waited for may have taken minutes.
-        self.lock.go_on(turn()).await?;
+        record.verdict = Verdict::Running;
+        let lock = self.begin(&record).await?;
+        let round = Round { store, how: self.how, lock: &lock, epoch: self.epoch, canary: &canary };
         let begun = clock::now();
-        let deadline = begun + self.args.member_within;
-        let before = self.put_at(member).await?;
-        self.hook(&seen, member).await?;
-        self.whole(deadline).await?;
-        ensure!(
-            self.put_at(member).await? != before,
-            "the hook for {member} returned, and nothing has changed there: it has to wait until the host is up again"
-        );
-        Ok(u64::try_from(clock::now().since(begun).as_millis()).unwrap_or(u64::MAX))
-    }
-
-    async fn hook(&self, seen: &Seen, member: &MemberName) -> anyhow::Result<()> {
-        let address = seen.observed.members.get(member).map(|r| r.postgres_address.clone());
-        let mut command = Command::new("sh");
-        command.arg("-c").arg(&self.args.hook).env("PGDEPUTY_MEMBER", member.as_str());
-        command.env("PGDEPUTY_ADDRESS", address.unwrap_or_default()).kill_on_drop(true);
-        let ended = timeout(self.args.member_within, command.status()).await;
-        let status = ended
-            .with_context(|| format!("the hook for {member} did not end in time"))?
-            .context("start the hook")?;
-        ensure!(status.success(), "the hook for {member} failed: {status}");
-        Ok(())
-    }
-
-    async fn hand_over(&mut self) -> anyhow::Result<()> {
-        switch_over(self.store, &self.args.target).await?;
-        self.epoch = Seen::look_patiently(self.store, &self.args.target).await?.state.epoch;
-        Ok(())
-    }
-
-    /// Waits until the cluster is whole, by several looks.
-    async fn whole(&self, deadline: proto::Moment) -> anyhow::Result<Seen> {
-        let what = format!("not whole again within {:?}", self.args.member_within);
-        let times = (LOOK_EVERY, deadline);
-        let wrong = |seen: &Seen| stands_in_the_way(seen, Some(&self.lock.held().id));
-        until_calm(async || self.look().await, wrong, times, &what).await
-    }
-
-    /// Looks, and finds what must not happen meanwhile.
-    async fn look(&self) -> anyhow::Result<Seen> {
-        let seen = Seen::look_patiently(self.store, &self.args.target).await?;
-        ensure!(
-            seen.state.epoch == self.epoch,
-            "the primary was replaced meanwhile (epoch {}): see `pgdeputy history`",
-            seen.state.epoch
-        );
-        if let Some(losses) = self.canary.losses() {
-            bail!(losses);
+        kept(store, (lock.lease(), LEASE), all(round, &mut self.rebooted, stop)).await;
+        let shown = canary.end().await;
+        let rebooted = self.rebooted.with(shown.as_ref());
+        record.verdict = Verdict::Passed;
+        if let Some(surprise) = &rebooted.surprise {
+            record.verdict = Verdict::Failed;
+            record.reasons.push(surprise.clone());
         }
-        Ok(seen)
+        record.figures = Figures {
+            write_gap_ms: shown.and_then(|shown| shown.write_gap_ms).map(|ms| ms.ceil() as u64),
+            redundant_after_ms: u64::try_from(clock::now().since(begun).as_millis()).ok(),
+            epoch_before: Some(self.epoch),
+            canaries_acknowledged: rebooted.canaries_acknowledged,
+            canaries_lost: rebooted.canaries_lost,
+            ..Figures::default()
+        };
+        // Nobody else begins before the verdict is there.
+        let written = kept(store, (lock.lease(), LEASE), write(store, target, record)).await;
+        lock.release().await.context("give up the lock")?;
+        Ok((rebooted, written?))
     }
 
-    /// Returns the revision at which the member's report was put last, if there is one.
-    async fn put_at(&self, member: &MemberName) -> anyhow::Result<Option<i64>> {
-        let key = self.args.target.keys().member(member);
-        let snapshot = self.store.read(&key).await.context("read a report")?;
-        Ok(snapshot.entries.get(&key).map(|entry| entry.mod_revision))
+    /// Takes the lock, and writes that it has begun.
+    async fn begin(&self, record: &DrillRecord) -> anyhow::Result<Lock<'a>> {
+        let keys = self.how.0.keys();
+        let work = DrillWork::Reboots { member: None };
+        let held = DrillLock { id: record.id.clone(), by: record.by.clone(), work };
+        let value = encode(record).into_bytes();
+        let key = keys.drill_record(record.begun, &record.id);
+        let then = vec![Operation::Put { key, value, lease: None }];
+        let (lease, _) = self.store.grant(LEASE).await.context("ask for a lease")?;
+        let txn = Txn { when: Vec::new(), then };
+        let lock = Lock::take(self.store, keys.drill_lock(), (held, lease, LEASE), txn);
+        lock.await.map_err(|(_, error)| error)
+    }
+}
+
+impl Rebooted {
+    fn with(mut self, shown: Option<&Shown>) -> Self {
+        if let Some(shown) = shown {
+            self.canaries_acknowledged = shown.acknowledged;
+            self.canaries_lost = shown.lost;
+            self.surprise = self.surprise.or(shown.problem.clone());
+        }
+        self
     }
 }
 

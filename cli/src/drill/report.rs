@@ -4,7 +4,7 @@ use std::fmt;
 
 use proto::ClusterName;
 use proto::canary::CanaryRecord;
-use proto::drill::{DrillRecord, LiveFault};
+use proto::drill::{DrillRecord, Undertaking};
 use serde::Serialize;
 use store::Store;
 
@@ -67,7 +67,7 @@ pub struct Report {
     canary: Option<CanaryRecord>,
     canary_runner: Option<String>,
     /// What has never been survived here.
-    never_passed: Vec<LiveFault>,
+    never_passed: Vec<Undertaking>,
 }
 
 /// Reads it.
@@ -108,7 +108,7 @@ impl fmt::Display for Report {
         if let Some(canary) = &self.canary {
             writeln!(f, "{}", standing::Told(canary, self.canary_runner.as_deref()))?;
         }
-        let never: Vec<&str> = self.never_passed.iter().map(|fault| fault.name()).collect();
+        let never: Vec<String> = self.never_passed.iter().map(ToString::to_string).collect();
         match never.is_empty() {
             true => Ok(()),
             false => write!(f, "never survived yet: {}", never.join(", ")),

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use proto::document::encode;
-use proto::drill::{Carried, Drill, DrillRecord, DrillTarget, Figures, LiveFault, Verdict};
+use proto::drill::{
+    Carried, Drill, DrillRecord, DrillTarget, Figures, LiveFault, Undertaking, Verdict,
+};
 use proto::drill_lock::{DrillLock, DrillWork};
 use proto::{Moment, RequestId};
 use rand::SeedableRng;
@@ -48,7 +50,7 @@ const MOST_FORGOTTEN: usize = 100;
 /// etcd does not answer, or another drill began at the same time. Nothing stays broken.
 pub async fn run(args: One, stop: CancellationToken) -> anyhow::Result<DrillRecord> {
     let store = read::connect(&args.target.store).await?;
-    let record = record(args.fault, args.seed);
+    let record = record(args.fault.into(), args.seed);
     let (lease, _) = store.grant(LEASE).await.context("ask for a lease")?;
     let ended = through(&store, &args, record, lease, stop).await;
     // Last: whoever finds no runner takes a drill without a verdict for abandoned.
@@ -82,7 +84,7 @@ pub async fn run_turn(
 }
 
 /// Returns the record of a drill that has not begun.
-pub fn record(fault: LiveFault, seed: u64) -> DrillRecord {
+pub fn record(fault: Undertaking, seed: u64) -> DrillRecord {
     DrillRecord {
         id: RequestId::from_random(rand::random()),
         fault,
@@ -177,8 +179,8 @@ fn chosen(args: &One, seen: &Seen) -> Result<DrillTarget, String> {
 }
 
 /// Writes the record of a drill that has ended, and forgets the oldest ones.
-async fn write(
-    store: &EtcdStore,
+pub async fn write(
+    store: &dyn Store,
     target: &Target,
     mut record: DrillRecord,
 ) -> anyhow::Result<DrillRecord> {
@@ -229,7 +231,7 @@ impl<'a> Running<'a> {
             epoch: seen.state.epoch,
             bound: match args.fault {
                 // Undone by somebody else, whom its proxy-config waits for.
-                LiveFault::Haproxy => objectives.redundant,
+                LiveFault::Haproxy | LiveFault::Pgbouncer => objectives.redundant,
                 _ => args.fault.stays() + LEASE,
             },
         };

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use proto::drill::{DrillRecord, LiveFault, Verdict};
+use proto::drill::{DrillRecord, LiveFault, Undertaking, Verdict};
 use proto::drill_plan::Turn;
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
@@ -15,6 +15,7 @@ use store::{Store, clock};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::reboot::{self, Reboots};
 use super::schedule::all;
 use super::seen::Seen;
 use super::standing::Standing;
@@ -32,6 +33,8 @@ pub struct RunnerArgs {
     target: Target,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    reboots: Reboots,
 }
 
 /// Takes turns until `stop`.
@@ -49,10 +52,10 @@ pub async fn run(args: RunnerArgs, stop: CancellationToken) -> anyhow::Result<()
 /// Takes the turns of the schedule until `stop`.
 async fn turns(store: &EtcdStore, args: &RunnerArgs, own: &str, stop: &CancellationToken) {
     loop {
-        match take_what_is_due(store, &args.target, own).await {
+        match take_what_is_due(store, args, own).await {
             Ok(Some(turn)) => {
                 // Its record says what came of it, also where it was refused.
-                match one::run_turn(store, args.drill(&turn), turn, stop.clone()).await {
+                match args.carry_out(store, turn, stop).await {
                     Ok(record) => tracing::info!(
                         record = output::json(&record).unwrap_or_default(),
                         "a drill has ended"
@@ -75,13 +78,27 @@ async fn turns(store: &EtcdStore, args: &RunnerArgs, own: &str, stop: &Cancellat
 }
 
 impl RunnerArgs {
-    fn drill(&self, turn: &Taken) -> One {
-        One {
-            fault: turn.record.fault,
-            target: self.target.clone(),
-            on: None,
-            seed: turn.record.seed,
-            limits: self.limits.clone(),
+    async fn carry_out(
+        &self,
+        store: &EtcdStore,
+        turn: Taken,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<DrillRecord> {
+        match turn.record.fault {
+            Undertaking::Fault(fault) => {
+                let one = One {
+                    fault,
+                    target: self.target.clone(),
+                    on: None,
+                    seed: turn.record.seed,
+                    limits: self.limits.clone(),
+                };
+                one::run_turn(store, one, turn, stop.clone()).await
+            }
+            Undertaking::RebootAll => {
+                let (target, way) = (&self.target, &self.limits.way);
+                reboot::run_turn(store, (target, way, &self.reboots), turn, stop.clone()).await
+            }
         }
     }
 }
@@ -89,16 +106,18 @@ impl RunnerArgs {
 /// Takes the first turn that is due, if there is one. Those that were missed get a record.
 async fn take_what_is_due(
     store: &dyn Store,
-    target: &Target,
+    args: &RunnerArgs,
     own: &str,
 ) -> anyhow::Result<Option<Taken>> {
-    let (now, mut there) = (clock::wall(), None);
+    let (now, mut there, target) = (clock::wall(), None, &args.target);
     for (plan, revision) in all(store, target).await? {
         let due = due(&plan, now).unwrap_or_else(|error| {
             tracing::error!(plan = %plan.id, error = format!("{error:#}"), "a scheduled drill");
             Due::Nothing
         });
-        if due == Due::Nothing {
+        // Who has no hook leaves reboots to others, until they are missed.
+        let is_able = plan.fault != Some(Undertaking::RebootAll) || args.reboots.hook.is_some();
+        if due == Due::Nothing || (!is_able && matches!(due, Due::Turn(_))) {
             continue;
         }
         let seed: u64 = rand::random();
@@ -111,7 +130,7 @@ async fn take_what_is_due(
                 };
                 let able = there.insert(seen).that_hit_somebody();
                 let drawn = able.choose(&mut rand::rngs::StdRng::seed_from_u64(seed)).copied();
-                drawn.unwrap_or(LiveFault::StandbyKeeper)
+                drawn.unwrap_or(LiveFault::StandbyKeeper).into()
             }
         };
         let mut record = DrillRecord { verdict: Verdict::Taken, ..one::record(fault, seed) };
@@ -122,7 +141,8 @@ async fn take_what_is_due(
                 record.verdict = Verdict::NotBegun;
                 record.ended = Some(now);
                 let why = format!("{turns} turns of {} were missed, the last at {last}", plan.id);
-                record.reasons.push(format!("{why}: no runner ran within {:?}", plan.window));
+                let able = if is_able { "" } else { " with a --hook" };
+                record.reasons.push(format!("{why}: no runner{able} ran within {:?}", plan.window));
                 last
             }
         };

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use cronexpr::Crontab;
 use proto::document::{decode, encode};
-use proto::drill::LiveFault;
+use proto::drill::Undertaking;
 use proto::drill_plan::DrillPlan;
 use proto::{ClusterName, RequestId, WallTime};
 use serde::Serialize;
@@ -38,9 +38,9 @@ pub struct AddArgs {
     /// When, as in a crontab, with a time zone: "0 3 * * TUE Europe/Berlin"
     #[arg(value_name = "CRON", value_parser = cron)]
     cron: String,
-    /// What to break [default: drawn each time]
-    #[arg(value_name = "NAME", value_parser = super::fault)]
-    fault: Option<LiveFault>,
+    /// What to break, or reboot-all [default: a fault is drawn each time]
+    #[arg(value_name = "NAME", value_parser = undertaking)]
+    fault: Option<Undertaking>,
     /// How late a turn may still begin; after that it is missed
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = within)]
     window: Duration,
@@ -139,6 +139,10 @@ pub fn next_turn(plan: &DrillPlan) -> anyhow::Result<WallTime> {
     let after = jiff::Timestamp::from_millisecond(after.0).context("a time of the schedule")?;
     let next = crontab.find_next(after.to_string().as_str()).map_err(anyhow::Error::msg)?;
     Ok(WallTime(next.timestamp().as_millisecond()))
+}
+
+fn undertaking(given: &str) -> Result<Undertaking, String> {
+    given.parse()
 }
 
 fn cron(given: &str) -> Result<String, String> {

@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use proto::canary::{CanaryHolder, CanaryRecord};
 use proto::document::decode;
 use proto::drill::{
-    Drill, DrillCoverage, DrillRecord, DrillTarget, Drilled, Hits, LiveFault, Verdict,
+    Drill, DrillCoverage, DrillRecord, DrillTarget, Drilled, Hits, LiveFault, Undertaking, Verdict,
 };
 use proto::drill_lock::DrillLock;
 use proto::history::{HistoryKind, HistoryRecord};
@@ -43,7 +43,7 @@ pub struct Seen {
     pub records: Vec<DrillRecord>,
     pub answers: BTreeMap<DrillTarget, Drilled>,
     /// What is kept of all drills of a kind.
-    pub coverage: BTreeMap<LiveFault, DrillCoverage>,
+    pub coverage: BTreeMap<Undertaking, DrillCoverage>,
     /// What the standing canary has seen, if there ever was one, and who writes it now.
     pub canary: Option<CanaryRecord>,
     pub canary_holder: Option<CanaryHolder>,

@@ -146,7 +146,8 @@ mod tests {
         let (_, revision) = all(&store, &target).await.unwrap().remove(0);
         let take = async |runner: &str| {
             let turn = Turn { due: at("2026-10-14T01:00:00Z"), runner: runner.into() };
-            let record = DrillRecord { verdict: Verdict::Taken, ..record(LiveFault::Crash, 1) };
+            let record =
+                DrillRecord { verdict: Verdict::Taken, ..record(LiveFault::Crash.into(), 1) };
             take(&store, &target, (&plan(), revision), turn, record).await.unwrap()
         };
         let first = take("north:1").await.expect("it was the first");

@@ -22,6 +22,10 @@ pub struct PgbouncerArgs {
     /// File with the password for the console
     #[arg(long, value_name = "FILE")]
     pgbouncer_password_file: Option<PathBuf>,
+    /// Command that restarts the PgBouncer whose console is at $PGDEPUTY_PGBOUNCER (host:port), run by sh -c, for `pgdeputy
+    /// drill run pgbouncer` [default: that drill is refused]
+    #[arg(long, value_name = "COMMAND")]
+    pgbouncer_restart: Option<String>,
     /// A database for writes, and NAME_ro for reads: "shop pool_size=20 max_db_connections=60"; * for all others
     #[arg(long, value_name = "NAME [WORD=VALUE ...]")]
     pgbouncer_database: Vec<Database>,
@@ -31,6 +35,11 @@ pub struct PgbouncerArgs {
 }
 
 impl PgbouncerArgs {
+    /// Returns the command that restarts one.
+    pub fn restart(&self) -> Option<String> {
+        self.pgbouncer_restart.clone()
+    }
+
     /// Returns the checked part of the configuration; none where PgBouncer is not asked for.
     pub fn config(self, cluster: &ClusterName) -> Result<Option<PgbouncerConfig>, Failure> {
         let rest = !self.pgbouncer_admin.is_empty() && !self.pgbouncer_database.is_empty();

@@ -38,7 +38,8 @@ pub async fn prepare(worker: &Worker, drill: &Drill) -> anyhow::Result<Blow> {
         | LiveFault::SentinelResign
         | LiveFault::Sentinel
         | LiveFault::ProxyConfig
-        | LiveFault::Haproxy => bail!("{} is not a keeper's", drill.fault),
+        | LiveFault::Haproxy
+        | LiveFault::Pgbouncer => bail!("{} is not a keeper's", drill.fault),
     })
 }
 

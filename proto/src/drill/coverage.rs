@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DrillRecord, LiveFault, Verdict};
+use super::{DrillRecord, Undertaking, Verdict};
 use crate::{Document, RequestId, WallTime};
 
 /// One small document for each kind of fault: what was survived when, and how long writes were away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrillCoverage {
-    pub fault: LiveFault,
+    pub fault: Undertaking,
     /// How many have passed, and how many have failed.
     pub passed: u64,
     pub failed: u64,
@@ -44,7 +44,7 @@ impl Document for DrillCoverage {
 
 impl DrillCoverage {
     /// Nothing was tried yet.
-    pub fn none(fault: LiveFault) -> Self {
+    pub fn none(fault: Undertaking) -> Self {
         Self { fault, passed: 0, failed: 0, survived: None, gaps: Vec::new() }
     }
 
@@ -86,13 +86,13 @@ fn median(gaps: &[u64]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Figures;
+    use super::super::{Figures, LiveFault};
     use super::*;
 
     fn record(number: u64, verdict: Verdict, write_gap_ms: Option<u64>) -> DrillRecord {
         DrillRecord {
             id: RequestId::from_random(number),
-            fault: LiveFault::Crash,
+            fault: LiveFault::Crash.into(),
             target: None,
             by: "ann@north".into(),
             seed: number,
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_pass_is_remembered_and_what_was_refused_says_nothing() {
-        let mut coverage = DrillCoverage::none(LiveFault::Crash);
+        let mut coverage = DrillCoverage::none(LiveFault::Crash.into());
         coverage.add(&record(1, Verdict::Passed, Some(700)));
         coverage.add(&record(2, Verdict::Failed, Some(9000)));
         coverage.add(&record(3, Verdict::Refused, None));
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_trend_sets_the_newer_half_against_the_older_one() {
-        let mut coverage = DrillCoverage::none(LiveFault::Crash);
+        let mut coverage = DrillCoverage::none(LiveFault::Crash.into());
         assert_eq!(coverage.trend(), None);
         coverage.add(&record(1, Verdict::Passed, Some(700)));
         assert_eq!(coverage.trend(), Some((700, None)));

@@ -34,6 +34,8 @@ pub enum LiveFault {
     ProxyConfig,
     /// The HAProxy of a proxy-config is restarted.
     Haproxy,
+    /// A PgBouncer of a proxy-config is restarted.
+    Pgbouncer,
 }
 
 /// Of which kind the target is.
@@ -49,7 +51,7 @@ pub enum Hits {
 
 impl LiveFault {
     /// All of them, from the mildest on.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ProxyConfig,
         Self::SentinelResign,
         Self::Sentinel,
@@ -59,6 +61,7 @@ impl LiveFault {
         Self::StandbyCrash,
         Self::StandbyFreeze,
         Self::Haproxy,
+        Self::Pgbouncer,
         Self::Switchover,
         Self::Crash,
         Self::Backend,
@@ -79,6 +82,7 @@ impl LiveFault {
             Self::Sentinel => "sentinel",
             Self::ProxyConfig => "proxy-config",
             Self::Haproxy => "haproxy",
+            Self::Pgbouncer => "pgbouncer",
         }
     }
 
@@ -90,7 +94,7 @@ impl LiveFault {
                 Hits::Standby
             }
             Self::SentinelResign | Self::Sentinel => Hits::Leader,
-            Self::ProxyConfig | Self::Haproxy => Hits::Proxy,
+            Self::ProxyConfig | Self::Haproxy | Self::Pgbouncer => Hits::Proxy,
         }
     }
 
@@ -111,6 +115,9 @@ impl LiveFault {
             }
             Self::ProxyConfig => "kill -9 a proxy-config, which its service manager starts again",
             Self::Haproxy => "restart HAProxy by the command that its proxy-config is given for it",
+            Self::Pgbouncer => {
+                "restart a PgBouncer by the command that its proxy-config is given for it"
+            }
         }
     }
 
@@ -130,6 +137,9 @@ impl LiveFault {
             Self::Haproxy => {
                 "sessions by this HAProxy are cut, and new ones refused until it is back"
             }
+            Self::Pgbouncer => {
+                "sessions by this PgBouncer are cut, and new ones refused until it is back"
+            }
         }
     }
 
@@ -147,7 +157,8 @@ impl LiveFault {
             | Self::SentinelResign
             | Self::Sentinel
             | Self::ProxyConfig
-            | Self::Haproxy => Duration::ZERO,
+            | Self::Haproxy
+            | Self::Pgbouncer => Duration::ZERO,
         }
     }
 }

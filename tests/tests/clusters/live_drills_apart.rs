@@ -97,20 +97,28 @@ async fn managed(lab: &mut Lab, fault: &str, way: &str) -> (serde_json::Value, V
 
 #[tokio::test]
 #[ignore = "takes half a minute: make test-long"]
-async fn sentinel_proxy_config_and_haproxy_are_drilled_and_come_back() {
-    let mut scene = scene(|config| config.services_restart = true).await;
+async fn sentinel_proxy_config_haproxy_and_pgbouncer_are_drilled_and_come_back() {
+    let mut scene = scene(|config| {
+        config.services_restart = true;
+        config.pgbouncers = 1;
+    })
+    .await;
     let lab = &mut scene.lab;
     lab.wait_redundant(BOUND).await.unwrap();
     lab.prepare_database().await.unwrap();
     let way = dsn(&lab.application_by(&Port::Write).unwrap());
+    let pooled = dsn(&lab.pooled_application(0).unwrap());
     for (fault, who) in [
         ("sentinel-resign", ""),
         ("sentinel", "sentinel"),
         ("proxy-config", "proxy-config"),
         ("haproxy", "haproxy"),
+        ("pgbouncer", "pgbouncer"),
     ] {
         let leader = lab.leading_sentinel().await.unwrap();
-        let (record, ended) = managed(lab, fault, &way).await;
+        // A canary goes by what is restarted.
+        let way = if fault == "pgbouncer" { &pooled } else { &way };
+        let (record, ended) = managed(lab, fault, way).await;
         assert_eq!(record["verdict"], "passed", "{record}");
         assert_eq!(record["figures"]["canaries_lost"], 0, "{record}");
         assert!(ended.iter().all(|name| name.starts_with(who)), "{ended:?}");

@@ -7,15 +7,19 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use chaos::lab::{CLUSTER, Cluster, Lab, Service};
+use chaos::lab::{CLUSTER, Cluster, Lab, Port, Service};
 use chaos::pgbench::{self, Pgbench};
 use proto::MemberName;
+use proto::drill::Undertaking;
 use proto::report::Stream;
 use proto::spec::Permission;
-use store::clock;
+use store::etcd::EtcdStore;
+use store::{EtcdAccess, clock};
 use system_tests::{UnderLoad, dsn, pgdeputy, scene};
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
+
+use crate::live_drills;
 
 const BOUND: Duration = Duration::from_secs(120);
 
@@ -142,6 +146,43 @@ async fn all_came_back(
     assert_eq!(done[members - 1], *primary, "the primary comes last");
     let (after, _) = lab.cluster().await.unwrap().service().unwrap();
     assert_eq!(after.epoch.0, before.epoch.0 + 1, "one switchover and no failover");
+}
+
+#[tokio::test]
+#[ignore = "takes half a minute: make test-long"]
+async fn reboots_come_on_a_schedule_and_a_runner_without_a_hook_leaves_them_to_another() {
+    let mut scene = scene(|_| {}).await;
+    let lab = &mut scene.lab;
+    lab.wait_redundant(BOUND).await.unwrap();
+    lab.prepare_database().await.unwrap();
+    let access = EtcdAccess::from(lab.etcd_urls());
+    let store = EtcdStore::connect(access).await.unwrap();
+    let way = dsn(&lab.application_by(&Port::Write).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let quiet =
+        |mut command: Command| command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let _without = quiet(live_drills::drill(lab, &["runner"]));
+    let mut with = live_drills::drill(lab, &["runner", "--dsn", &way, "--hook", HOOK]);
+    with.env("DIR", dir.path());
+    let mut with = quiet(with);
+    live_drills::schedule(&store, &live_drills::due_now(Undertaking::RebootAll)).await;
+    let (_, primary) = lab.cluster().await.unwrap().service().unwrap();
+    let done = rebooted(lab, dir.path(), &mut with, 3).await;
+    assert_eq!(done[2], primary, "the primary comes last");
+    let deadline = clock::now() + BOUND;
+    let report = loop {
+        let report = live_drills::ran(lab, &["report"]).await;
+        if report["drills"][0]["verdict"] != "running" {
+            break report;
+        }
+        assert!(clock::now() < deadline, "{report}");
+        sleep(Duration::from_millis(500)).await;
+    };
+    let record = &report["drills"][0];
+    assert_eq!((&record["fault"], &record["verdict"]), (&"reboot-all".into(), &"passed".into()));
+    assert_eq!(record["figures"]["canaries_lost"], 0, "{record}");
+    assert_eq!(report["drills"].as_array().unwrap().len(), 1, "one record of one turn: {report}");
+    assert!(!report["never_passed"].to_string().contains("reboot-all"), "{report}");
 }
 
 /// While one reboots, a second one, a drill, and the drills of a schedule are told whose turn it is.
