@@ -102,7 +102,8 @@ impl Sim {
 }
 
 /// The last state that a frozen member remembers, with a number above all; nothing while members are missed who could
-/// know a later one.
+/// know a later one: the leader of its newest Cfg and k voters who have promised nothing later meet every set that could
+/// have made one, and otherwise all are needed.
 fn truth(w: &super::world::World) -> Option<ClusterState> {
     let snapshot = w.etcd.core.read(w.keys.prefix());
     let found: Option<ClusterState> =
@@ -124,7 +125,14 @@ fn truth(w: &super::world::World) -> Option<ClusterState> {
         .is_some_and(|f| f.adopted > Some(last.number) && f.etcd_cluster_id == snapshot.cluster_id);
     let promised = last.sealing.unwrap_or(last.epoch);
     let all = reports.len() == w.members.len() && reports.iter().all(|(_, r)| r.frozen.is_some());
-    if same || !all || reports.iter().any(|(_, r)| r.promise > promised) {
+    let vouches = |name: &MemberName| {
+        let mut of_it = reports.iter().filter(|(n, _)| n == name);
+        of_it.any(|(_, r)| r.frozen.is_some() && r.promise <= last.epoch)
+    };
+    let meets = last.cfgs.last().is_some_and(|cfg| {
+        vouches(&cfg.leader) && cfg.voters.iter().filter(|v| vouches(v)).count() >= cfg.k
+    });
+    if same || !(all || meets) || reports.iter().any(|(_, r)| r.promise > promised) {
         return None;
     }
     let highest = found.map_or(0, |f| f.number.0).max(last.number.0);

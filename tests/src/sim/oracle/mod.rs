@@ -103,9 +103,9 @@ impl Oracle {
 
     /// The store now holds an older state: what was recorded since is known here, and to members.
     pub fn store_set_back(&mut self, now: Micros, found: Option<ClusterState>) {
-        if self.remembered.is_none() {
-            self.remembered = self.state();
-        }
+        // One that was set back before, to what was current, needed no adoption: it has gone on since.
+        let number = |state: &Rc<ClusterState>| state.number;
+        self.remembered = self.remembered.take().into_iter().chain(self.state()).max_by_key(number);
         if let Some(found) = found {
             self.states.push((now, Rc::new(found)));
         }
