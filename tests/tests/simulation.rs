@@ -21,11 +21,11 @@ fn keeps_every_promise(name: &str, seed: u64) {
     assert!(outcome.refusals.is_empty(), "seed {seed} ({name}): {:?}", outcome.refusals);
 }
 
-/// How many runs each check makes: of every profile several.
-const SEEDS: u64 = 28;
+/// How many runs each check makes: of every profile ten.
+const SEEDS: u64 = 240;
 
 /// What these runs reach of the pairs of fault and phase and of the deciders' branches; more is welcome, fewer is a hole.
-const CELLS: usize = 130;
+const CELLS: usize = 260;
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
