@@ -96,6 +96,38 @@ async fn undone(lab: &Lab, standby: &MemberName) {
     lab.wait_redundant(BOUND).await.unwrap();
 }
 
+/// Asks for a drill that a guard rail stands in the way of.
+async fn refused(lab: &Lab, arguments: &[&str], why: &str) {
+    let record = ran(lab, &[&["run", "walreceiver"], arguments].concat()).await;
+    assert_eq!(record["verdict"], "refused", "{record}");
+    assert!(record["reasons"].to_string().contains(why), "{record}");
+}
+
+/// A standby that replays nothing under load, a time in which nothing is to be broken, what earlier drills have used up, and
+/// a person's work.
+async fn guarded(lab: &Lab) {
+    let (_, primary) = lab.cluster().await.unwrap().service().unwrap();
+    let standby = lab.members().into_iter().find(|m| *m != primary).unwrap();
+    let session = lab.superuser(&standby).await.unwrap();
+    session.client().batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+    const BEHIND: &str = "SELECT now() - pg_last_xact_replay_timestamp() > interval '3 s'";
+    let deadline = clock::now() + BOUND;
+    while !session.client().query_one(BEHIND, &[]).await.unwrap().get::<_, bool>(0) {
+        assert!(clock::now() < deadline, "{standby} is not behind");
+        sleep(Duration::from_millis(50)).await;
+    }
+    refused(lab, &["--most-lag", "1s"], "behind, more than").await;
+    session.client().batch_execute("SELECT pg_wal_replay_resume()").await.unwrap();
+    let frozen = "2020-01-01T00:00:00Z/2200-01-01T00:00:00Z";
+    refused(lab, &["--freeze", frozen], "no drill is wanted").await;
+    refused(lab, &["--budget", "1ms"], "the budget is spent").await;
+    let mut pause = Command::new(pgdeputy());
+    pause.args(["pause", "--reason", "by hand", "--for", "1m", "--cluster", CLUSTER]);
+    pause.args(["--etcd", &lab.etcd_urls().join(",")]);
+    assert!(pause.status().await.unwrap().success());
+    refused(lab, &[], "by hand").await;
+}
+
 #[tokio::test]
 async fn a_live_cluster_is_drilled_within_guard_rails_and_loses_nothing() {
     let loaded = UnderLoad::start(|_| {}, 300).await;
@@ -115,15 +147,12 @@ async fn a_live_cluster_is_drilled_within_guard_rails_and_loses_nothing() {
         assert_eq!(figures["fence_ms"].is_u64(), was_replaced, "{record}");
         lab.wait_redundant(BOUND).await.unwrap();
     }
-    let mut pause = Command::new(pgdeputy());
-    pause.args(["pause", "--reason", "by hand", "--for", "1m", "--cluster", CLUSTER]);
-    pause.args(["--etcd", &lab.etcd_urls().join(",")]);
-    assert!(pause.status().await.unwrap().success());
-    let refused = ran(lab, &["run", "crash"]).await;
-    assert_eq!(refused["verdict"], "refused");
-    assert!(refused["reasons"].to_string().contains("by hand"), "{refused}");
-
+    guarded(lab).await;
     let report = ran(lab, &["report"]).await;
+    let told = report["drills"].to_string();
+    for reason in ["is under way", "behind, more than", "no drill is wanted", "budget", "by hand"] {
+        assert!(told.contains(reason), "{reason}: {told}");
+    }
     let verdicts = report["drills"].as_array().unwrap().iter().map(|d| d["verdict"].to_string());
     let verdicts: Vec<String> = verdicts.collect();
     for verdict in ["abandoned", "aborted", "passed", "refused"] {
