@@ -48,7 +48,8 @@ pub(crate) fn append(inputs: &Inputs) -> Option<Step> {
     let newest = inputs.state.newest_cfg()?;
     let wish = wish(inputs, newest).filter(|w| w.settled_by(inputs, newest).is_none())?;
     let mut next = inputs.next();
-    let cfg = successor(&next, newest, wish.voters, wish.k);
+    let (voters, k) = in_one_change(newest, wish.voters, wish.k);
+    let cfg = successor(&next, newest, voters, k);
     let voters = list(&Vec::from_iter(&cfg.voters));
     let (k, before, wanted) = (cfg.k, newest.k, inputs.spec.synchronous.count);
     let why = match k {
@@ -396,6 +397,28 @@ fn is_dead(inputs: &Inputs, voter: &MemberName) -> bool {
             .is_none_or(|r| matches!(r.server, Server::Dead { .. } | Server::Stopped))
 }
 
+/// Returns the first of the changes that lead to `k` of `voters`.
+///
+/// While walsenders take up new names one by one, one that has them counts beside one that still has a place by the old ones.
+/// With k = 1 whoever is alone stands in one of the two Cfgs; three of four who are each in one may be no set of either. So
+/// voters leave only where k stays, and nobody comes in with the same change.
+fn in_one_change(
+    newest: &Cfg,
+    voters: BTreeSet<MemberName>,
+    k: usize,
+) -> (BTreeSet<MemberName>, usize) {
+    let nobody_leaves = newest.voters.is_subset(&voters);
+    if nobody_leaves || k == 0 || newest.k.max(k) < 2 {
+        (voters, k)
+    } else if k < newest.k {
+        (newest.voters.clone(), k)
+    } else if !voters.is_subset(&newest.voters) {
+        (newest.voters.union(&voters).cloned().collect(), newest.k)
+    } else {
+        (voters, k)
+    }
+}
+
 fn successor(next: &ClusterState, newest: &Cfg, voters: BTreeSet<MemberName>, k: usize) -> Cfg {
     // A name on the wire is an entry of Cfgs with one k: when it rises, walsenders of the old k
     // must not count.
@@ -417,4 +440,31 @@ fn successor(next: &ClusterState, newest: &Cfg, voters: BTreeSet<MemberName>, k:
 fn streams(state: &ClusterState, report: &MemberReport) -> bool {
     matches!(report.stream, Stream::Live { epoch, timeline, .. }
         if epoch == state.epoch && timeline == state.timeline)
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::Epoch;
+
+    use super::*;
+
+    #[test]
+    fn with_more_than_one_needed_nobody_leaves_while_somebody_comes_in() {
+        let set = |names: &str| -> BTreeSet<MemberName> {
+            names.chars().map(|name| name.to_string().parse().unwrap()).collect()
+        };
+        let next = |voters: &str, k, wanted: &str, wanted_k| {
+            let leader = "z".parse().unwrap();
+            let (id, epoch) = (CfgId(2), Epoch(1));
+            let newest = Cfg { id, epoch, leader, voters: set(voters), k, round: 0 };
+            in_one_change(&newest, set(wanted), wanted_k)
+        };
+        assert_eq!(next("bde", 3, "ade", 3), (set("abde"), 3), "{{a, b, d}} is a set of this one");
+        assert_eq!(next("abde", 3, "ade", 3), (set("ade"), 3));
+        assert_eq!(next("bc", 2, "b", 1), (set("bc"), 1), "c alone is a set of this one");
+        assert_eq!(next("bc", 2, "", 0), (set(""), 0));
+        assert_eq!(next("bc", 2, "bcd", 2), (set("bcd"), 2));
+        assert_eq!(next("b", 1, "cd", 2), (set("bcd"), 1));
+        assert_eq!(next("b", 1, "c", 1), (set("c"), 1), "one who is alone is of one of the two");
+    }
 }
