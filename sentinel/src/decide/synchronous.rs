@@ -48,8 +48,7 @@ pub(crate) fn append(inputs: &Inputs) -> Option<Step> {
     let newest = inputs.state.newest_cfg()?;
     let wish = wish(inputs, newest).filter(|w| w.settled_by(inputs, newest).is_none())?;
     let mut next = inputs.next();
-    let (voters, k) = in_one_change(newest, wish.voters, wish.k);
-    let cfg = successor(&next, newest, voters, k);
+    let cfg = successor(&next, newest, wish.voters, wish.k);
     let voters = list(&Vec::from_iter(&cfg.voters));
     let (k, before, wanted) = (cfg.k, newest.k, inputs.spec.synchronous.count);
     let why = match k {
@@ -419,7 +418,9 @@ fn in_one_change(
     }
 }
 
+/// Returns the next Cfg on the way from `newest` to `k` of `voters`.
 fn successor(next: &ClusterState, newest: &Cfg, voters: BTreeSet<MemberName>, k: usize) -> Cfg {
+    let (voters, k) = in_one_change(newest, voters, k);
     // A name on the wire is an entry of Cfgs with one k: when it rises, walsenders of the old k
     // must not count.
     // Where there was none for a while, nobody knows any more how small the k before was.
