@@ -96,6 +96,9 @@ pub enum Command {
     /// Measure what planned changes of primary cost clients of PgBouncer
     #[command(hide = true)]
     BenchSwitchover(crate::demo::BenchSwitchoverArgs),
+    /// Measure how long writes are away when one of two members is lost, with `strict`, until it is back
+    #[command(hide = true)]
+    BenchTwoMembers(crate::demo::BenchTwoMembersArgs),
     /// Print versions
     Version(crate::version::VersionArgs),
 }

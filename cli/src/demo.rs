@@ -69,6 +69,21 @@ pub struct BenchSwitchoverArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct BenchTwoMembersArgs {
+    /// How often PostgreSQL of the primary is lost, and how often its whole member
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    runs: usize,
+    /// How much WAL from before both members hold on to
+    #[arg(long, value_name = "MEGABYTES", default_value_t = 0)]
+    retained_mb: u32,
+    /// pgbench's clients
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    clients: usize,
+    #[command(flatten)]
+    postgres: PostgresArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct PostgresArgs {
     /// Where PostgreSQL's programs are [default: the usual places, then PATH]
     #[arg(long, value_name = "DIR")]
@@ -127,6 +142,19 @@ pub fn bench_switchover(args: BenchSwitchoverArgs) -> Result<u8, Failure> {
         postgres_user: args.postgres.postgres_user,
     };
     Ok(runtime::run(|stop| benches::switchover::run(config, stop))?)
+}
+
+/// Runs the third hidden command.
+pub fn bench_two_members(args: BenchTwoMembersArgs) -> Result<u8, Failure> {
+    let config = benches::two_members::Config {
+        runs: args.runs,
+        retained_mb: args.retained_mb,
+        clients: args.clients,
+        postgres_bin: args.postgres.postgres_bin,
+        postgres_user: args.postgres.postgres_user,
+    };
+    config.check().map_err(|e| Failure::usage(format!("{e:#}")))?;
+    Ok(runtime::run(|stop| benches::two_members::run(config, stop))?)
 }
 
 /// Each fault by its name, with what is done to the cluster.

@@ -78,6 +78,7 @@ fn run() -> Result<u8, Failure> {
         Command::Drills(args) => lab::drills(args),
         Command::Bench(args) => demo::bench(args),
         Command::BenchSwitchover(args) => demo::bench_switchover(args),
+        Command::BenchTwoMembers(args) => demo::bench_two_members(args),
         Command::Version(args) => version::run(args),
     }
 }

@@ -94,6 +94,7 @@ fn values_that_cannot_be_are_refused() {
         ("demo --lease-ttl 1s", "lease_ttl"),
         ("demo --down-for soon", "--down-for"),
         ("bench --runs 0", "--runs"),
+        ("bench-two-members --runs 0", "--runs"),
         ("fencer --state-dir /nonexistent", "fencer is started by the keeper"),
     ]);
 }

@@ -7,6 +7,7 @@
 mod cases;
 pub mod switchover;
 mod table;
+pub mod two_members;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use tokio_util::sync::CancellationToken;
 
+pub use follow::rejoin_word;
 pub use report::{RecoveredBy, Report};
 pub use run::play;
 pub use timeline::Timeline;

@@ -131,6 +131,11 @@ impl Lab {
         secured::issue(&self.home, name, days)
     }
 
+    /// The port of HAProxy that leads to the primary.
+    pub fn write_port(&self) -> u16 {
+        self.addresses.write_port
+    }
+
     /// The load's target and log.
     pub fn load_config(&self, writers: usize) -> LoadConfig {
         let target = self.application(Ipv4Addr::LOCALHOST, self.addresses.write_port);
