@@ -58,6 +58,8 @@ pub struct Cluster {
     keep_wal_mb: u32,
     /// Where it listens besides its Unix socket, from its next start on; empty: nowhere.
     pub address: String,
+    /// Where others reach it, which is where it listens then; its Unix socket otherwise.
+    pub link: Option<&'static str>,
     /// A directory that it has in the place of another one, as if it ran on a host of its own; needs root.
     pub sees: Option<(PathBuf, PathBuf)>,
     root: tempfile::TempDir,
@@ -85,6 +87,7 @@ impl Cluster {
             postmaster: None,
             keep_wal_mb: 1024,
             address: String::new(),
+            link: None,
             sees: None,
             root,
         }
@@ -92,7 +95,7 @@ impl Cluster {
 
     pub fn source(&self) -> Source {
         Source {
-            host: self.root.path().to_str().unwrap().to_owned(),
+            host: self.link.unwrap_or(self.root.path().to_str().unwrap()).to_owned(),
             port: 5432,
             user: SUPERUSER.to_owned(),
             passfile: self.root.path().join("pass"),
@@ -184,7 +187,8 @@ impl Cluster {
         ] {
             command.arg("-c").arg(setting);
         }
-        command.arg("-c").arg(format!("listen_addresses={}", self.address));
+        let listens = self.link.unwrap_or(&self.address);
+        command.arg("-c").arg(format!("listen_addresses={listens}"));
         command.arg("-c").arg(format!("wal_keep_size={}MB", self.keep_wal_mb));
         command.env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.unwrap());
         let postmaster = command.spawn().unwrap();

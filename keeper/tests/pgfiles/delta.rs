@@ -20,6 +20,7 @@ use proto::spec::CrashRecovery;
 use proto::{Lsn, Timeline};
 
 use crate::cluster::{Cluster, PASSWORD, binaries, judge};
+use crate::link::ADDRESSES;
 
 const SEGMENT: u32 = 1 << 20;
 
@@ -37,20 +38,29 @@ pub async fn diverged_with(segment_mb: u32, retained_mb: u32) -> (Cluster, Clust
 pub async fn diverged_from(mut old: Cluster, retained_mb: u32, keep_mb: u32) -> (Cluster, Cluster) {
     old.keep_wal(keep_mb);
     old.start().await;
-    old.sql("CREATE TABLE t AS SELECT i, repeat('x', 500) AS text FROM generate_series(1, 4000) i");
-    let mut new = Cluster::empty();
-    base_backup(&binaries(), &old.source(), &new.data, &CopyTerms::default(), |_| {})
-        .await
-        .unwrap();
-    new.follow(&old);
-    new.keep_wal(keep_mb);
-    new.start().await;
-    retain(&old, retained_mb);
-    old.sql("CHECKPOINT");
-    old.sql("INSERT INTO t VALUES (0, 'common')");
-    new.caught_up(&old).await;
+    let new = joined(&old, keep_mb, retained_mb).await;
     part(&mut old, &new).await;
     (old, new)
+}
+
+/// A standby of the running `primary`, with rows that both have, after `retained_mb` of WAL and a checkpoint.
+pub async fn joined(primary: &Cluster, keep_mb: u32, retained_mb: u32) -> Cluster {
+    primary.sql(
+        "CREATE TABLE t AS SELECT i, repeat('x', 500) AS text FROM generate_series(1, 4000) i",
+    );
+    let mut new = Cluster::empty();
+    new.link = primary.link.map(|_| ADDRESSES[1]);
+    base_backup(&binaries(), &primary.source(), &new.data, &CopyTerms::default(), |_| {})
+        .await
+        .unwrap();
+    new.follow(primary);
+    new.keep_wal(keep_mb);
+    new.start().await;
+    retain(primary, retained_mb);
+    primary.sql("CHECKPOINT");
+    primary.sql("INSERT INTO t VALUES (0, 'common')");
+    new.caught_up(primary).await;
+    new
 }
 
 fn retain(primary: &Cluster, megabytes: u32) {
@@ -65,19 +75,35 @@ fn retain(primary: &Cluster, megabytes: u32) {
 
 /// Cuts the stream, gives the old primary commits of its own, crashes it and promotes the new one.
 pub async fn part(old: &mut Cluster, new: &Cluster) {
-    new.sql("ALTER SYSTEM SET primary_conninfo = ''");
-    new.sql("SELECT pg_reload_conf()");
-    new.eventually("it receives nothing", |c| {
-        c.sql("SELECT 1 FROM pg_stat_wal_receiver").is_empty()
-    })
-    .await;
+    cut_off(new).await;
+    diverge(old);
+    old.crash();
+    promote(new);
+}
+
+/// Has a standby receive nothing any more.
+pub async fn cut_off(standby: &Cluster) {
+    standby.sql("ALTER SYSTEM SET primary_conninfo = ''");
+    standby.sql("SELECT pg_reload_conf()");
+    standby
+        .eventually("it receives nothing", |c| {
+            c.sql("SELECT 1 FROM pg_stat_wal_receiver").is_empty()
+        })
+        .await;
+}
+
+/// Gives the old primary commits that the next one will not have.
+pub fn diverge(old: &Cluster) {
     old.sql("UPDATE t SET text = 'lost' WHERE i BETWEEN 1 AND 100");
     old.sql("CREATE TABLE lost AS SELECT 1");
-    old.crash();
-    new.sql("SELECT pg_promote(wait => true)");
-    new.sql("UPDATE t SET text = 'kept' WHERE i > 3900");
-    new.sql("CREATE TABLE kept AS SELECT i FROM generate_series(1, 1000) i");
-    new.sql("CHECKPOINT");
+}
+
+/// Promotes a standby, and gives it commits of its own.
+pub fn promote(standby: &Cluster) {
+    standby.sql("SELECT pg_promote(wait => true)");
+    standby.sql("UPDATE t SET text = 'kept' WHERE i > 3900");
+    standby.sql("CREATE TABLE kept AS SELECT i FROM generate_series(1, 1000) i");
+    standby.sql("CHECKPOINT");
 }
 
 /// Returns where the histories on both disks part.
@@ -175,8 +201,12 @@ pub async fn joins_equal(old: &mut Cluster, new: &Cluster) {
     new.sql("INSERT INTO t VALUES (-1, 'after')");
     let sum = "SELECT md5(string_agg(t::text, ',' ORDER BY i, text)) FROM t";
     let theirs = new.sql(sum);
-    old.eventually("it has replayed to the same rows", |c| c.sql(sum) == theirs).await;
-    assert_eq!(old.sql("SELECT count(*) FROM t WHERE text = 'lost'"), "0");
+    old.eventually("it has replayed to the same rows", |c| {
+        // Nothing of what was given up is seen from the first answer on.
+        assert_eq!(c.sql("SELECT count(*) FROM t WHERE text = 'lost'"), "0");
+        c.sql(sum) == theirs
+    })
+    .await;
     assert_eq!(old.sql("SELECT to_regclass('lost') IS NULL, count(*) FROM kept"), "t|1000");
     if has_amcheck {
         check_pages(old);

@@ -85,39 +85,41 @@ async fn the_end_of_a_crashed_primary_is_where_its_own_recovery_ends() {
     }
 }
 
+/// Kills every process of `primary` while three sessions run `statement`, once they have written 3 MB.
+pub fn crash_in_a_load(primary: &mut Cluster, statement: &str) {
+    let size = |c: &Cluster| c.lsn("SELECT pg_current_wal_insert_lsn()");
+    let before = size(primary);
+    std::thread::scope(|scope| {
+        let shared = &*primary;
+        let workers: Vec<_> =
+            (0..3).map(|_| scope.spawn(move || shared.try_sql(statement))).collect();
+        let deadline = store::clock::now() + std::time::Duration::from_secs(60);
+        while size(shared).bytes_ahead_of(before) < 3 << 20 {
+            assert!(store::clock::now() < deadline);
+        }
+        // The clients end because their server is gone.
+        let postmaster = fs::read_to_string(shared.data.join("postmaster.pid")).unwrap();
+        let pid: i32 = postmaster.lines().next().unwrap().parse().unwrap();
+        for victim in crate::cluster::children_of(pid).into_iter().chain([pid]) {
+            let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);
+        }
+        for worker in workers {
+            assert!(!worker.join().unwrap().status.success(), "it ended before the crash");
+        }
+    });
+    primary.crash();
+}
+
 #[tokio::test]
 async fn crashes_in_the_middle_of_a_load_are_judged_alike() {
     let mut primary = Cluster::new(1).await;
     primary.start().await;
     primary.sql("CREATE TABLE t (text text)");
     for round in 0..5 {
-        let size = |c: &Cluster| c.lsn("SELECT pg_current_wal_insert_lsn()");
-        let before = size(&primary);
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..3)
-                .map(|_| {
-                    let primary = &primary;
-                    scope.spawn(move || {
-                        let statement = "DO $$ BEGIN LOOP \
-                            INSERT INTO t SELECT repeat('z', (random() * 3000)::int); COMMIT; \
-                            END LOOP; END $$";
-                        primary.try_sql(statement);
-                    })
-                })
-                .collect();
-            let deadline = store::clock::now() + std::time::Duration::from_secs(60);
-            while size(&primary).bytes_ahead_of(before) < 3 << 20 {
-                assert!(store::clock::now() < deadline);
-            }
-            // The clients end because their server is gone.
-            let postmaster = fs::read_to_string(primary.data.join("postmaster.pid")).unwrap();
-            let pid: i32 = postmaster.lines().next().unwrap().parse().unwrap();
-            for victim in crate::cluster::children_of(pid).into_iter().chain([pid]) {
-                let _ = kill(Pid::from_raw(victim), Signal::SIGKILL);
-            }
-            workers.into_iter().for_each(|w| w.join().unwrap());
-        });
-        primary.crash();
+        crash_in_a_load(
+            &mut primary,
+            "DO $$ BEGIN LOOP INSERT INTO t SELECT repeat('z', (random() * 3000)::int); COMMIT; END LOOP; END $$",
+        );
         let end = scan(&primary.data).unwrap();
         let control = ControlFile::read(&primary.data).unwrap();
         assert_judged(&primary, &end, control.checkpoint, Timeline(1));
