@@ -26,6 +26,9 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 /// pace of the probe, and below any `silent_after`.
 const FRESH: Duration = Duration::from_millis(500);
 
+/// So many questions in a row without an answer are a reason to look closer, and no more: see `standstill`.
+const SUSPICIOUS: u32 = 3;
+
 /// What the echo works with.
 pub struct Echo {
     pub worker: Arc<Worker>,
@@ -94,6 +97,10 @@ impl Echo {
         let Some(target) = target else { return };
         let ask = Packet::Ask { cluster: self.worker.place.cluster.clone(), epoch: target.epoch };
         unanswered.questions = unanswered.questions.saturating_add(1);
+        if unanswered.questions > SUSPICIOUS {
+            let now = store::clock::now();
+            self.worker.note_quietly(|local| local.missed_echo = Some(now));
+        }
         // What cannot be sent is as unanswered as what is lost.
         let _ = self.socket.send_to(&ask.encode(), target.address.as_str()).await;
     }

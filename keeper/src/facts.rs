@@ -23,6 +23,7 @@ use crate::postgres::compare::SourceSays;
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::settings::Settings;
 use crate::postgres::stopped::Stopped;
+use crate::standstill::Standstill;
 
 /// The cluster as this keeper last read it.
 #[derive(Debug, Clone, Default)]
@@ -123,6 +124,8 @@ pub struct Local {
     pub begins: Option<(Timeline, Lsn)>,
     /// The epoch whose primary is not heard, by echo and stream.
     pub silence: Option<Epoch>,
+    /// When it last left several questions in a row unanswered.
+    pub missed_echo: Option<Moment>,
     /// The other standbys that are heard by echo, asked only while this one's stream is silent.
     pub hears: BTreeSet<MemberName>,
     pub names: Names,
@@ -144,6 +147,8 @@ pub struct Local {
     pub failures: BTreeMap<ActionKind, Failure>,
     /// For how long an open primary's probes have had no good answer.
     pub pulse: Pulse,
+    /// For how long the primary that this standby follows has written nothing.
+    pub standstill: Standstill,
     pub disks: Disks,
     /// What a rewind or copy of this member would lack: see `prerequisites`.
     pub prerequisites: BTreeSet<String>,

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use proto::Moment;
 
+/// Questions within `unresponsive_after`. Voters count on them: see `standstill`.
+pub const QUESTIONS: u32 = 5;
+
 /// How one question ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -49,8 +52,13 @@ impl Vital {
         }
     }
 
+    /// Returns for how long it has had no good answer.
+    pub fn unwell_for(&self) -> Duration {
+        self.unwell_for
+    }
+
     /// `passed` has gone by since the last look.
-    fn look(&mut self, now: Moment, passed: Duration) {
+    pub fn look(&mut self, now: Moment, passed: Duration) {
         let unwell = match (&self.problem, self.asked) {
             (Some(_), _) => passed,
             (None, Some(asked)) => passed.min(now.since(asked)),

@@ -20,6 +20,7 @@ pub mod late_store;
 pub mod member_files;
 #[cfg(feature = "mistakes")]
 mod mistakes;
+mod onlooker;
 pub mod postgres;
 pub mod prerequisites;
 pub mod present;
@@ -32,6 +33,7 @@ pub mod report;
 pub mod run;
 pub mod service;
 pub mod sign;
+pub mod standstill;
 pub mod startup;
 pub mod stopping;
 pub mod take_over;

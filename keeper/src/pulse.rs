@@ -14,14 +14,14 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::facts::Process;
-use crate::health::{Answer, Disk, Pulse};
+use crate::health::{Answer, Disk, Pulse, QUESTIONS};
 use crate::postgres::control::ControlFile;
 use crate::postgres::probe::SqlFacts;
 use crate::postgres::session::{Knock, Session, SqlError};
 use crate::worker::Worker;
 
-/// Questions within `unresponsive_after`.
-const QUESTIONS: u32 = 5;
+/// They come at least this often, also where `unresponsive_after` is long: voters miss them once it is made shorter.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// How often the time without an answer is counted: finer than any `unresponsive_after`.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -70,11 +70,16 @@ async fn look(worker: &Worker) {
     }
 }
 
+/// Returns how long the next question waits.
+pub fn pause(unresponsive_after: Duration) -> Duration {
+    (unresponsive_after / QUESTIONS).min(LONGEST_PAUSE)
+}
+
 /// Opens a session, over and over.
 async fn sessions(worker: &Worker) {
     loop {
         let after = worker.spec().unresponsive_after;
-        sleep(after / QUESTIONS).await;
+        sleep(pause(after)).await;
         let asked_of = worker.local().process;
         if !is_open(worker) {
             continue;
@@ -106,7 +111,7 @@ async fn commits(worker: &Worker, sql: &watch::Receiver<Option<SqlFacts>>) {
     let mut kept: Option<Session> = None;
     loop {
         let after = worker.spec().unresponsive_after;
-        sleep(after / QUESTIONS).await;
+        sleep(pause(after)).await;
         if !is_open(worker) {
             kept = None;
             continue;

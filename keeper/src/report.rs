@@ -52,6 +52,7 @@ pub fn report(
         stream: stream(view, facts),
         never_received: local.streamed.is_none(),
         silence: silence(view.state.as_ref(), facts),
+        standstill: local.standstill.told(),
         hears: local.hears.clone(),
         unresponsive: unresponsive(view, facts),
         ended: local.ended.filter(|_| !matches!(local.process, Process::Running { .. })),

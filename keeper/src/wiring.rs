@@ -32,7 +32,9 @@ use crate::startup::Prepared;
 use crate::topology::Source;
 use crate::view::View;
 use crate::worker::{LeaseView, Parts, Worker};
-use crate::{commit_level, drill, http, kept, prerequisites, present, take_over, topology};
+use crate::{
+    commit_level, drill, http, kept, onlooker, prerequisites, present, take_over, topology,
+};
 
 /// A keeper's tasks, running, and the loop's ends of the channels to them.
 pub struct Wires {
@@ -142,6 +144,8 @@ fn question(
     let (facts, sql) = watch::channel(None);
     tasks.spawn(gather(worker.clone(), pace, facts, ended.clone()));
     tasks.spawn(pulse(worker.clone(), sql.clone(), ended.clone()));
+    tasks.spawn(onlooker::watch(worker.clone(), sql.clone(), ended.clone()));
+    tasks.spawn(onlooker::visit(worker.clone(), ended.clone()));
     tasks.spawn(wake_for_receivers(worker.clone(), sql.clone(), ended.clone()));
     tasks.spawn(commit_level::follow(worker.clone(), ended.clone()));
     tasks.spawn(prerequisites::follow(worker.clone(), ended.clone()));

@@ -48,6 +48,10 @@ pub struct MemberReport {
     /// The epoch whose primary this member has not heard for `silent_after`, neither by echo nor by its stream.
     #[serde(default)]
     pub silence: Option<Epoch>,
+    /// The epoch whose primary has written no WAL, by this member's stream of it, or granted this member no session, for
+    /// longer than its own keeper would have let pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standstill: Option<Epoch>,
     /// While this standby's stream is silent: the other standbys that it hears, by echo.
     #[serde(default)]
     pub hears: BTreeSet<MemberName>,

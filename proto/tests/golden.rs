@@ -175,6 +175,7 @@ fn report() -> MemberReport {
         stream: Stream::Live { epoch: Epoch(2), timeline: Timeline(2), voter: true },
         never_received: false,
         silence: Some(Epoch(2)),
+        standstill: None,
         hears: ["c".parse().unwrap()].into(),
         unresponsive: Some(Unresponsive { epoch: Epoch(7), problem: "no answer".into() }),
         ended: Some(Ended::Expired),

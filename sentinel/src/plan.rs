@@ -152,7 +152,7 @@ impl fmt::Display for WaitingOn {
             }
             Self::OwnProbe { primary } => write!(
                 f,
-                "the only voter hears nothing of {primary}: waits for an answer of its keeper to the leader"
+                "the only voter misses {primary}: waits for an answer of its keeper to the leader"
             ),
             Self::Stream { primary } => write!(
                 f,

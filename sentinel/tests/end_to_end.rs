@@ -249,6 +249,7 @@ fn blank(name: &MemberName) -> MemberReport {
         ended: None,
         never_received: false,
         silence: None,
+        standstill: None,
         hears: Default::default(),
         handover: None,
         leaving: false,

@@ -43,9 +43,6 @@ const UNRESPONSIVE: u64 = 6_000;
 /// A primary that is heard by all, now and then, and cannot renew serves until half a second before its lease of 4 s ends; within
 /// half a second its keeper answers nobody for it, after 1 s its silence is noticed, and the rest takes half of one.
 const LEASE: u64 = 5_500;
-/// One that renews and is heard now and then is replaced only once its keeper, which gets as little of the processor, has told
-/// that it commits nothing: 10.0 s and 18.9 s in two of 28 runs, at most 4.1 s in the others.
-const STARVED: u64 = 20_000;
 /// No time-out of pgdeputy's is as short.
 const UNSEEN: u64 = 750;
 /// A new leader of etcd, or a session that has to be opened again.
@@ -435,7 +432,7 @@ pub const ALL: [Entry; 55] = [
         Processor,
         "processor",
         (Class::Starved, Hits::PrimaryLink),
-        (STARVED, 2_000),
+        (UNRESPONSIVE, 2_000),
         ("leave the primary {x} three hundredths of a processor", "{x} has the processor again"),
     ),
     line(

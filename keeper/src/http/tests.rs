@@ -35,6 +35,7 @@ fn report(server: Server) -> MemberReport {
         ended: None,
         never_received: false,
         silence: None,
+        standstill: None,
         hears: Default::default(),
         handover: None,
         leaving: false,

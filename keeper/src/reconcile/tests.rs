@@ -64,6 +64,7 @@ pub(crate) fn report(member: &str) -> MemberReport {
         ended: None,
         never_received: false,
         silence: None,
+        standstill: None,
         hears: Default::default(),
         frozen: None,
         problems: Default::default(),

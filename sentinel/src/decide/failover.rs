@@ -64,6 +64,7 @@ pub(crate) fn answer(inputs: &Inputs, loss: &Loss) -> Step {
             LossKind::Silent
             | LossKind::Unheard
             | LossKind::Deserted
+            | LossKind::Standstill
             | LossKind::Isolated
             | LossKind::Vanished
             | LossKind::Unresponsive

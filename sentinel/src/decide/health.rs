@@ -55,6 +55,8 @@ pub enum LossKind {
     Unheard,
     /// Its voters are well and receive nothing of it, so commits wait; its right has not lapsed.
     Deserted,
+    /// It holds its right and is heard; its voters see no new WAL of it, or get no session.
+    Standstill,
     /// Its right lapsed, and the grace for a primary that some still hear, or of which little is
     /// known, is over.
     Isolated,
@@ -86,6 +88,9 @@ impl LossKind {
             Self::Unheard => format!("nobody hears primary {primary} any more"),
             Self::Deserted => {
                 format!("no voter receives from primary {primary} though they are well")
+            }
+            Self::Standstill => {
+                format!("primary {primary} is heard and does not get on, its voters say")
             }
             Self::Isolated => {
                 format!("primary {primary} lost its right and did not take it back in time")
@@ -196,14 +201,21 @@ fn serving(inputs: &Inputs) -> Situation {
         Situation::Steady if silence::wants_probe(inputs) => {
             Situation::Waiting(WaitingOn::OwnProbe { primary }, None)
         }
-        Situation::Steady => match silence::stalled(inputs) {
-            Some(Stalled::For(loss)) => Situation::Lost(loss),
-            Some(Stalled::Until(until)) => {
-                Situation::Waiting(WaitingOn::Stream { primary }, Some(until))
-            }
-            None => Situation::Steady,
+        Situation::Steady => match silence::standstill(inputs) {
+            Some(loss) => Situation::Lost(loss),
+            None => deserted(inputs, primary),
         },
         other => other,
+    }
+}
+
+fn deserted(inputs: &Inputs, primary: MemberName) -> Situation {
+    match silence::stalled(inputs) {
+        Some(Stalled::For(loss)) => Situation::Lost(loss),
+        Some(Stalled::Until(until)) => {
+            Situation::Waiting(WaitingOn::Stream { primary }, Some(until))
+        }
+        None => Situation::Steady,
     }
 }
 

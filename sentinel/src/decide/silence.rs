@@ -36,23 +36,61 @@ pub(crate) fn unheard(inputs: &Inputs) -> Option<Loss> {
     Some(Loss { kind: LossKind::Unheard, since, evidence })
 }
 
-/// Returns whether the leader has to ask the primary's keeper itself: the only voter calls it silent, something can come
-/// of it, and what was asked last does not count any more.
+/// The primary is heard and does not get on: all live voters say so, or that they hear nothing at all. As many as acknowledge commits say the former, so that its keeper has committed records of its own; and they are
+/// believed like those who hear nothing. Only where somebody could take over: elsewhere it goes on as it can.
+pub(crate) fn standstill(inputs: &Inputs) -> Option<Loss> {
+    let watching = agreed_standstill(inputs).filter(|_| inputs.others_can_replace())?;
+    let probe = own_probe(inputs);
+    if watching.len() < 2 && probe != Some(Answer::None) {
+        return None;
+    }
+    let (primary, after) = (inputs.primary(), inputs.spec.unresponsive_after);
+    let since = WallTime(inputs.wall.0 - i64::try_from(after.as_millis()).unwrap_or(0));
+    let mut evidence: Vec<String> = watching
+        .iter()
+        .map(|m| {
+            format!("{m} has for unresponsive_after seen no new WAL of {primary} or got no session")
+        })
+        .collect();
+    if probe == Some(Answer::None) {
+        evidence.push(format!("the keeper of {primary} does not answer the leader"));
+    }
+    Some(Loss { kind: LossKind::Standstill, since, evidence })
+}
+
+/// Returns whether the leader has to ask the primary's keeper itself: the only voter misses it, something can come of it,
+/// and what was asked last does not count any more.
 pub(crate) fn wants_probe(inputs: &Inputs) -> bool {
-    let single = agreed_silence(inputs).is_some_and(|silent| silent.len() == 1);
+    let missed_by = agreed_silence(inputs).or_else(|| agreed_standstill(inputs));
+    let single = missed_by.is_some_and(|members| members.len() == 1);
     single && own_probe(inputs).is_none() && inputs.others_can_replace()
 }
 
 /// Returns who calls the primary silent, where no live voter disagrees and they contain a seal set of every Cfg.
 fn agreed_silence(inputs: &Inputs) -> Option<BTreeSet<MemberName>> {
     let epoch = inputs.state.epoch;
+    agreed(inputs, |report| report.silence == Some(epoch))
+}
+
+/// Returns who says that the primary does not get on, or is not heard at all, in the same way.
+fn agreed_standstill(inputs: &Inputs) -> Option<BTreeSet<MemberName>> {
+    let epoch = inputs.state.epoch;
+    let newest = inputs.state.newest_cfg()?;
+    let is_still = |report: &MemberReport| report.standstill == Some(epoch);
+    let missing = agreed(inputs, |report| is_still(report) || report.silence == Some(epoch))?;
+    let voters = newest.voters.iter().filter_map(|voter| inputs.report(voter));
+    let watching = voters.filter(|report| is_still(report)).count();
+    (watching >= newest.k.max(1)).then_some(missing)
+}
+
+/// Returns the complete others that say `so`, where no live voter disagrees and they contain a seal set of every Cfg.
+fn agreed(inputs: &Inputs, so: impl Fn(&MemberReport) -> bool) -> Option<BTreeSet<MemberName>> {
     let others = inputs.complete_others();
     let voters = &inputs.state.newest_cfg()?.voters;
-    let deaf = |report: &MemberReport| report.silence == Some(epoch);
-    let all_agree = others.iter().filter(|(name, _)| voters.contains(**name)).all(|(_, r)| deaf(r));
-    let silent: BTreeSet<MemberName> =
-        others.iter().filter(|(_, r)| deaf(r)).map(|(name, _)| (*name).clone()).collect();
-    (all_agree && inputs.seal_all_cfgs(&silent)).then_some(silent)
+    let all_agree = others.iter().filter(|(name, _)| voters.contains(**name)).all(|(_, r)| so(r));
+    let members: BTreeSet<MemberName> =
+        others.iter().filter(|(_, r)| so(r)).map(|(name, _)| (*name).clone()).collect();
+    (all_agree && inputs.seal_all_cfgs(&members)).then_some(members)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use proto::Epoch;
 use proto::report::{Ended, Server, Stream, Unresponsive};
 use proto::spec::Permission;
+use proto::{ClusterSpec, Epoch};
 use sentinel::observe::{Probe, Stored};
 use sentinel::plan::WaitingOn;
 
@@ -356,6 +356,90 @@ fn what_was_said_of_an_older_epoch_or_where_nobody_can_take_over_replaces_nobody
     scene.pass(Duration::from_secs(600));
     assert_eq!(scene.sealing(), None, "a primary that works a little is better than none");
     assert_eq!(scene.state().restart.as_ref().map(|r| r.number), Some(1), "nor is it restarted");
+}
+
+/// a serves, holds its right and is heard; these members see no new WAL of it.
+fn still_to(watching: &[&str]) -> Scene {
+    let mut scene = Scene::serving("a", &["b", "c"]);
+    for member in watching {
+        scene.report(member).standstill = Some(Epoch(1));
+    }
+    scene
+}
+
+#[test]
+fn a_primary_that_writes_nothing_by_the_word_of_all_its_voters_is_replaced_though_it_is_heard() {
+    let mut scene = still_to(&["b", "c"]);
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+    let record = &scene.history[&(Epoch(2), 0)];
+    assert_eq!(record.cause, "primary a is heard and does not get on, its voters say");
+    let noticed = record.phases.first().unwrap();
+    let took = noticed.end.unwrap().ms_since(noticed.start);
+    assert!(took >= 10_000, "it counts from when it stopped working: {took} ms");
+}
+
+#[test]
+fn a_voter_whose_stream_broke_off_and_that_hears_nothing_either_is_no_objection() {
+    let mut scene = still_to(&["b"]);
+    scene.silent("c");
+    scene.report("c").silence = Some(Epoch(1));
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
+}
+
+#[test]
+fn without_the_word_of_all_or_somebody_to_take_over_a_standstill_replaces_nobody() {
+    type Change = fn(&mut Scene);
+    let cases: [(&str, Change); 5] = [
+        ("one voter sees it move", |scene| scene.report("c").standstill = None),
+        ("it is said of an older epoch", |scene| {
+            scene.report("b").standstill = Some(Epoch(0));
+        }),
+        ("nobody may be promoted", |scene| {
+            for member in ["b", "c"] {
+                scene.spec.members.entry(name(member)).or_default().promote = Permission::Never;
+            }
+        }),
+        ("who says so misses WAL", |scene| scene.report("b").complete = false),
+        ("one voter is gone, so that commits of the other may be what nobody else has", |scene| {
+            scene.vanishes("c");
+            scene.spec.settle = Duration::from_secs(3600);
+        }),
+    ];
+    for (why, change) in cases {
+        let mut scene = still_to(&["b", "c"]);
+        change(&mut scene);
+        scene.pass(Duration::from_secs(60));
+        scene.settle();
+        assert_eq!(scene.sealing(), None, "{why}");
+    }
+}
+
+#[test]
+fn where_fewer_voters_stream_than_acknowledge_its_keeper_commits_nothing_and_that_is_no_standstill()
+{
+    let mut spec = ClusterSpec::default();
+    (spec.synchronous.count, spec.settle) = (2, Duration::from_secs(3600));
+    let mut scene = Scene::serving_with(spec, "a", &["b", "c"]);
+    assert_eq!(scene.state().newest_cfg().unwrap().k, 2);
+    scene.vanishes("b");
+    scene.report("c").standstill = Some(Epoch(1));
+    scene.settle();
+    assert_eq!(scene.sealing(), None);
+}
+
+#[test]
+fn a_single_voter_is_believed_of_a_standstill_when_the_leader_gets_no_answer_either() {
+    let mut scene = Scene::serving("a", &["b"]);
+    scene.report("b").standstill = Some(Epoch(1));
+    assert_eq!(scene.waits(), WaitingOn::OwnProbe { primary: name("a") });
+    probed(&mut scene, true);
+    scene.settle();
+    assert_eq!(scene.sealing(), None, "the only voter may be what does not get on");
+    probed(&mut scene, false);
+    scene.settle();
+    assert_eq!(scene.sealing(), Some(Epoch(2)));
 }
 
 #[test]

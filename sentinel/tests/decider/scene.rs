@@ -404,6 +404,7 @@ pub fn blank(member: &str) -> MemberReport {
         ended: None,
         never_received: false,
         silence: None,
+        standstill: None,
         hears: Default::default(),
         frozen: None,
         problems: BTreeSet::new(),

@@ -7,7 +7,7 @@ use super::repository;
 use super::rust_code::{Token, code_only, tokens, without_tests};
 
 /// Files that must be there; a decider's submodules lie in the directory of its name and are found by it.
-const PURE: [&str; 12] = [
+const PURE: [&str; 13] = [
     "sentinel/src/decide.rs",
     "sentinel/src/explain.rs",
     "sentinel/src/invariant.rs",
@@ -17,6 +17,7 @@ const PURE: [&str; 12] = [
     "keeper/src/reconcile.rs",
     "keeper/src/facts.rs",
     "keeper/src/health.rs",
+    "keeper/src/standstill.rs",
     "keeper/src/action.rs",
     "keeper/src/report.rs",
     "proxy-config/src/route.rs",
