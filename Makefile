@@ -48,9 +48,11 @@ check: tools fmt clippy units ## formatting, lints as errors, units: the one to 
 fmt:
 	cargo fmt --all --check
 
+# The second looks at what is compiled for `make drill-mutants` alone, which would else break unseen.
 .PHONY: clippy
 clippy:
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --lib --bins --features pgdeputy/mistakes -- -D warnings
 
 .PHONY: units
 units:
