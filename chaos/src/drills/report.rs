@@ -17,12 +17,14 @@ h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2r
 .tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0; }
 .tile { border: 1px solid var(--line); border-radius: 6px; padding: .5rem .9rem; min-width: 6rem; }
 .tile b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; } .tile span { color: var(--faint); }
-.picture { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+.picture { display: flex; overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
+.picture svg { flex: none; } .picture .names { position: sticky; left: 0; background: var(--paper); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); } th { color: var(--faint); font-weight: 500; }
 th:first-child, td:first-child, td.words, th.words { text-align: left; }
 tr.over td { color: var(--bad); font-weight: 600; }
 code { background: #f2f5f8; padding: .1rem .3rem; border-radius: 3px; }
+.legend { margin: .2rem 0; color: var(--faint); } .picture { margin-top: .6rem; }
 .legend span { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin: 0 .3rem 0 1rem; vertical-align: -1px; }
 .note { color: var(--faint); }
 ";

@@ -12,9 +12,13 @@ use super::escape;
 use super::series::{STEP, latencies, rates};
 use crate::checker::{Outcome, What};
 
-/// Room for the names of the rows, and for the names of faults above them.
-const LEFT: f64 = 110.0;
+/// Room for the names of the rows, which stay in sight, for the names of faults above them, and for those of the last ones.
+const NAMES: f64 = 110.0;
 const TOP: f64 = 120.0;
+const RIGHT: f64 = 80.0;
+
+/// Between the names of two faults at least.
+const NAME_APART: f64 = 13.0;
 
 /// So wide at least, and a second at most, in pixels. A long run gets less, so that its picture can still be drawn.
 const LEAST_WIDTH: f64 = 1_000.0;
@@ -34,6 +38,33 @@ const LATENCY: &str = "#8e5ea2";
 /// Above this a latency is drawn at the upper edge: in milliseconds.
 const LATENCY_EDGE: f64 = 1_000.0;
 
+/// How a graph goes up.
+#[derive(Debug, Clone, Copy)]
+enum Scale {
+    Linear,
+    /// From 1 to this.
+    Log(f64),
+}
+
+impl Scale {
+    /// The values at the lower and the upper edge.
+    fn edges(self, greatest: f64) -> (f64, f64) {
+        match self {
+            Scale::Linear => (0.0, greatest),
+            Scale::Log(edge) => (1.0, edge),
+        }
+    }
+
+    /// How far up a value is drawn, from 0 to 1.
+    fn part(self, value: f64, greatest: f64) -> f64 {
+        let part = match self {
+            Scale::Linear => value / greatest,
+            Scale::Log(edge) => value.max(1.0).ln() / edge.ln(),
+        };
+        part.min(1.0)
+    }
+}
+
 fn color_of_role(role: Role) -> &'static str {
     match role {
         Role::Primary => "#2a6fbb",
@@ -47,7 +78,7 @@ fn color_of_phase(phase: &str) -> &'static str {
     match phase {
         "open" => "#d6ead9",
         "joint" => "#a9d18e",
-        "sealing" => "#d9534f",
+        "sealing" => "#a8541c",
         "promoting" => "#f0ad4e",
         "switchover" => "#8e5ea2",
         _ => "#55606c",
@@ -56,30 +87,33 @@ fn color_of_phase(phase: &str) -> &'static str {
 
 /// Says what the colors mean.
 pub fn legend() -> String {
-    let entries = [
-        ("broken", BROKEN),
-        ("given back, not yet redundant", RETURNING),
-        ("primary", color_of_role(Role::Primary)),
-        ("standby", color_of_role(Role::Standby)),
-        ("PostgreSQL down", color_of_role(Role::Down)),
-        ("no report", color_of_role(Role::Silent)),
-        ("open", color_of_phase("open")),
-        ("joint", color_of_phase("joint")),
-        ("sealing", color_of_phase("sealing")),
-        ("promoting", color_of_phase("promoting")),
-        ("switchover", color_of_phase("switchover")),
+    let roles = [
+        ("primary", Role::Primary),
+        ("standby", Role::Standby),
+        ("PostgreSQL down", Role::Down),
+        ("no report", Role::Silent),
+    ];
+    let phases = ["open", "joint", "sealing", "promoting", "switchover"];
+    let groups = [
+        ("faults", vec![("broken", BROKEN), ("given back, not yet redundant", RETURNING)]),
+        ("phase", phases.map(|phase| (phase, color_of_phase(phase))).to_vec()),
+        ("members", roles.map(|(name, role)| (name, color_of_role(role))).to_vec()),
     ];
     let entry = |(name, color): (&str, &str)| {
         format!("<span style=\"background:{color}\"></span>{}", escape(name))
     };
-    format!("<p class=\"legend\">{}</p>\n", entries.map(entry).concat())
+    let group = |(name, entries): (&str, Vec<(&str, &str)>)| {
+        format!("{name}:{} ", entries.into_iter().map(entry).collect::<String>())
+    };
+    groups.into_iter().map(|g| format!("<p class=\"legend\">{}</p>\n", group(g))).collect()
 }
 
 /// Draws it.
 pub fn draw(ran: &Ran) -> String {
     let seconds = ran.until.since(ran.from).as_secs_f64().max(1.0);
     let scale = (seconds * SECOND).clamp(LEAST_WIDTH, GREATEST_WIDTH) / seconds;
-    let mut picture = Picture { from: ran.from, scale, seconds, y: TOP, svg: String::new() };
+    let (names, svg) = (String::new(), String::new());
+    let mut picture = Picture { from: ran.from, scale, seconds, y: TOP, names, svg };
     let rows = ran.seen.last().map_or(0, |seen| seen.roles.len()) + 1;
     let height = TOP + rows as f64 * (ROW + 4.0) + 3.0 * (GRAPH + GAP) + 40.0;
     picture.faults(&ran.drills, height);
@@ -91,21 +125,33 @@ pub fn draw(ran: &Ran) -> String {
     }
     let acks = || ran.told.acknowledged.iter();
     let writes = rates(ran.from, ran.until, acks().map(|ack| ack.acked));
-    picture.graph("commits/s", WRITES, &writes.into_iter().map(Some).collect::<Vec<_>>(), None);
+    picture.graph(
+        "commits/s",
+        WRITES,
+        &writes.into_iter().map(Some).collect::<Vec<_>>(),
+        Scale::Linear,
+    );
     let is_read = |what: &What| matches!(what, What::Newest(_) | What::Total(_));
     let done = ran.operations.iter().filter(|o| o.outcome == Outcome::Done && is_read(&o.what));
     let reads = rates(ran.from, ran.until, done.map(|o| o.ended));
-    picture.graph("reads/s", READS, &reads.into_iter().map(Some).collect::<Vec<_>>(), None);
+    picture.graph(
+        "reads/s",
+        READS,
+        &reads.into_iter().map(Some).collect::<Vec<_>>(),
+        Scale::Linear,
+    );
     let took = acks().map(|ack| (ack.acked, ack.acked.since(ack.invoked)));
     let p99 = latencies(ran.from, ran.until, took);
-    picture.graph("commit p99, ms", LATENCY, &p99, Some(LATENCY_EDGE));
+    picture.graph("commit p99, ms", LATENCY, &p99, Scale::Log(LATENCY_EDGE));
     picture.axis();
-    let width = LEFT + seconds * scale + 20.0;
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
-         font-family=\"system-ui, sans-serif\" font-size=\"11\">\n{}</svg>",
-        picture.svg
-    )
+    let drawing = |width: f64, class: &str, content: &str| {
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"{class}\" width=\"{width:.0}\" height=\"{height:.0}\" \
+             font-family=\"system-ui, sans-serif\" font-size=\"11\">\n{content}</svg>"
+        )
+    };
+    let names = drawing(NAMES, "names", &picture.names);
+    names + &drawing(seconds * scale + RIGHT, "times", &picture.svg)
 }
 
 struct Picture {
@@ -115,16 +161,19 @@ struct Picture {
     seconds: f64,
     /// Where the next row begins.
     y: f64,
+    /// The names of the rows, beside the picture.
+    names: String,
     svg: String,
 }
 
 impl Picture {
     fn x(&self, at: Moment) -> f64 {
-        LEFT + at.since(self.from).as_secs_f64() * self.scale
+        at.since(self.from).as_secs_f64() * self.scale
     }
 
     /// Bands behind everything else, with their names above them.
     fn faults(&mut self, drills: &[Drill], height: f64) {
+        let mut name_at = 0.0_f64;
         for drill in drills {
             let (struck, mended) = (self.x(drill.struck), self.x(drill.mended));
             let redundant = self.x(drill.redundant);
@@ -136,12 +185,12 @@ impl Picture {
                      opacity=\"0.45\"/>"
                 );
             }
+            name_at = (name_at + NAME_APART).max(struck + 4.0);
             let name = escape(drill.fault.name());
             let _ = writeln!(
                 self.svg,
-                "<text transform=\"translate({:.1},{:.1}) rotate(-60)\" fill=\"#7a1f1f\">{name} {}<title>{}: writes away for \
+                "<text transform=\"translate({name_at:.1},{:.1}) rotate(-60)\" fill=\"#7a1f1f\">{name} {}<title>{}: writes away for \
                  {:.0} ms</title></text>",
-                struck + 4.0,
                 TOP - 4.0,
                 drill.victim,
                 escape(&drill.fault.describe(&drill.victim)),
@@ -174,19 +223,19 @@ impl Picture {
     }
 
     /// A line over time, broken where there is no number.
-    fn graph(&mut self, name: &str, color: &str, values: &[Option<f64>], edge: Option<f64>) {
+    fn graph(&mut self, name: &str, color: &str, values: &[Option<f64>], scale: Scale) {
         self.y += GAP / 2.0;
         let greatest = values.iter().flatten().copied().fold(1.0, f64::max);
-        let top = edge.map_or(greatest, |edge| edge.min(greatest));
+        let (least, most) = scale.edges(greatest);
         self.name(name, GRAPH / 2.0);
-        self.name(&format!("{top:.0}"), 8.0);
-        self.name("0", GRAPH);
+        self.name(&format!("{most:.0}"), 8.0);
+        self.name(&format!("{least:.0}"), GRAPH);
         let base = self.y + GRAPH;
         for y in [self.y, base] {
-            let right = LEFT + self.seconds * self.scale;
+            let right = self.seconds * self.scale;
             let _ = writeln!(
                 self.svg,
-                "<line x1=\"{LEFT}\" x2=\"{right:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#dfe5ec\"/>"
+                "<line x1=\"0\" x2=\"{right:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#dfe5ec\"/>"
             );
         }
         let mut path = String::new();
@@ -197,7 +246,7 @@ impl Picture {
                 continue;
             };
             let x = self.x(self.from + STEP * step + STEP / 2);
-            let y = base - (value / top).min(1.0) * GRAPH;
+            let y = base - scale.part(*value, greatest) * GRAPH;
             let _ = write!(path, "{}{x:.1} {y:.1}", if is_open { 'L' } else { 'M' });
             is_open = true;
         }
@@ -210,9 +259,9 @@ impl Picture {
 
     fn name(&mut self, text: &str, below: f64) {
         let _ = writeln!(
-            self.svg,
+            self.names,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#55606c\">{}</text>",
-            LEFT - 8.0,
+            NAMES - 8.0,
             self.y + below,
             escape(text)
         );
@@ -228,7 +277,7 @@ impl Picture {
             let _ = writeln!(
                 self.svg,
                 "<text x=\"{:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" fill=\"#8593a3\">{text}</text>",
-                self.x(at)
+                self.x(at).max(10.0)
             );
             at = at + step;
         }
