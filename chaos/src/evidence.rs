@@ -38,16 +38,33 @@ impl Watchers {
         lab: &Lab,
         steady: (Moment, Moment),
     ) -> anyhow::Result<(Evidence, Told)> {
+        let (mut evidence, told) = self.stop(lab, steady).await;
+        evidence.holdings = lab.holdings(REPLAY_BOUND).await?.into_iter().collect();
+        Ok((evidence, told))
+    }
+
+    /// The same of a cluster that is not whole: reads who can be read, and says why the others cannot.
+    pub async fn finish_with_who_is_there(
+        self,
+        lab: &Lab,
+        steady: (Moment, Moment),
+    ) -> (Evidence, Told, Vec<String>) {
+        let (mut evidence, told) = self.stop(lab, steady).await;
+        let (holdings, left_out) = lab.holdings_there(REPLAY_BOUND).await;
+        evidence.holdings = holdings.into_iter().collect();
+        (evidence, told, left_out)
+    }
+
+    async fn stop(self, lab: &Lab, steady: (Moment, Moment)) -> (Evidence, Told) {
         let told = self.load.stop().await;
         let (beacons, _unknown) = self.observers.stop().await;
-        let holdings = lab.holdings(REPLAY_BOUND).await?;
         let evidence = Evidence {
             acknowledged: told.acknowledged.clone(),
             beacons,
-            holdings: holdings.into_iter().collect(),
             members: lab.members().len(),
             per_second: told.per_second(steady.0, steady.1),
+            ..Evidence::default()
         };
-        Ok((evidence, told))
+        (evidence, told)
     }
 }

@@ -1,31 +1,68 @@
 //! What each member holds at the end of a run, read from each directly.
+//!
+//! The one rule: a run that got stuck is judged too, by those who can be read; who is left out is a finding.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
-use proto::MemberName;
+use proto::{MemberName, Moment};
 
-use crate::checker::Final;
+use super::pages;
+use crate::checker::{Final, Finding, Kind};
+use crate::evidence::Watchers;
 use crate::lab::Lab;
+use crate::load::Told;
 use crate::session::Session;
+use crate::verdict::{Evidence, Holding};
 
 /// For a few thousand rows in a table; this is for a machine under load.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Reads all members. Their standbys have replayed everything before, and `ids` were read then.
-pub async fn read(
-    lab: &Lab,
-    ids: &BTreeMap<MemberName, BTreeSet<i64>>,
-) -> anyhow::Result<BTreeMap<MemberName, Final>> {
-    let mut all = BTreeMap::new();
-    for (member, ids) in ids {
-        let held = tokio::time::timeout(DEADLINE, one(lab, member)).await;
-        let held = held.context("no answer in time").flatten();
-        let held = held.with_context(|| format!("read what {member} holds"))?;
-        all.insert(member.clone(), Final { ids: ids.clone(), ..held });
+/// What a run is judged by, besides what its clients have noted.
+pub struct Ending {
+    pub evidence: Evidence,
+    /// What the writers through HAProxy were told.
+    pub told: Told,
+    pub members: BTreeMap<MemberName, Final>,
+    pub findings: Vec<Finding>,
+}
+
+/// Reads all members of a cluster that is whole, and compares their files.
+pub async fn of_all(
+    lab: &mut Lab,
+    watchers: Watchers,
+    steady: (Moment, Moment),
+) -> anyhow::Result<Ending> {
+    let (evidence, told) = watchers.finish(lab, steady).await.context("read all members")?;
+    let mut members = BTreeMap::new();
+    for (member, held) in &evidence.holdings {
+        members.insert(member.clone(), read(lab, member, held).await?);
     }
-    Ok(all)
+    let findings = pages::compare(lab).await.context("compare the members' files")?;
+    Ok(Ending { evidence, told, members, findings })
+}
+
+/// Reads who can be read. Files are not compared: for that all members would have to stop in order.
+pub async fn of_who_is_there(lab: &Lab, watchers: Watchers, steady: (Moment, Moment)) -> Ending {
+    let (evidence, told, mut left_out) = watchers.finish_with_who_is_there(lab, steady).await;
+    let mut members = BTreeMap::new();
+    for (member, held) in &evidence.holdings {
+        match read(lab, member, held).await {
+            Ok(read) => drop(members.insert(member.clone(), read)),
+            Err(error) => left_out.push(format!("{error:#}")),
+        }
+    }
+    let findings = left_out.into_iter().map(|why| Finding::new(Kind::Inconclusive, why)).collect();
+    Ending { evidence, told, members, findings }
+}
+
+/// Reads `member`, whose standby has replayed all before, when what it holds of the load was read.
+async fn read(lab: &Lab, member: &MemberName, held: &Holding) -> anyhow::Result<Final> {
+    let read = tokio::time::timeout(DEADLINE, one(lab, member)).await;
+    let read = read.context("no answer in time").flatten();
+    let read = read.with_context(|| format!("read what {member} holds"))?;
+    Ok(Final { ids: held.commits.clone(), ..read })
 }
 
 async fn one(lab: &Lab, member: &MemberName) -> anyhow::Result<Final> {

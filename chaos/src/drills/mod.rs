@@ -174,13 +174,13 @@ async fn play_all(config: &Config, lab: &mut Lab) -> anyhow::Result<Ran> {
     let (operations, mut told) = (clients.stop().await, pooled.stop().await);
     let until = clock::now();
     let seen = roles.all();
-    let (evidence, by_haproxy) = watchers.finish(lab, steady).await.context("read all members")?;
-    let ids = evidence.holdings.iter().map(|(member, held)| (member.clone(), held.commits.clone()));
-    let members = finals::read(lab, &ids.collect()).await?;
-    let mut evidence = evidence;
+    let ending = match &stuck {
+        None => finals::of_all(lab, watchers, steady).await?,
+        Some(_) => finals::of_who_is_there(lab, watchers, steady).await,
+    };
+    let finals::Ending { mut evidence, told: by_haproxy, members, findings } = ending;
     evidence.acknowledged.extend(told.acknowledged.iter().copied());
     told.join(by_haproxy.clone());
-    let alike = pages::compare(lab).await.context("compare the members' files")?;
     let record = Record { inserts: told, operations, members, money: MONEY };
     let outcome = Outcome::of(Shown {
         seed: config.seed.filter(|_| config.only.is_empty()),
@@ -189,7 +189,7 @@ async fn play_all(config: &Config, lab: &mut Lab) -> anyhow::Result<Ran> {
         drills: &drills,
         stuck,
         verdict: judge(&evidence),
-        findings: check(&record, LEAST).into_iter().chain(alike).collect(),
+        findings: check(&record, LEAST).into_iter().chain(findings).collect(),
         acknowledged: evidence.acknowledged.len(),
         operations: record.operations.len(),
     });

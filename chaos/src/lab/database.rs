@@ -111,19 +111,52 @@ impl Lab {
     /// Returns what each member holds, read from each directly. Before a standby is read it has replayed all
     /// that the primary had flushed when this was called.
     pub async fn holdings(&self, bound: Duration) -> anyhow::Result<Vec<(MemberName, Holding)>> {
+        let flushed = self.flushed().await?;
+        let mut all = Vec::new();
+        for member in self.members() {
+            all.push((member.clone(), self.held_after(&member, &flushed, bound).await?));
+        }
+        Ok(all)
+    }
+
+    /// Returns the same of a cluster that is not whole: what those hold that can be read in time and have replayed all, and
+    /// why the others are left out. Of a standby that has not replayed all nothing can be said.
+    pub async fn holdings_there(
+        &self,
+        bound: Duration,
+    ) -> (Vec<(MemberName, Holding)>, Vec<String>) {
+        let flushed = match self.flushed().await {
+            Ok(flushed) => flushed,
+            Err(error) => return (Vec::new(), vec![format!("no member was read: {error:#}")]),
+        };
+        let (mut read, mut left_out) = (Vec::new(), Vec::new());
+        for member in self.members() {
+            match self.held_after(&member, &flushed, bound).await {
+                Ok(held) => read.push((member, held)),
+                Err(error) => left_out.push(format!("{member} was not read: {error:#}")),
+            }
+        }
+        (read, left_out)
+    }
+
+    /// Returns the primary, and up to where its WAL is on disk.
+    async fn flushed(&self) -> anyhow::Result<(MemberName, Lsn)> {
         let primary = self.primary().await?;
         let session = self.superuser(&primary).await?;
         let flushed = lsn(&session, "SELECT pg_current_wal_flush_lsn()::text").await?;
-        let mut all = Vec::new();
-        for member in self.members() {
-            if member != primary {
-                self.replayed(&member, flushed, bound).await?;
-            }
-            let holding =
-                self.holding(&member).await.with_context(|| format!("read what {member} holds"))?;
-            all.push((member, holding));
+        Ok((primary, flushed))
+    }
+
+    async fn held_after(
+        &self,
+        member: &MemberName,
+        (primary, flushed): &(MemberName, Lsn),
+        bound: Duration,
+    ) -> anyhow::Result<Holding> {
+        if member != primary {
+            self.replayed(member, *flushed, bound).await?;
         }
-        Ok(all)
+        self.holding(member).await.with_context(|| format!("read what {member} holds"))
     }
 
     async fn replayed(
