@@ -117,6 +117,8 @@ impl TimelineHistory {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const THIRD: &str = "1\t0/3000148\tno recovery target specified\n\n2\t0/5000060\tno recovery target specified\n";
@@ -147,6 +149,49 @@ mod tests {
         );
         for bad in ["x\t0/1", "1", "2\t0/1\n1\t0/2", "3\t0/1"] {
             assert!(TimelineHistory::parse(Timeline(3), bad).is_err(), "{bad}");
+        }
+    }
+
+    /// The text of a history file, with reasons that an operator may have written.
+    fn written(ancestors: &[Ancestor]) -> String {
+        let line =
+            |a: &Ancestor| format!("{}\t{}\tbefore 2026-11-28 \"x\" 7\n\n", a.timeline.0, a.until);
+        ancestors.iter().map(line).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused_and_what_is_read_rises(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+            lines in prop::collection::vec("[ \t#]{0,2}[0-9]{0,11}[ \t]{0,3}[0-9A-F]{0,9}/?[0-9A-F]{0,9}.{0,20}", 0..6),
+            timeline in any::<u32>(),
+            at in any::<u64>(),
+        ) {
+            for text in [String::from_utf8_lossy(&bytes).into_owned(), lines.join("\n")] {
+                let Ok(read) = TimelineHistory::parse(Timeline(timeline), &text) else { continue };
+                let numbers: Vec<u32> = read.ancestors.iter().map(|a| a.timeline.0).collect();
+                prop_assert!(numbers.is_sorted_by(|a, b| a < b), "{:?}", numbers);
+                prop_assert!(numbers.iter().all(|n| *n < timeline));
+                let writer = read.writer_of(Lsn(at));
+                prop_assert!(writer.0 == timeline || numbers.contains(&writer.0));
+            }
+        }
+
+        #[test]
+        fn a_history_that_was_written_is_read_as_it_was(
+            steps in prop::collection::vec((1_u32..5, any::<u64>()), 0..8),
+        ) {
+            let mut number = 0;
+            let ancestors: Vec<Ancestor> = steps
+                .into_iter()
+                .map(|(step, lsn)| {
+                    number += step;
+                    Ancestor { timeline: Timeline(number), until: Lsn(lsn) }
+                })
+                .collect();
+            let timeline = Timeline(number + 1);
+            let read = TimelineHistory::parse(timeline, &written(&ancestors));
+            prop_assert_eq!(read, Ok(TimelineHistory { timeline, ancestors }));
         }
     }
 }

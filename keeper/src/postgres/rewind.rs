@@ -322,6 +322,9 @@ async fn through(
             reading.failure(format!("{error:#}"))
         }
     };
+    if let RewindOutcome::Rewound(Rewound { route: Route::Stock(why), .. }) = &outcome {
+        tracing::warn!(why, "pg_rewind has copied all WAL of the source");
+    }
     let outcome = timed(outcome, begun);
     progress(CopyProgress { phase: CopyPhase::Syncing, ..reading.progress() });
     Ok(synced(outcome, target.data_dir.to_owned()).await)

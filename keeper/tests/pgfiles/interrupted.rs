@@ -344,18 +344,13 @@ fn traced(root: &Path, kill_at: Option<(&str, u64)>) -> PostgresBinaries {
     let dir =
         root.join(kill_at.map_or("counting".to_owned(), |(call, n)| format!("killing-{call}-{n}")));
     if !dir.exists() {
-        std::fs::create_dir(&dir).unwrap();
-        for program in std::fs::read_dir(binaries().dir()).unwrap().map(|entry| entry.unwrap()) {
-            std::os::unix::fs::symlink(program.path(), dir.join(program.file_name())).unwrap();
-        }
+        programs_in(&dir);
         let calls = CHANGES.join(",");
         let inject = kill_at.map_or(String::new(), |(call, number)| {
             format!("-e inject={call}:signal=SIGKILL:when={number}")
         });
         let trace =
             format!("strace -qq -o {} -e trace={calls} {inject}", root.join("calls").display());
-        // A link to the server would lead to the directory of the real ones.
-        wrap(&dir.join("postgres"), "", &binaries().postgres());
         wrap(&dir.join("pg_rewind"), &trace, &binaries().pg_rewind());
     }
     let programs = PostgresBinaries::find(Some(&dir)).unwrap();
@@ -365,13 +360,28 @@ fn traced(root: &Path, kill_at: Option<(&str, u64)>) -> PostgresBinaries {
     }
 }
 
+/// Makes `dir` with PostgreSQL's programs in it, each of which can be replaced.
+pub fn programs_in(dir: &Path) {
+    std::fs::create_dir(dir).unwrap();
+    for program in std::fs::read_dir(binaries().dir()).unwrap().map(|entry| entry.unwrap()) {
+        std::os::unix::fs::symlink(program.path(), dir.join(program.file_name())).unwrap();
+    }
+    // A link to the server would lead to the directory of the real ones.
+    wrap(&dir.join("postgres"), "", &binaries().postgres());
+}
+
 /// Puts a script in the place of a program, which runs it by another one.
-fn wrap(script: &Path, by: &str, program: &Path) {
-    std::fs::remove_file(script).unwrap();
+pub fn wrap(script: &Path, by: &str, program: &Path) {
     let text = format!("#!/bin/sh\nexec {by} {} \"$@\"\n", program.display());
-    std::fs::write(script, text).unwrap();
-    std::fs::set_permissions(script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    own(script);
+    put_in_place(script, text.as_bytes());
+}
+
+/// Puts a program of these bytes in the place of the one at `path`.
+pub fn put_in_place(path: &Path, bytes: &[u8]) {
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    own(path);
 }
 
 /// Starts `as_a_keeper` as a process of its own, which can be killed as one.

@@ -8,6 +8,7 @@ mod contents;
 mod control;
 mod damaged;
 mod delta;
+mod fallback;
 mod interrupted;
 mod ladder;
 mod link;

@@ -65,11 +65,21 @@ fn load(cluster: &Cluster, rounds: u32) {
     cluster.sql("SELECT pg_logical_emit_message(true, '', 'the last word')");
 }
 
+/// Has it compress page images by this method, if its build knows it.
+fn compress(cluster: &Cluster, method: &str) {
+    let known = "SELECT unnest(enumvals) FROM pg_settings WHERE name = 'wal_compression'";
+    if cluster.sql(known).lines().any(|value| value == method) {
+        cluster.sql(&format!("ALTER SYSTEM SET wal_compression = {method}"));
+        cluster.sql("SELECT pg_reload_conf()");
+    }
+}
+
 #[tokio::test]
 async fn the_end_of_a_crashed_primary_is_where_its_own_recovery_ends() {
-    for segment_size_mb in [1, 16] {
+    for (segment_size_mb, method) in [(1, "pglz"), (4, "lz4"), (16, "off"), (64, "zstd")] {
         let mut primary = Cluster::new(segment_size_mb).await;
         primary.start().await;
+        compress(&primary, method);
         load(&primary, 2);
         primary.sql("CHECKPOINT");
         load(&primary, 3);
