@@ -147,15 +147,12 @@ bench-rejoin: deps tools ## measure a rejoin by rewind against stock pg_rewind: 
 	PGDEPUTY_REJOIN_MB="$(REJOIN_MB)" PGDEPUTY_REJOIN_LINK_MB="$(REJOIN_LINK_MB)" cargo test -p pgdeputy-keeper --test pgfiles -- \
 		--ignored --nocapture --exact bench_rejoin::ours_against_stock
 
+# `installed` is the machine's own PostgreSQL; the others are fetched into target/postgres. Some eight minutes each.
+VERSIONS ?= installed 16 17 18
 .PHONY: test-versions
-test-versions: deps tools ## the keeper's suites and TLS (but for 16) against PostgreSQL 15 to 18, those not installed fetched into target/postgres (INTERRUPTIONS=, SEED=)
-	{ echo "installed"; deploy/other-versions.sh $(CARGO_TARGET_DIR)/postgres; } | while read -r version programs; do \
-		echo "== PostgreSQL $$version"; \
-		if [ -n "$$programs" ]; then export PGDEPUTY_TEST_POSTGRES=$$programs; fi; \
-		PGDEPUTY_INTERRUPTIONS=$(or $(INTERRUPTIONS),100) $(if $(SEED),PGDEPUTY_SEED=$(SEED)) cargo test -p pgdeputy-keeper --test pgfiles -- --test-threads=2 </dev/null || exit 1; \
-		cargo test -p pgdeputy-keeper --test pgfiles -- --ignored matrix:: </dev/null || exit 1; \
-		if [ "$$version" != 16 ]; then cargo test -p pgdeputy-keeper --test pgfiles -- --ignored tls </dev/null || exit 1; fi; \
-	done
+test-versions: deps tools debug ## rejoin against PostgreSQL 15 to 18: suites, matrix, TLS, failovers (VERSIONS=, INTERRUPTIONS=, SEED=)
+	PGDEPUTY_BIN=$(DEBUG) PGDEPUTY_INTERRUPTIONS=$(or $(INTERRUPTIONS),100) $(if $(SEED),PGDEPUTY_SEED=$(SEED)) \
+		tests/versions.sh $(CARGO_TARGET_DIR)/postgres $(VERSIONS)
 
 .PHONY: debug
 debug: tools

@@ -15,7 +15,7 @@ use super::report::{RecoveredBy, Recovery, Report, violations};
 use super::timeline::Timeline;
 use crate::FORM_BOUND;
 use crate::evidence::Watchers;
-use crate::fault::Injury;
+use crate::fault::{Hits, Injury};
 use crate::lab::{Cluster, Lab, LabConfig, Lifetime, Service, Struck, await_cluster, demo_spec};
 use crate::load::Told;
 use crate::verdict::{Evidence, LEAST_ACKNOWLEDGED, judge};
@@ -119,8 +119,17 @@ async fn recover(
     (injury, before, victim): (Injury, &(Service, MemberName), &MemberName),
 ) -> anyhow::Result<Service> {
     let struck = injury.struck.at;
+    let changes = config.fault.hits().changes_the_service();
+    let remedy = config.fault.remedy(victim);
+    // Of two members the one that is left commits nothing until the other one is back.
+    let of_a_member = matches!(config.fault.hits(), Hits::Primary | Hits::Standby);
+    let mut injury = Some(injury);
+    if let (2, true, Some(remedy)) = (lab.members().len(), of_a_member, &remedy) {
+        timeline.say("writes wait for the second member");
+        give_back(config, lab, (timeline, remedy), (injury.take(), victim)).await?;
+    }
     let mut served = before.0;
-    if config.fault.hits().changes_the_service() {
+    if changes {
         served = writes_back(lab, (watchers, timeline), (struck, served)).await?;
     }
     if config.fault.strikes_again() {
@@ -131,12 +140,23 @@ async fn recover(
         served = writes_back(lab, (watchers, timeline), (struck, service)).await?;
     }
     watchers.load.acknowledged_after(struck, WRITES_BOUND).await?;
-    if let Some(remedy) = config.fault.remedy(victim) {
-        tokio::time::sleep(config.down_for).await;
-        timeline.say(&remedy);
-        config.fault.mend(lab, victim, injury).await?;
+    if let Some(remedy) = &remedy {
+        give_back(config, lab, (timeline, remedy), (injury, victim)).await?;
     }
     Ok(served)
+}
+
+/// Mends what was broken and is so still, after the time for which it is to stay so.
+async fn give_back(
+    config: &Config,
+    lab: &mut Lab,
+    (timeline, remedy): (&Timeline, &str),
+    (injury, victim): (Option<Injury>, &MemberName),
+) -> anyhow::Result<()> {
+    let Some(injury) = injury else { return Ok(()) };
+    tokio::time::sleep(config.down_for).await;
+    timeline.say(remedy);
+    config.fault.mend(lab, victim, injury).await
 }
 
 /// Waits until a later service than `before` was agreed and a commit that was sent after that is acknowledged.

@@ -36,6 +36,24 @@ fn temporary() -> tempfile::TempDir {
     directory
 }
 
+/// Writes wait for the lost one of two members, which therefore has to be given back before they are waited for.
+#[tokio::test]
+#[ignore = "half a minute for each fault: make test-long"]
+async fn of_two_members_the_lost_one_is_given_back_and_writes_with_it() {
+    for fault in ["member", "standby"] {
+        let _turn = turn().await;
+        let directory = temporary();
+        let run = demo(&directory, &["--members", "2", "--fault", fault, "--json"]).output();
+        let output = tokio::time::timeout(BOUND, run).await.unwrap().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{fault}: {errors}");
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["lost"], 0, "{document:#}");
+        // It stays away for three seconds.
+        assert!(document["write_gap_ms"].as_f64().unwrap() > 3000.0, "{document:#}");
+    }
+}
+
 #[tokio::test]
 async fn json_is_one_document_with_everything_that_is_promised() {
     let _turn = turn().await;
