@@ -45,12 +45,12 @@ pub async fn watch(
     }
 }
 
-/// Returns where the WAL of the streaming primary ends, while it is heard. A receiver that has heard nothing for longer
-/// than its time-out allows hangs itself, as on a disk that does not answer.
+/// Returns where the WAL of the streaming primary ends, while it is heard: a receiver asks for a sign after three quarters of
+/// `silent_after`. One that hears nothing may hang itself, as on a disk that does not answer.
 fn end(sql: &SqlFacts, silent_after: Duration) -> Option<Lsn> {
     let receiver = sql.receiver.as_ref().filter(|r| r.streaming && sql.in_recovery)?;
-    let hangs = receiver.silent_for > silent_after * 3 / 2;
-    receiver.primary_end.max(sql.flush_lsn).filter(|_| !hangs)
+    let is_heard = receiver.silent_for <= silent_after;
+    receiver.primary_end.max(sql.flush_lsn).filter(|_| is_heard)
 }
 
 /// Asks a suspected primary for a session, over and over, until `stop`.

@@ -52,7 +52,8 @@ pub fn report(
         stream: stream(view, facts),
         never_received: local.streamed.is_none(),
         silence: silence(view.state.as_ref(), facts),
-        standstill: local.standstill.told(),
+        // PostgreSQL that does not answer here has seen nothing of the primary's.
+        standstill: facts.sql.as_ref().and_then(|_| local.standstill.told()),
         hears: local.hears.clone(),
         unresponsive: unresponsive(view, facts),
         ended: local.ended.filter(|_| !matches!(local.process, Process::Running { .. })),
