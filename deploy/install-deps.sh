@@ -75,6 +75,7 @@ look() {
     need nft nftables command -v nft
     need mkfs.ext4 e2fsprogs command -v mkfs.ext4
     need e2fsck e2fsprogs command -v e2fsck
+    need libfaketime libfaketime fake_time
     need mount mount command -v mount
     need strace strace command -v strace
     need "CA certificates" ca-certificates ca_certificates
@@ -93,6 +94,14 @@ need() {
         # shellcheck disable=SC2206 # a list of package names
         missing+=($packages)
     fi
+}
+
+fake_time() {
+    local library
+    for library in /usr/lib/*/faketime/libfaketimeMT.so.1; do
+        if [ -e "$library" ]; then echo "$library"; return; fi
+    done
+    return 1
 }
 
 # The newest supported server, in the usual places of Debian and RHEL or on PATH.
@@ -139,7 +148,7 @@ refuse_other_systems() {
 install-deps: this is not Debian or a relative of it (no apt-get); install what is missing yourself.
 On RHEL and its relatives, with the repositories CRB and PostgreSQL's own (PGDG):
   dnf install postgresql17-server postgresql17-contrib haproxy pgbouncer protobuf-compiler \\
-      protobuf-devel gcc make iproute nftables ca-certificates openssl etcd
+      protobuf-devel gcc make iproute nftables libfaketime ca-certificates openssl etcd
 (etcd is in PGDG's "extras"; PostgreSQL 15 to 18 will do). Then run this again: it only checks.
 TEXT
     exit 1

@@ -58,7 +58,7 @@ const MENDED: &str = "the network of {x} is mended";
 const ETCD_AGAIN: &str = "etcd is started again";
 
 /// All faults, in the order of the help text, which is that of `Fault`.
-pub const ALL: [Entry; 55] = [
+pub const ALL: [Entry; 58] = [
     line(
         Member,
         "member",
@@ -463,6 +463,33 @@ pub const ALL: [Entry; 55] = [
         (
             "etcd is killed and restored from a backup that is older than a failover",
             "an operator vouches for what etcd holds",
+        ),
+    ),
+    line(
+        Delay,
+        "delay",
+        (Class::Network, Hits::PrimaryUnseen),
+        (UNSEEN, 3_000),
+        ("all that the primary {x} sends and receives takes 25 ms longer", MENDED),
+    ),
+    line(
+        Stall,
+        "stall",
+        (Class::Network, Hits::Primary),
+        (SILENCE, 1_000),
+        (
+            "all that the primary {x} sends and receives is held, and arrives when it is let go",
+            MENDED,
+        ),
+    ),
+    line(
+        Clock,
+        "clock",
+        (Class::Member, Hits::Primary),
+        (SILENCE, 2_000),
+        (
+            "start the primary {x} again with a clock that is 7 minutes slow, and have it serve",
+            "{x} is killed and started again with the right time",
         ),
     ),
 ];

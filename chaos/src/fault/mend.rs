@@ -57,6 +57,8 @@ impl Fault {
             Fault::Loss | Fault::MtuHole | Fault::StandbyMtuHole | Fault::Narrow => {
                 lab.repair().await
             }
+            Fault::Clock => lab.set_clock_right(victim).await,
+            Fault::Delay | Fault::Stall => lab.let_go().await,
             Fault::DiskSlow => injury.stutter.context("its disk is not slow")?.end().await,
             Fault::DiskErrors => start_on_a_checked_disk(lab, victim).await,
             Fault::Processor => lab.feed(victim).await,
@@ -64,13 +66,9 @@ impl Fault {
             Fault::DiskFull => lab.make_room(victim),
             Fault::DiskHung => lab.unhang_disk(victim),
             Fault::Etcd | Fault::EtcdMember | Fault::EtcdLeader | Fault::EtcdQuorum => {
-                lab.start_etcd().await?;
-                lab.etcd_is_whole(UNDONE).await
+                start_etcd_again(lab).await
             }
-            Fault::EtcdLeaderFreeze | Fault::EtcdFreeze => {
-                lab.thaw_etcd()?;
-                lab.etcd_is_whole(UNDONE).await
-            }
+            Fault::EtcdLeaderFreeze | Fault::EtcdFreeze => thaw_etcd(lab).await,
             Fault::EtcdFull => lab.empty_etcd().await,
             Fault::EtcdRestored => lab.adopt_store().await,
             Fault::SentinelAndMember => {
@@ -91,6 +89,16 @@ impl Fault {
             }
         }
     }
+}
+
+async fn start_etcd_again(lab: &mut Lab) -> anyhow::Result<()> {
+    lab.start_etcd().await?;
+    lab.etcd_is_whole(UNDONE).await
+}
+
+async fn thaw_etcd(lab: &mut Lab) -> anyhow::Result<()> {
+    lab.thaw_etcd()?;
+    lab.etcd_is_whole(UNDONE).await
 }
 
 async fn start_again(lab: &mut Lab, victim: &MemberName) -> anyhow::Result<()> {

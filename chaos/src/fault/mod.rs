@@ -80,6 +80,9 @@ pub enum Fault {
     Memory,
     CrashBehind,
     EtcdRestored,
+    Delay,
+    Stall,
+    Clock,
 }
 
 /// Kinds of faults, by what breaks.

@@ -10,6 +10,7 @@ use super::{Fault, Injury};
 use crate::lab::network::Site;
 use crate::lab::network::cut::{Cut, Others, Way};
 use crate::lab::network::flaw::{Flaw, Kind};
+use crate::lab::network::relay::Late;
 use crate::lab::{Lab, Part, ServerProcess, Struck};
 
 /// etcd elects within two seconds, and sentinels within one; this is for a machine under load.
@@ -17,6 +18,9 @@ const ELECTED: Duration = Duration::from_secs(30);
 
 /// A switchover or a way back begins within a second; this is for a machine under load.
 const BEGUN: Duration = Duration::from_secs(30);
+
+/// One way, as between two continents' near coasts. A login takes some round trips, and clients give it half a second.
+const FAR: Duration = Duration::from_millis(25);
 
 /// A link that comes and goes: cut for less than silence takes, and whole for long enough to be heard again.
 const FLAPS: [(Duration, Duration); 4] =
@@ -57,10 +61,7 @@ impl Fault {
             Fault::EtcdLeader => kill_etcd_leader(lab).await?,
             Fault::EtcdLeaderFreeze => freeze_etcd_leader(lab).await?,
             Fault::EtcdQuorum => kill_etcd_quorum(lab).await?,
-            Fault::EtcdFreeze => {
-                let struck = lab.freeze_etcd().await?;
-                etcd_is_silent(lab).await.map(|()| struck)?
-            }
+            Fault::EtcdFreeze => freeze_etcd(lab).await?,
             Fault::EtcdFull => lab.fill_etcd().await?,
             Fault::EtcdCompaction => lab.compact_etcd().await?,
             Fault::EtcdRestored => lab.set_etcd_back().await?,
@@ -80,19 +81,25 @@ impl Fault {
             }
             Fault::SwitchoverTarget => return kill_target(lab).await,
             Fault::RejoinCrash => kill_while_it_comes_back(lab, victim).await?,
+            Fault::CrashBehind => lab.crash_ahead_of_a_standby(victim).await?,
             Fault::Loss | Fault::MtuHole | Fault::StandbyMtuHole | Fault::Narrow => {
                 lab.impair(&self.flaw(victim)).await?
             }
+            Fault::Delay | Fault::Stall => lab.hold_up(victim, self.lateness()).await?,
+            Fault::Clock => lab.skew_clock(victim).await?,
             Fault::DiskSlow => {
                 let (struck, stutter) = lab.slow_disk(victim).await?;
                 return Ok(Injury { stutter: Some(stutter), ..struck.into() });
             }
             Fault::DiskErrors => lab.break_disk(victim)?,
             Fault::Processor => lab.starve(victim).await?,
-            Fault::CrashBehind => lab.crash_ahead_of_a_standby(victim).await?,
             Fault::Memory => lab.exhaust_memory(victim).await?,
         };
         Ok(struck.into())
+    }
+
+    fn lateness(self) -> Late {
+        if self == Fault::Delay { Late::By(FAR) } else { Late::Held }
     }
 
     /// Which bad link it is, for the faults that are one.
@@ -154,6 +161,11 @@ async fn kill_etcd_quorum(lab: &mut Lab) -> anyhow::Result<Struck> {
     let leads = lab.etcd_leader(&[], ELECTED).await?;
     let struck = lab.kill_etcd_member(leads)?;
     lab.kill_etcd_member(usize::from(leads == 0))?;
+    etcd_is_silent(lab).await.map(|()| struck)
+}
+
+async fn freeze_etcd(lab: &Lab) -> anyhow::Result<Struck> {
+    let struck = lab.freeze_etcd().await?;
     etcd_is_silent(lab).await.map(|()| struck)
 }
 

@@ -13,6 +13,7 @@ use super::commands::{self, MemberAddress};
 use super::disk;
 use super::freeze::is_dead;
 use super::network::{Site, host};
+use super::skew::skewed;
 use super::{Lab, Member};
 
 /// Killed processes are gone within some 20 ms, on a busy machine within 0.2 s.
@@ -43,7 +44,7 @@ impl Lab {
         let (postgres, http) = (self.ports.next()?, self.ports.next()?);
         let address = MemberAddress { host, postgres, http };
         self.make_home_of(&name)?;
-        self.members.insert(name.clone(), Member { address, keeper: None });
+        self.members.insert(name.clone(), Member { address, keeper: None, faked: None });
         self.start_member(&name)
     }
 
@@ -59,8 +60,11 @@ impl Lab {
     /// Starts a member's keeper, which starts the rest.
     pub fn start_member(&mut self, name: &MemberName) -> anyhow::Result<()> {
         let at = self.address(name)?;
-        let command =
+        let mut command =
             commands::keeper(&self.config, &self.home.layout, &self.addresses, (name, at))?;
+        if let Some(library) = self.members.get(name).and_then(|member| member.faked.as_ref()) {
+            skewed(&mut command, library);
+        }
         let pid = self.start_at(&Site::Member(name.clone()), command)?;
         let member = self.members.get_mut(name).context("its address was just found")?;
         member.keeper = Some(pid);

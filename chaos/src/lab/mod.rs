@@ -28,6 +28,7 @@ mod secured;
 mod sentinels;
 mod server;
 mod services;
+mod skew;
 mod spawner;
 mod start;
 mod starve;
@@ -92,6 +93,8 @@ struct Member {
     address: MemberAddress,
     /// The keeper's process, while it is meant to run.
     keeper: Option<i32>,
+    /// By what its keeper is started with a wrong clock.
+    faked: Option<PathBuf>,
 }
 
 impl Lab {

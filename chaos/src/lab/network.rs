@@ -7,7 +7,9 @@
 mod claim;
 pub mod cut;
 pub mod flaw;
+mod late;
 mod probe;
+pub mod relay;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,6 +28,7 @@ use proto::MemberName;
 pub use claim::{Claim, KEPT};
 use cut::Cut;
 use flaw::Flaw;
+use relay::Relay;
 
 /// Where `ip netns` keeps its names.
 const NAMES: &str = "/run/netns";
@@ -88,6 +91,7 @@ pub struct Network {
     places: BTreeMap<Site, Place>,
     cuts: Vec<Cut>,
     flaws: Vec<Flaw>,
+    relays: BTreeMap<Site, Relay>,
 }
 
 impl Network {
@@ -106,7 +110,7 @@ impl Network {
         let own = File::open("/proc/self/ns/net").context("open the machine's own network")?;
         let clients = Place { address, namespace: Arc::new(own) };
         let places = BTreeMap::from([(Site::Clients, clients)]);
-        Ok(Self { number, places, cuts: Vec::new(), flaws: Vec::new() })
+        Ok(Self { number, places, cuts: Vec::new(), flaws: Vec::new(), relays: BTreeMap::new() })
     }
 
     /// Adds a host with a namespace and an address of its own; finds it if it is there.

@@ -57,15 +57,38 @@ pub fn arrived(from: &Place, to: &Place, datagrams: usize, bytes: usize) -> anyh
     probe.join().map_err(|_| anyhow::anyhow!("the probe panicked"))?
 }
 
+/// Returns how long a datagram is on its way, if it arrives within `wait`.
+pub fn took(from: &Place, to: &Place, wait: Duration) -> anyhow::Result<Option<Duration>> {
+    let (from, to) = (from.clone(), to.clone());
+    let probe = std::thread::spawn(move || -> anyhow::Result<Option<Duration>> {
+        let receiver = socket(&to)?;
+        receiver.set_read_timeout(Some(wait))?;
+        let sender = socket(&from)?;
+        let sent = store::clock::now();
+        sender.send_to(b"probe", receiver.local_addr()?)?;
+        let arrived = receiver.recv(&mut [0; 8]).is_ok();
+        Ok(arrived.then(|| store::clock::now().since(sent)))
+    });
+    probe.join().map_err(|_| anyhow::anyhow!("the probe panicked"))?
+}
+
 /// Returns whether TCP connects. Blocks for up to `WAIT`.
 pub fn connects(from: &Place, to: &Place) -> anyhow::Result<bool> {
+    connection(from, to).map(|both| both.is_some())
+}
+
+/// Returns both ends of a connection, if there comes one. Blocks for up to `WAIT`.
+pub fn connection(from: &Place, to: &Place) -> anyhow::Result<Option<(TcpStream, TcpStream)>> {
     let (from, to) = (from.clone(), to.clone());
-    let probe = std::thread::spawn(move || -> anyhow::Result<bool> {
+    let probe = std::thread::spawn(move || -> anyhow::Result<Option<(TcpStream, TcpStream)>> {
         enter(&to)?;
         let listener = TcpListener::bind((to.address, 0)).context("listen there")?;
         let address: SocketAddr = listener.local_addr()?;
         enter(&from)?;
-        Ok(TcpStream::connect_timeout(&address, WAIT).is_ok())
+        match TcpStream::connect_timeout(&address, WAIT) {
+            Ok(stream) => Ok(Some((stream, listener.accept()?.0))),
+            Err(_) => Ok(None),
+        }
     });
     probe.join().map_err(|_| anyhow::anyhow!("the probe panicked"))?
 }

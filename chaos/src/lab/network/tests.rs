@@ -1,9 +1,11 @@
 //! On real namespaces, without a cluster: they need root, as the labs do whose members are cut off.
 
 use std::process::Child;
+use std::time::Duration;
 
 use super::cut::{How, Others, Traffic, Way};
 use super::flaw::{Flaw, Kind};
+use super::relay::Late;
 use super::*;
 use crate::lab::config::{DIRECTORY_PREFIX, Layout};
 
@@ -125,6 +127,31 @@ fn a_flaw_shows_where_it_is_and_its_undo_leaves_nothing() {
 }
 
 #[test]
+fn what_a_relay_holds_up_comes_late_and_nothing_of_an_open_connection_is_lost() {
+    const SENT: usize = 1 << 20;
+    const WAIT: Duration = Duration::from_secs(60);
+    let mut scene = scene();
+    let [a, b] = [member("a"), member("b")].map(|site| scene.network.place(&site).unwrap().clone());
+    let late = Duration::from_millis(30);
+    let (clients, _) = scene.network.hold_up(&member("a"), Late::By(late)).unwrap();
+    for (from, to) in [(&clients, &a), (&a, &b), (&b, &a)] {
+        assert!(probe::took(from, to, WAIT).unwrap().unwrap() >= late);
+    }
+    assert!(scene.network.let_go().unwrap()[0].1 >= 3);
+    let (mut near, mut far) = probe::connection(&b, &a).unwrap().unwrap();
+    scene.network.hold_up(&member("a"), Late::Held).unwrap();
+    let writing = std::thread::spawn(move || near.write_all(&[7; SENT]));
+    assert_eq!(probe::took(&clients, &a, Duration::from_millis(250)).unwrap(), None);
+    assert!(scene.network.let_go().unwrap()[0].1 > 0);
+    let mut arrived = vec![0; SENT];
+    far.set_read_timeout(Some(WAIT)).unwrap();
+    std::io::Read::read_exact(&mut far, &mut arrived).unwrap();
+    assert!(arrived.iter().all(|byte| *byte == 7));
+    writing.join().unwrap().unwrap();
+    assert!(scene.passes(&member("a"), &member("b")) && scene.passes(&member("b"), &member("a")));
+}
+
+#[test]
 fn a_reset_answers_at_once_and_a_black_hole_does_not() {
     let mut scene = scene();
     let b = scene.network.place(&member("b")).unwrap().clone();
@@ -134,7 +161,7 @@ fn a_reset_answers_at_once_and_a_black_hole_does_not() {
         command.args(["-c", &format!("echo > /dev/tcp/{}/9", b.address)]);
         scene.network.place(&member("a")).unwrap().enter(&mut command);
         let mut child: Child = command.stderr(Stdio::null()).spawn().unwrap();
-        let deadline = store::clock::now() + std::time::Duration::from_millis(700);
+        let deadline = store::clock::now() + Duration::from_millis(700);
         while store::clock::now() < deadline {
             if child.try_wait().unwrap().is_some() {
                 return true;
@@ -167,7 +194,7 @@ fn a_dead_labs_network_is_found_and_removed_and_a_kept_one_is_left_alone() {
     // Their processes and guards are gone.
     drop(made);
     let next = lab_directory();
-    let deadline = store::clock::now() + std::time::Duration::from_secs(10);
+    let deadline = store::clock::now() + Duration::from_secs(10);
     let mut claim = Claim::take(next.path()).unwrap();
     while dead.path().exists() {
         // Another lab that starts just now may have found it first.
