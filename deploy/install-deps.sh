@@ -98,7 +98,7 @@ need() {
 
 fake_time() {
     local library
-    for library in /usr/lib/*/faketime/libfaketimeMT.so.1; do
+    for library in /usr/lib/*/faketime/libfaketimeMT.so.1 /usr/lib64/faketime/libfaketimeMT.so.1; do
         if [ -e "$library" ]; then echo "$library"; return; fi
     done
     return 1

@@ -69,11 +69,11 @@ pub fn skewed(command: &mut Command, library: &Path) {
     command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
 }
 
-/// Returns where the library is, in Debian's directories for any architecture.
+/// Returns where the library is: in Debian's directories for any architecture, or in that of RHEL.
 fn library() -> anyhow::Result<PathBuf> {
-    let architectures = std::fs::read_dir("/usr/lib").context("read /usr/lib")?;
-    let mut places =
-        architectures.flatten().map(|dir| dir.path().join("faketime/libfaketimeMT.so.1"));
+    let debian = std::fs::read_dir("/usr/lib").context("read /usr/lib")?;
+    let directories = debian.flatten().map(|entry| entry.path()).chain(["/usr/lib64".into()]);
+    let mut places = directories.map(|dir| dir.join("faketime/libfaketimeMT.so.1"));
     let place = places.find(|place| place.exists());
     place.context("libfaketime is not installed: run `make deps`")
 }
