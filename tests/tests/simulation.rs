@@ -6,6 +6,9 @@ use std::path::Path;
 use system_tests::sim::campaign::{Campaign, Enough};
 use system_tests::sim::{Plan, Profile, stored};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn profile(name: &str) -> Profile {
     Profile::named(name).expect("a profile of the list")
 }
@@ -21,11 +24,11 @@ fn keeps_every_promise(name: &str, seed: u64) {
     assert!(outcome.refusals.is_empty(), "seed {seed} ({name}): {:?}", outcome.refusals);
 }
 
-/// How many runs each check makes: of every profile ten.
-const SEEDS: u64 = 240;
+/// How many runs each check makes: of every profile thirty-three.
+const SEEDS: u64 = 800;
 
 /// What these runs reach of the pairs of fault and phase and of the deciders' branches; more is welcome, fewer is a hole.
-const CELLS: usize = 260;
+const CELLS: usize = 315;
 
 #[test]
 fn the_same_seed_gives_the_same_run() {

@@ -11,6 +11,9 @@ use system_tests::sim::faults::Fault;
 use system_tests::sim::run::Plan;
 use system_tests::sim::{Outcome, PROFILES, Profile, cells, long, stored};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const USAGE: &str = "usage: sim [--seed N] [--seeds N | --hours H] [--profile P] [--jobs N] [--mutant M] [--trace] [--cells]
            [--mutants] [--file F] [--long F]";
 

@@ -113,6 +113,7 @@ impl Plan {
             read: Default::default(),
             trace: Trace::of(self.keep_trace),
             counts: Counts::default(),
+            moves: Default::default(),
             profile: self.profile.clone(),
         }
     }

@@ -11,9 +11,8 @@ use super::faults::{Fault, Kind, Who};
 use super::rng::Stream;
 use super::world::World;
 
-/// How long an aimed fault waits for its phase, and how often it looks: a seal takes tens of milliseconds.
+/// How long an aimed fault waits for its phase.
 const AIMS_FOR: Micros = 20_000_000;
-const LOOKS_EVERY: Micros = 4_000;
 
 /// Most disks of a run are not restored: two of three that forgot are no single failure.
 const RESTORED_AT_MOST: u32 = 1;
@@ -37,7 +36,8 @@ impl Sim {
                 if sim.now() >= give_up {
                     return;
                 }
-                sim.sleep(LOOKS_EVERY).await;
+                let moves = sim.with(|w| w.moves.clone());
+                sim.within(give_up - sim.now(), moves.notified()).await;
             }
             sim.sleep(fault.other % 30_000).await;
             if sim.now() < until {

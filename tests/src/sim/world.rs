@@ -1,10 +1,12 @@
 //! Everything that is simulated, as one value: machines, disks, links, the store, and what the oracle knows.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use proto::{ClusterSpec, MemberName, SystemIdentifier};
 use proxy_config::route::Routes;
 use store::keys::Keys;
+use tokio::sync::Notify;
 
 use super::cells::Cell;
 use super::disk::Disk;
@@ -69,6 +71,8 @@ pub struct World {
     pub read: Remembered,
     pub trace: Trace,
     pub counts: Counts,
+    /// Told whenever the cluster may have come to another phase.
+    pub moves: Rc<Notify>,
 }
 
 impl World {

@@ -92,7 +92,10 @@ impl Sim {
 
     /// Writes member files; never with a number that goes down.
     pub fn put_files(&self, member: usize, files: MemberFiles) {
-        let before = self.with(|w| w.members[member].disk.files.replace(files.clone()));
+        let before = self.with(|w| {
+            w.moves.notify_waiters();
+            w.members[member].disk.files.replace(files.clone())
+        });
         self.oracle_files(member, before.as_ref(), &files);
     }
 }

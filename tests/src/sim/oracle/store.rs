@@ -173,4 +173,5 @@ fn note(w: &mut World, now: Micros, before: Option<&ClusterState>, next: Cluster
         w.oracle.evidence.insert(member, now);
     }
     w.oracle.states.push((now, Rc::new(next)));
+    w.moves.notify_waiters();
 }

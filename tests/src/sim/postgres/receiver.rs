@@ -167,6 +167,7 @@ fn stage(pg: &Pg, branch: BranchId, from: Lsn, up: &Near<Up>) {
 async fn stream(pg: &Pg, far: usize, from_far: &mut UnboundedReceiver<Down>, up: &Near<Up>) {
     let timeout = micros(pg.sim.with(|w| w.spec.silent_after)) * 3 / 2;
     let mut asked = false;
+    let mut alarm = pg.sim.sleep(timeout / 2);
     loop {
         let Some(heard) = pg.receiver(|r| r.last_heard) else { return };
         let wake = heard + if asked { timeout } else { timeout / 2 };
@@ -176,12 +177,17 @@ async fn stream(pg: &Pg, far: usize, from_far: &mut UnboundedReceiver<Down>, up:
                 Some(said) => said,
                 None => return,
             },
-            () = pg.sim.sleep_until(wake) => {
+            () = &mut alarm => {
+                if pg.sim.now() < wake {
+                    alarm = pg.sim.sleep_until(wake);
+                    continue;
+                }
                 if asked {
                     return;
                 }
                 asked = true;
                 let _ = up.send(Up::Ping);
+                alarm = pg.sim.sleep_until(heard + timeout);
                 continue;
             }
         };

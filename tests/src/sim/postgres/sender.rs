@@ -105,6 +105,7 @@ async fn serve(pg: &Pg, pid: i32, mut line: Line) {
     let Some(mut changed) = pg.with(|s| s.changed.subscribe()) else { return };
     let mut sending: Option<Sending> = None;
     let mut heard = pg.sim.now();
+    let mut alarm = pg.sim.sleep_until(heard + TIMEOUT);
     loop {
         tokio::select! {
             biased;
@@ -118,7 +119,12 @@ async fn serve(pg: &Pg, pid: i32, mut line: Line) {
                 }
             }
             _ = changed.changed() => {}
-            () = pg.sim.sleep_until(heard + TIMEOUT) => return,
+            () = &mut alarm => {
+                if pg.sim.now() >= heard + TIMEOUT {
+                    return;
+                }
+                alarm = pg.sim.sleep_until(heard + TIMEOUT);
+            }
         }
         let Some(stage) = &mut sending else { continue };
         match pg.send_more(stage, pid) {
