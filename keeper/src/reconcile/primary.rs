@@ -30,6 +30,9 @@ pub fn next(view: &ClusterView, state: &ClusterState, facts: &Facts, lead: Lead)
 /// needs a second order, because the leader may rather fail over.
 fn start(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     if facts.files.epoch < lead.epoch {
+        if let Some(refused) = forgotten(state, &lead) {
+            return Action::Hold(refused);
+        }
         return match facts.local.seal {
             Some(seal) if seal.sealing == lead.epoch && facts.files.complete => {
                 match shortfall(state, seal.position) {
@@ -85,6 +88,9 @@ fn promote(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
     if facts.files.epoch >= lead.epoch && facts.files.role == Role::Primary {
         return Action::Hold(Hold::PromotionWasCut);
     }
+    if let Some(refused) = forgotten(state, &lead) {
+        return Action::Hold(refused);
+    }
     match facts.local.seal.filter(|s| s.sealing == lead.epoch) {
         _ if !facts.files.complete => Action::Hold(Hold::Incomplete),
         // Chosen with a seal that this keeper does not remember: it was restarted in between. Sealing again is
@@ -97,6 +103,17 @@ fn promote(state: &ClusterState, facts: &Facts, lead: Lead) -> Action {
             (None, None) => Action::Promote(lead),
         },
     }
+}
+
+/// Refuses to promote for an epoch that has begun: its primary wrote that down before it began, so this member's disk is
+/// older than that, and would begin the same timeline a second time (I9).
+fn forgotten(state: &ClusterState, lead: &Lead) -> Option<Hold> {
+    let record = state.epochs.iter().find(|r| r.epoch == lead.epoch)?;
+    let since = record.start_lsn?;
+    Some(Hold::Refused(format!(
+        "its disk is older than epoch {}, which it began at {since}",
+        lead.epoch
+    )))
 }
 
 /// Refuses to promote a member that was chosen for more than it now holds. A torn record that only the first look

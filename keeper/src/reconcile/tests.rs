@@ -558,12 +558,12 @@ fn who_holds_less_than_it_was_chosen_with_is_not_promoted() {
         Some(Seal { sealing: Epoch(2), position: at(1, lsn), replayed: Lsn(lsn), clean: true })
     };
     facts.local.seal = seal(100);
-    assert!(matches!(decide(&view(), &facts), Action::Promote(_)));
+    assert!(matches!(decide(&promoting(), &facts), Action::Promote(_)));
     facts.local.seal = seal(99);
-    assert!(matches!(decide(&view(), &facts), Action::Hold(Hold::Refused(_))));
+    assert!(matches!(decide(&promoting(), &facts), Action::Hold(Hold::Refused(_))));
     facts.local.process = Process::None;
     facts.sql = None;
-    assert!(matches!(decide(&view(), &facts), Action::Hold(Hold::Refused(_))));
+    assert!(matches!(decide(&promoting(), &facts), Action::Hold(Hold::Refused(_))));
 }
 
 #[test]
@@ -600,6 +600,29 @@ fn a_rewind_that_waits_for_its_source_does_not_keep_the_member_from_sealing() {
     assert!(!rewind.yields_to(&decide(&view, &facts)));
 }
 
+/// Epoch 2 before b leads it.
+fn promoting() -> ClusterView {
+    let mut view = view();
+    let state = view.state.as_mut().unwrap();
+    state.phase = Phase::Promoting;
+    state.epochs[1].start_lsn = None;
+    view
+}
+
+#[test]
+fn an_epoch_that_has_begun_is_begun_by_nobody_again() {
+    assert!(matches!(decide(&promoting(), &chosen()), Action::Promote(_)));
+    // It led the epoch, and its disk came back as it was before: the leader only knows that it does not serve.
+    let mut again = view();
+    let state = again.state.as_mut().unwrap();
+    state.phase = Phase::Restarting;
+    state.restart = Some(RestartOrder { member: name("b"), epoch: Epoch(2), number: 4 });
+    assert!(matches!(decide(&again, &chosen()), Action::Hold(Hold::Refused(_))));
+    let mut down = chosen();
+    (down.local.process, down.sql) = (Process::None, None);
+    assert!(matches!(decide(&again, &down), Action::Hold(Hold::Refused(_))));
+}
+
 /// b as it was chosen to lead epoch 2: a standby that has sealed for it.
 fn chosen() -> Facts {
     let mut facts = running(facts("b", 1, Role::Standby), sql(true, 1));
@@ -613,14 +636,14 @@ fn chosen() -> Facts {
 fn a_member_on_its_way_to_a_timeline_that_it_never_reached_is_restarted_before_it_is_promoted() {
     let mut facts = chosen();
     facts.local.unreached = [Timeline(2)].into();
-    assert_eq!(decide(&view(), &facts), Action::Fence(FenceReason::Unreached(Timeline(2))));
+    assert_eq!(decide(&promoting(), &facts), Action::Fence(FenceReason::Unreached(Timeline(2))));
     facts.local.unreached.clear();
-    assert!(matches!(decide(&view(), &facts), Action::Promote(_)));
+    assert!(matches!(decide(&promoting(), &facts), Action::Promote(_)));
 }
 
 #[test]
 fn a_promotion_that_waits_for_the_voters_of_a_cfg_that_has_a_successor_ends() {
-    let promote = decide(&view(), &chosen());
+    let promote = decide(&promoting(), &chosen());
     // It has got as far as the new timeline, and its voters do not come.
     let facts = running(facts("b", 2, Role::Primary), sql(false, 2));
     let opens = decide(&view(), &facts);
@@ -716,11 +739,9 @@ fn by_a_copy_of_the_state_nobody_is_promoted_no_data_is_touched_and_no_names_are
     assert_eq!(decide(&view, &former), waits, "rewind");
     former.files.role = Role::Standby;
     assert_eq!(decide(&view, &former), waits, "copy");
-    let mut chosen = running(facts("b", 1, Role::Standby), sql(true, 1));
-    chosen.files.promise = Epoch(2);
-    chosen.local.seal =
-        Some(Seal { sealing: Epoch(2), position: at(1, 100), replayed: Lsn(100), clean: true });
-    assert_eq!(decide(&view, &chosen), waits, "promotion");
+    let mut named = promoting();
+    named.state_revision = 0;
+    assert_eq!(decide(&named, &chosen()), waits, "promotion");
     let mut open = running(primary_without_etcd(), sql(false, 2));
     open.local.opened =
         Some(Opened { epoch: Epoch(2), timeline: Timeline(2), start_lsn: Lsn(100), restart: 0 });

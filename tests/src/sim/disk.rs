@@ -55,10 +55,18 @@ impl Data {
         }
     }
 
-    /// Returns the highest timeline that a promotion has to leave behind.
-    pub fn highest_history(&self, own: Timeline) -> u32 {
-        let named = self.histories.iter().chain(&self.placeholders).copied();
-        named.chain([own.0]).max().unwrap_or(1)
+    /// Returns what `findNewestTimeLine` finds: it looks for the next history until one is missing. A promotion takes the
+    /// timeline after it.
+    pub fn newest_timeline(&self, own: Timeline) -> u32 {
+        let is_there = |tli: &u32| self.histories.contains(tli) || self.placeholders.contains(tli);
+        (own.0 + 1..).take_while(is_there).last().unwrap_or(own.0)
+    }
+
+    /// Whether recovery ends with "requested timeline is not a child of this server's history": its target has a history that
+    /// is empty.
+    pub fn aims_at_a_placeholder(&self, own: Timeline) -> bool {
+        let newest = self.newest_timeline(own);
+        newest > own.0 && !self.histories.contains(&newest)
     }
 }
 

@@ -18,7 +18,7 @@ use super::run::Plan;
 use super::wal::At;
 
 /// Longer than anything takes that nobody holds up, and short beside the time-outs of walsenders.
-const REST: Micros = 500_000;
+const REST: Micros = 1_200_000;
 const STARTS_WITHIN: Micros = 3_000_000;
 /// As PostgreSQL has it, so that nobody who is stopped is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -110,6 +110,16 @@ impl Modelled {
     /// Takes the upstream away and reloads.
     pub fn cut_off(&self, member: usize) {
         self.change(member, |settings| settings.upstream = None);
+    }
+
+    /// Gives it another upstream and reloads.
+    pub fn follow(&self, member: usize, of: usize) {
+        self.change(member, |settings| settings.upstream = Some(upstream(of)));
+    }
+
+    /// Returns whether a session can be opened.
+    pub fn runs(&self, member: usize) -> bool {
+        self.sim.session(member).is_some()
     }
 
     pub fn commit(&mut self, number: u64, member: usize) {
@@ -263,12 +273,16 @@ fn files(member: proto::MemberName, number: usize) -> MemberFiles {
 }
 
 fn settings(names: &str, member: usize) -> Settings {
-    let upstream = (member > 0).then(|| Upstream {
-        epoch: EPOCH,
-        host: "10.0.0.0".into(),
-        port: 5432,
-        name: StreamName::Voter { round: 0 },
-    });
+    let upstream = (member > 0).then(|| upstream(0));
     let standby_names = if member == 0 { names.to_owned() } else { String::new() };
     Settings { standby_names, upstream, access: Access::Open, eager: true }
+}
+
+fn upstream(of: usize) -> Upstream {
+    Upstream {
+        epoch: EPOCH,
+        host: format!("10.0.0.{of}"),
+        port: 5432,
+        name: StreamName::Voter { round: 0 },
+    }
 }

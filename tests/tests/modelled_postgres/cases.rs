@@ -1,5 +1,8 @@
 //! The cases: steps, questions, and of the answers those that were once measured by hand.
 
+mod timelines;
+mod waits;
+
 use system_tests::sim::scripted::Part;
 
 /// Members are numbered: the primary is 0 at first. Commits are numbered as well.
@@ -19,6 +22,10 @@ pub enum Step {
     Crash(usize),
     StartAgain(usize),
     Promote(usize),
+    /// Which has to fail, or not to end: nothing is waited for.
+    TryToStart(usize),
+    /// A standby is given another upstream.
+    Follow(usize, usize),
     /// Empty history files for these timelines.
     Reserve(usize, &'static [u32]),
 
@@ -27,12 +34,14 @@ pub enum Step {
     Holds(u64, usize),
     Writes(usize),
     Senders(usize),
+    /// Whether a session can be opened.
+    Runs(usize),
 }
 
 impl Step {
     pub fn is_question(&self) -> bool {
-        use Step::{Holds, Sees, Senders, Told, Writes};
-        matches!(self, Told(_) | Sees(..) | Holds(..) | Writes(_) | Senders(_))
+        use Step::{Holds, Runs, Sees, Senders, Told, Writes};
+        matches!(self, Told(_) | Sees(..) | Holds(..) | Writes(_) | Senders(_) | Runs(_))
     }
 }
 
@@ -65,7 +74,13 @@ const fn case(
     Case { name, names, steps, shows }
 }
 
-pub const CASES: &[Case] = &[
+/// Returns all of them.
+pub fn all() -> impl Iterator<Item = &'static Case> {
+    FIRST.iter().chain(waits::CASES).chain(timelines::CASES)
+}
+
+/// The holes of synchronous replication, and what the first promotions showed.
+const FIRST: &[Case] = &[
     case(
         "a commit is acknowledged once one of two holds it",
         ANY_1,

@@ -20,6 +20,9 @@ const BOUND: Duration = Duration::from_secs(10);
 /// What has not happened by then does not happen: nothing here is polled more seldom than every 20 ms.
 const NEVER: Duration = Duration::from_millis(400);
 
+/// Under which each streams; the first is the primary.
+const NAMES: [&str; 3] = ["a.e1", "b.e1", "c.e1"];
+
 pub struct Real {
     servers: Vec<Cluster>,
     commits: Vec<Commit>,
@@ -44,7 +47,7 @@ impl Real {
             "CREATE PROCEDURE p(i int) LANGUAGE plpgsql AS $$ BEGIN INSERT INTO t VALUES (i); COMMIT; END $$",
         );
         let mut servers = vec![primary];
-        for name in ["b.e1", "c.e1"] {
+        for name in &NAMES[1..] {
             let mut standby = Cluster::empty();
             base_backup(
                 &binaries(),
@@ -87,6 +90,17 @@ impl Real {
         tokio::time::sleep(NEVER).await;
     }
 
+    async fn follow(&self, member: usize, upstream: usize) {
+        let name = NAMES[member];
+        let slot = &name[..1];
+        let of = &self.servers[upstream];
+        of.sql(&format!("SELECT pg_create_physical_replication_slot('{slot}', true)"));
+        let conninfo = of.source().conninfo(15, None).replace("x.e1.joining", name);
+        let quoted = conninfo.replace('\'', "''");
+        set(&self.servers[member], &[("primary_conninfo", &quoted)]);
+        self.reload(member, "primary_conninfo", &conninfo).await;
+    }
+
     pub async fn does(&mut self, step: &Step) {
         match *step {
             Step::Names(member, names) => self.names(member, names).await,
@@ -123,6 +137,10 @@ impl Real {
             Step::Promote(member) => {
                 self.servers[member].sql("SELECT pg_promote(wait => false)");
             }
+            Step::TryToStart(member) => {
+                self.servers[member].spawn();
+            }
+            Step::Follow(member, upstream) => self.follow(member, upstream).await,
             Step::Reserve(member, timelines) => {
                 for timeline in timelines {
                     let file =
@@ -135,7 +153,8 @@ impl Real {
             | Step::Sees(..)
             | Step::Holds(..)
             | Step::Writes(_)
-            | Step::Senders(_) => unreachable!("a question"),
+            | Step::Senders(_)
+            | Step::Runs(_) => unreachable!("a question"),
         }
     }
 
@@ -184,6 +203,7 @@ impl Real {
                 let text = self.answer(member, query).unwrap_or_default();
                 format!("[{}]", text.replace(", t)", ", true)").replace(", f)", ", false)"))
             }
+            Step::Runs(member) => self.answer(member, "SELECT 1").is_some().to_string(),
             ref other => unreachable!("{other:?} is no question"),
         }
     }

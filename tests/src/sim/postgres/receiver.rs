@@ -7,11 +7,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::sender::{self, Down, Line, Up};
 use super::{Pg, Phase, Receiver};
-use crate::sim::executor::{Node, ProcId, micros};
+use crate::sim::executor::{Micros, Node, ProcId, micros};
 use crate::sim::net::Near;
 use crate::sim::rng::Stream;
 use crate::sim::wal::{At, BranchId};
 use crate::sim::world::World;
+
+/// `wal_receiver_status_interval`, as the keeper sets it: so late at most is a commit released by names that came after it.
+const STATUS_INTERVAL: Micros = 1_000_000;
 
 /// Starts a receiver, as the startup process asks the postmaster to.
 pub fn start(pg: &Pg, upstream: Upstream) {
@@ -168,6 +171,7 @@ async fn stream(pg: &Pg, far: usize, from_far: &mut UnboundedReceiver<Down>, up:
     let timeout = micros(pg.sim.with(|w| w.spec.silent_after)) * 3 / 2;
     let mut asked = false;
     let mut alarm = pg.sim.sleep(timeout / 2);
+    let mut status = pg.sim.sleep(STATUS_INTERVAL);
     loop {
         let Some(heard) = pg.receiver(|r| r.last_heard) else { return };
         let wake = heard + if asked { timeout } else { timeout / 2 };
@@ -177,6 +181,11 @@ async fn stream(pg: &Pg, far: usize, from_far: &mut UnboundedReceiver<Down>, up:
                 Some(said) => said,
                 None => return,
             },
+            () = &mut status => {
+                tell(pg, up);
+                status = pg.sim.sleep(STATUS_INTERVAL);
+                continue;
+            }
             () = &mut alarm => {
                 if pg.sim.now() < wake {
                     alarm = pg.sim.sleep_until(wake);

@@ -2,9 +2,10 @@
 
 use proto::{Lsn, Timeline};
 
-use super::{Pg, Phase, receiver};
+use super::{Pg, Phase, Server, receiver};
 use crate::sim::rng::Stream;
 use crate::sim::wal::At;
+use crate::sim::watch;
 use crate::sim::world::World;
 
 /// Recovers, then stands by or serves.
@@ -13,7 +14,6 @@ pub async fn run(pg: Pg) {
     sim.sleep(sim.between(Stream::Postgres, 20_000, 120_000)).await;
     let Some(Some(found)) = pg.with_world(|w| recover(w, pg.member)) else { return };
     if found.bricked {
-        // "unexpected timeline ID": it never starts with empty histories of higher timelines.
         sim.postmaster_dies(pg.member);
         return;
     }
@@ -53,7 +53,7 @@ fn recover(w: &mut World, member: usize) -> Option<Found> {
     }
     let end = data.end_for_recovery(&w.wal);
     let own = w.wal.branch(end.branch).tli;
-    let bricked = data.standby_signal && data.placeholders.iter().any(|n| *n > own.0);
+    let bricked = data.standby_signal && data.aims_at_a_placeholder(own);
     let mut end_at = end;
     if !data.standby_signal {
         // A primary writes on in the branch that it was writing, or in one of its own if others went on from there.
@@ -120,7 +120,7 @@ async fn standby(pg: &Pg) {
             return sim.postmaster_dies(pg.member);
         }
         if promote {
-            return promoted(pg).await;
+            return promoted(pg, &mut changed).await;
         }
         if let Some(upstream) = upstream.filter(|_| !receives) {
             receiver::start(pg, upstream);
@@ -144,17 +144,22 @@ fn becomes_consistent(w: &mut World, member: usize) -> bool {
     true
 }
 
-async fn promoted(pg: &Pg) {
+async fn promoted(pg: &Pg, changed: &mut watch::Receiver<()>) {
     let sim = &pg.sim;
-    if let Some(Some(proc)) = pg.with(|s| s.receiver.as_ref().map(|r| r.proc)) {
+    // `ShutdownWalRcv` has no time-out: it waits for a receiver that is stopped.
+    let receiver = |s: &mut Server| s.receiver.as_ref().map(|r| r.proc);
+    if let Some(Some(proc)) = pg.with(receiver) {
         pg.end_receiver(proc);
+        while pg.with(receiver).flatten() == Some(proc) {
+            let _ = changed.changed().await;
+        }
     }
     sim.sleep(sim.between(Stream::Postgres, 5_000, 40_000)).await;
     let known = pg.with_world(|w| {
         let data = w.members[pg.member].disk.data.as_mut()?;
         let end = data.end_for_recovery(&w.wal);
         let own = w.wal.branch(end.branch).tli;
-        let tli = Timeline(data.highest_history(own) + 1);
+        let tli = Timeline(data.newest_timeline(own) + 1);
         data.histories.insert(tli.0);
         data.piece = None;
         Some((end, tli))
