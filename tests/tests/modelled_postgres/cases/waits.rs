@@ -34,7 +34,15 @@ pub const CASES: &[Case] = &[
     case(
         "the first of FIRST 1 takes its place again when it is back",
         FIRST_1,
-        &[Crash(1), Senders(0), StartAgain(1), Senders(0), Stop(2, Receiver), Commit(1, 0), Told(1)],
+        &[
+            Crash(1),
+            Senders(0),
+            StartAgain(1),
+            Senders(0),
+            Stop(2, Receiver),
+            Commit(1, 0),
+            Told(1),
+        ],
         &[r#"Senders(0): [("b.e1", 1, true), ("c.e1", 2, true)]"#, "Told(1): Done"],
     ),
     case(
@@ -52,7 +60,15 @@ pub const CASES: &[Case] = &[
     case(
         "a higher count holds up what comes after it, and nothing before",
         ANY_1,
-        &[Stop(2, Receiver), Commit(1, 0), Told(1), Names(0, ANY_2), Commit(2, 0), Told(2), Told(1)],
+        &[
+            Stop(2, Receiver),
+            Commit(1, 0),
+            Told(1),
+            Names(0, ANY_2),
+            Commit(2, 0),
+            Told(2),
+            Told(1),
+        ],
         &["Told(1): Done", "Told(2): Waits"],
     ),
     case(
@@ -136,7 +152,15 @@ pub const CASES: &[Case] = &[
     case(
         "names hold up what comes after them, and nothing before",
         "",
-        &[Stop(1, Receiver), Commit(1, 0), Told(1), Names(0, ONLY_B), Commit(2, 0), Told(2), Told(1)],
+        &[
+            Stop(1, Receiver),
+            Commit(1, 0),
+            Told(1),
+            Names(0, ONLY_B),
+            Commit(2, 0),
+            Told(2),
+            Told(1),
+        ],
         &["Told(1): Done", "Told(2): Waits"],
     ),
     case(
