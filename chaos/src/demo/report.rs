@@ -41,6 +41,8 @@ pub struct Report {
     pub acknowledged: usize,
     /// Commits of which nobody was told what became: neither lost nor kept.
     pub unknown: u64,
+    /// Those of the unknown ones that had no answer within a second. The others had their session cut.
+    pub overdue: u64,
     pub commits_per_second: f64,
     /// Acknowledged writes that a member does not hold.
     pub lost: usize,

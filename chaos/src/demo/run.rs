@@ -219,6 +219,7 @@ fn report(
         write_gap_ms: tenths(told.longest_gap(struck, redundant_at)),
         acknowledged: told.acknowledged.len(),
         unknown: told.unknown,
+        overdue: told.overdue,
         commits_per_second: evidence.per_second.round(),
         lost: verdict.lost.len(),
         dual: verdict.dual.len(),
