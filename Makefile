@@ -23,8 +23,9 @@ ARGS ?=
 REJOIN_MB ?= 2048
 REJOIN_LINK_MB ?= 2048
 
-# Integration tests without etcd, PostgreSQL or HAProxy: they belong to the units.
-FAST_TESTS := $(addprefix --test ,tidy golden decider end_to_end memory_faults usage simulation)
+# Integration tests without etcd, PostgreSQL or HAProxy: they belong to the units. The simulator's takes a minute, and runs in
+# `make test`, once.
+FAST_TESTS := $(addprefix --test ,tidy golden decider end_to_end memory_faults usage)
 
 # A real cluster is three PostgreSQL, etcd and proxies: a third one at a time would measure the machine.
 CLUSTERS_AT_ONCE := 2
