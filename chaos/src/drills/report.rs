@@ -8,8 +8,10 @@ use std::fmt::Write as _;
 use super::Ran;
 use super::outcome::{Outcome, Spread};
 
+/// `--c` is the color of a thing of the picture, by its class.
 const STYLE: &str = "
-:root { --ink: #1c2733; --faint: #8593a3; --line: #dfe5ec; --paper: #ffffff; --good: #1a7f4b; --bad: #c22f2f; }
+:root { --ink: #1c2733; --faint: #66727f; --line: #dfe5ec; --paper: #ffffff; --good: #1a7f4b; --bad: #c22f2f;
+  --code: #f2f5f8; --fault: #7a1f1f; color-scheme: light dark; }
 body { font: 14px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto; max-width: 76rem;
   padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
@@ -23,10 +25,26 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); } th { color: var(--faint); font-weight: 500; }
 th:first-child, td:first-child, td.words, th.words { text-align: left; }
 tr.over td { color: var(--bad); font-weight: 600; }
-code { background: #f2f5f8; padding: .1rem .3rem; border-radius: 3px; }
+code { background: var(--code); padding: .1rem .3rem; border-radius: 3px; }
 .legend { margin: .2rem 0; color: var(--faint); } .picture { margin-top: .6rem; }
 .legend span { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin: 0 .3rem 0 1rem; vertical-align: -1px; }
-.note { color: var(--faint); }
+.legend span { background: var(--c); }
+.picture text { fill: var(--faint); } .picture .fault { fill: var(--fault); } .picture line { stroke: var(--line); }
+.picture rect { fill: var(--c); } .picture .behind { opacity: .45; }
+.picture path { fill: none; stroke: var(--c); stroke-width: 1.3; }
+.broken { --c: #e8a0a0; } .returning { --c: #f3dfb0; }
+.writes, .primary { --c: #2a6fbb; } .reads { --c: #3d9970; } .latency, .switchover { --c: #8e5ea2; }
+.standby { --c: #b9cfe6; } .down { --c: #d9534f; } .silent { --c: #55606c; }
+.open { --c: #d6ead9; } .joint { --c: #a9d18e; } .sealing { --c: #a8541c; } .promoting { --c: #f0ad4e; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #dde4ec; --faint: #93a1b0; --line: #2d3844; --paper: #12181f; --good: #4cc38a; --bad: #ff7b72;
+    --code: #1d2630; --fault: #f0a8a0; }
+  .broken { --c: #b04a4a; } .returning { --c: #806c2c; }
+  .writes, .primary { --c: #58a0e8; } .reads { --c: #55bf90; } .latency, .switchover { --c: #b78ad0; }
+  .standby { --c: #2c4766; } .down { --c: #e5534b; } .silent { --c: #8b96a3; }
+  .picture .behind { opacity: .3; }
+  .open { --c: #1f3b2b; } .joint { --c: #55903f; } .sealing { --c: #d07a3c; }
+}
 ";
 
 /// Returns the whole page.

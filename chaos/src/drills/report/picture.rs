@@ -29,11 +29,12 @@ const ROW: f64 = 18.0;
 const GRAPH: f64 = 110.0;
 const GAP: f64 = 26.0;
 
-const BROKEN: &str = "#e8a0a0";
-const RETURNING: &str = "#f3dfb0";
-const WRITES: &str = "#2a6fbb";
-const READS: &str = "#3d9970";
-const LATENCY: &str = "#8e5ea2";
+/// The classes by which the style of the page gives everything its color, for paper and for the dark.
+const BROKEN: &str = "broken";
+const RETURNING: &str = "returning";
+const WRITES: &str = "writes";
+const READS: &str = "reads";
+const LATENCY: &str = "latency";
 
 /// Above this a latency is drawn at the upper edge: in milliseconds.
 const LATENCY_EDGE: f64 = 1_000.0;
@@ -65,23 +66,23 @@ impl Scale {
     }
 }
 
-fn color_of_role(role: Role) -> &'static str {
+fn class_of_role(role: Role) -> &'static str {
     match role {
-        Role::Primary => "#2a6fbb",
-        Role::Standby => "#b9cfe6",
-        Role::Down => "#d9534f",
-        Role::Silent => "#55606c",
+        Role::Primary => "primary",
+        Role::Standby => "standby",
+        Role::Down => "down",
+        Role::Silent => "silent",
     }
 }
 
-fn color_of_phase(phase: &str) -> &'static str {
+fn class_of_phase(phase: &str) -> &'static str {
     match phase {
-        "open" => "#d6ead9",
-        "joint" => "#a9d18e",
-        "sealing" => "#a8541c",
-        "promoting" => "#f0ad4e",
-        "switchover" => "#8e5ea2",
-        _ => "#55606c",
+        "open" => "open",
+        "joint" => "joint",
+        "sealing" => "sealing",
+        "promoting" => "promoting",
+        "switchover" => "switchover",
+        _ => "silent",
     }
 }
 
@@ -96,12 +97,11 @@ pub fn legend() -> String {
     let phases = ["open", "joint", "sealing", "promoting", "switchover"];
     let groups = [
         ("faults", vec![("broken", BROKEN), ("given back, not yet redundant", RETURNING)]),
-        ("phase", phases.map(|phase| (phase, color_of_phase(phase))).to_vec()),
-        ("members", roles.map(|(name, role)| (name, color_of_role(role))).to_vec()),
+        ("phase", phases.map(|phase| (phase, class_of_phase(phase))).to_vec()),
+        ("members", roles.map(|(name, role)| (name, class_of_role(role))).to_vec()),
     ];
-    let entry = |(name, color): (&str, &str)| {
-        format!("<span style=\"background:{color}\"></span>{}", escape(name))
-    };
+    let entry =
+        |(name, class): (&str, &str)| format!("<span class=\"{class}\"></span>{}", escape(name));
     let group = |(name, entries): (&str, Vec<(&str, &str)>)| {
         format!("{name}:{} ", entries.into_iter().map(entry).collect::<String>())
     };
@@ -117,11 +117,11 @@ pub fn draw(ran: &Ran) -> String {
     let rows = ran.seen.last().map_or(0, |seen| seen.roles.len()) + 1;
     let height = TOP + rows as f64 * (ROW + 4.0) + 3.0 * (GRAPH + GAP) + 40.0;
     picture.faults(&ran.drills, height);
-    picture.row("phase", &ran.seen, ran.until, |seen| Some(color_of_phase(seen.phase)));
+    picture.row("phase", &ran.seen, ran.until, |seen| Some(class_of_phase(seen.phase)));
     let members = ran.seen.last().map(|seen| seen.roles.keys().cloned().collect::<Vec<_>>());
     for member in members.unwrap_or_default() {
-        let color = |seen: &Seen| seen.roles.get(&member).map(|role| color_of_role(*role));
-        picture.row(&format!("member {member}"), &ran.seen, ran.until, color);
+        let class = |seen: &Seen| seen.roles.get(&member).map(|role| class_of_role(*role));
+        picture.row(&format!("member {member}"), &ran.seen, ran.until, class);
     }
     let acks = || ran.told.acknowledged.iter();
     let writes = rates(ran.from, ran.until, acks().map(|ack| ack.acked));
@@ -177,19 +177,18 @@ impl Picture {
         for drill in drills {
             let (struck, mended) = (self.x(drill.struck), self.x(drill.mended));
             let redundant = self.x(drill.redundant);
-            for (from, to, color) in [(struck, mended, BROKEN), (mended, redundant, RETURNING)] {
+            for (from, to, class) in [(struck, mended, BROKEN), (mended, redundant, RETURNING)] {
                 let (width, tall) = ((to - from).max(1.0), height - TOP - 30.0);
                 let _ = writeln!(
                     self.svg,
-                    "<rect x=\"{from:.1}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{tall:.1}\" fill=\"{color}\" \
-                     opacity=\"0.45\"/>"
+                    "<rect x=\"{from:.1}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{tall:.1}\" class=\"{class} behind\"/>"
                 );
             }
             name_at = (name_at + NAME_APART).max(struck + 4.0);
             let name = escape(drill.fault.name());
             let _ = writeln!(
                 self.svg,
-                "<text transform=\"translate({name_at:.1},{:.1}) rotate(-60)\" fill=\"#7a1f1f\">{name} {}<title>{}: writes away for \
+                "<text transform=\"translate({name_at:.1},{:.1}) rotate(-60)\" class=\"fault\">{name} {}<title>{}: writes away for \
                  {:.0} ms</title></text>",
                 TOP - 4.0,
                 drill.victim,
@@ -199,22 +198,22 @@ impl Picture {
         }
     }
 
-    /// A row of colors, each from one change to the next.
+    /// A row of bars, each from one change to the next.
     fn row(
         &mut self,
         name: &str,
         seen: &[Seen],
         until: Moment,
-        color: impl Fn(&Seen) -> Option<&'static str>,
+        class: impl Fn(&Seen) -> Option<&'static str>,
     ) {
         self.name(name, ROW / 2.0 + 4.0);
         for (at, one) in seen.iter().enumerate() {
             let end = seen.get(at + 1).map_or(until, |next| next.at);
-            let Some(color) = color(one) else { continue };
+            let Some(class) = class(one) else { continue };
             let (from, to) = (self.x(one.at), self.x(end));
             let _ = writeln!(
                 self.svg,
-                "<rect x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.2}\" height=\"{ROW}\" fill=\"{color}\"/>",
+                "<rect x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.2}\" height=\"{ROW}\" class=\"{class}\"/>",
                 self.y,
                 (to - from).max(0.0)
             );
@@ -223,7 +222,7 @@ impl Picture {
     }
 
     /// A line over time, broken where there is no number.
-    fn graph(&mut self, name: &str, color: &str, values: &[Option<f64>], scale: Scale) {
+    fn graph(&mut self, name: &str, class: &str, values: &[Option<f64>], scale: Scale) {
         self.y += GAP / 2.0;
         let greatest = values.iter().flatten().copied().fold(1.0, f64::max);
         let (least, most) = scale.edges(greatest);
@@ -235,7 +234,7 @@ impl Picture {
             let right = self.seconds * self.scale;
             let _ = writeln!(
                 self.svg,
-                "<line x1=\"0\" x2=\"{right:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\" stroke=\"#dfe5ec\"/>"
+                "<line x1=\"0\" x2=\"{right:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>"
             );
         }
         let mut path = String::new();
@@ -250,17 +249,14 @@ impl Picture {
             let _ = write!(path, "{}{x:.1} {y:.1}", if is_open { 'L' } else { 'M' });
             is_open = true;
         }
-        let _ = writeln!(
-            self.svg,
-            "<path d=\"{path}\" fill=\"none\" stroke=\"{color}\" stroke-width=\"1.3\"/>"
-        );
+        let _ = writeln!(self.svg, "<path d=\"{path}\" class=\"{class}\"/>");
         self.y += GRAPH + GAP / 2.0;
     }
 
     fn name(&mut self, text: &str, below: f64) {
         let _ = writeln!(
             self.names,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#55606c\">{}</text>",
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             NAMES - 8.0,
             self.y + below,
             escape(text)
@@ -276,7 +272,7 @@ impl Picture {
             let text = format!("{:.0} s", at.since(self.from).as_secs_f64());
             let _ = writeln!(
                 self.svg,
-                "<text x=\"{:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" fill=\"#8593a3\">{text}</text>",
+                "<text x=\"{:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{text}</text>",
                 self.x(at).max(10.0)
             );
             at = at + step;
