@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::Moment;
+use proto::{Epoch, Moment};
 
 use crate::lab::Lab;
 use crate::load::{Load, Told};
@@ -16,6 +16,8 @@ const REPLAY_BOUND: Duration = Duration::from_secs(60);
 pub struct Watchers {
     pub load: Load,
     pub observers: Observers,
+    /// That of the begin.
+    epoch: Epoch,
 }
 
 impl Watchers {
@@ -28,6 +30,7 @@ impl Watchers {
         Ok(Self {
             load: Load::start(lab.load_config(writers))?,
             observers: Observers::start(targets?),
+            epoch: lab.cluster().await?.epoch(),
         })
     }
 
@@ -58,10 +61,13 @@ impl Watchers {
     async fn stop(self, lab: &Lab, steady: (Moment, Moment)) -> (Evidence, Told) {
         let told = self.load.stop().await;
         let (beacons, _unknown) = self.observers.stop().await;
+        // Without etcd nobody can say.
+        let epoch = lab.cluster().await.map_or(self.epoch, |cluster| cluster.epoch());
         let evidence = Evidence {
             acknowledged: told.acknowledged.clone(),
             beacons,
             members: lab.members().len(),
+            epochs: usize::try_from(epoch.0.saturating_sub(self.epoch.0)).unwrap_or(usize::MAX),
             per_second: told.per_second(steady.0, steady.1),
             ..Evidence::default()
         };

@@ -49,6 +49,8 @@ pub struct Evidence {
     pub holdings: BTreeMap<MemberName, Holding>,
     /// How many members there are.
     pub members: usize,
+    /// How many epochs began while it was watched.
+    pub epochs: usize,
     /// Commits per second before the fault.
     pub per_second: f64,
 }
@@ -171,8 +173,16 @@ fn too_thin(evidence: &Evidence) -> Vec<String> {
             evidence.per_second
         ));
     }
-    if evidence.beacons.is_empty() {
+    // An epoch may end before its primary takes a beacon; of those that were seen it is shown that no two served at once.
+    let seen: BTreeSet<Timeline> = evidence.beacons.iter().map(|b| b.timeline).collect();
+    let seen = seen.len();
+    if seen == 0 {
         reasons.push("no observer saw a primary".into());
+    } else if seen < 1 + evidence.epochs / 2 {
+        reasons.push(format!(
+            "{} epochs began, and observers saw primaries of {seen} timelines only",
+            evidence.epochs
+        ));
     }
     let read = evidence.holdings.len();
     if read < evidence.members || read == 0 {
@@ -264,7 +274,7 @@ mod tests {
             beacons: beacons.iter().map(|b| b.ack.id).collect(),
         };
         let holdings = ["a", "b", "c"].map(|m| (m.parse().unwrap(), holding.clone())).into();
-        Evidence { acknowledged, beacons, holdings, members: 3, per_second: 600.0 }
+        Evidence { acknowledged, beacons, holdings, members: 3, epochs: 1, per_second: 600.0 }
     }
 
     fn on_each(evidence: &mut Evidence, change: impl Fn(&mut Holding) -> bool) {
@@ -346,11 +356,14 @@ mod tests {
         unread.holdings.pop_last();
         let mut blind = good();
         blind.beacons.clear();
+        let mut drowsy = good();
+        drowsy.epochs = 4;
         for (evidence, word) in [
             (few, "999 commits"),
             (slow, "199 commits a second"),
             (unread, "2 of 3"),
             (blind, "no observer"),
+            (drowsy, "4 epochs began"),
         ] {
             let verdict = judge(&evidence);
             assert!(!verdict.is_good());
