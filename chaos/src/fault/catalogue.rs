@@ -1,39 +1,8 @@
 //! The list itself: a line for each fault.
 
-use std::time::Duration;
-
-use super::Fault::{self, *};
+use super::Fault::*;
+use super::entry::{Entry, line};
 use super::{Class, Hits};
-
-/// What is known of a fault beforehand.
-#[derive(Debug, Clone, Copy)]
-pub struct Entry {
-    pub fault: Fault,
-    /// On the command line.
-    pub name: &'static str,
-    pub class: Class,
-    pub hits: Hits,
-    /// The longest that writes may be away, on a small machine with other things to do.
-    pub bound: Duration,
-    /// How long a drill leaves it broken once writes are back.
-    pub stays: Duration,
-    /// What is done, where `{x}` is the member that it hits.
-    pub does: &'static str,
-    /// What is done about it later; empty where nothing has to be.
-    pub undo: &'static str,
-}
-
-/// Both times in milliseconds.
-const fn line(
-    fault: Fault,
-    name: &'static str,
-    (class, hits): (Class, Hits),
-    (bound, stays): (u64, u64),
-    (does, undo): (&'static str, &'static str),
-) -> Entry {
-    let (bound, stays) = (Duration::from_millis(bound), Duration::from_millis(stays));
-    Entry { fault, name, class, hits, bound, stays, does, undo }
-}
 
 // A stream or an echo that is silent is noticed after 1 s, and the rest takes half of one: far below these.
 const CRASH: u64 = 1_500;
@@ -58,7 +27,7 @@ const MENDED: &str = "the network of {x} is mended";
 const ETCD_AGAIN: &str = "etcd is started again";
 
 /// All faults, in the order of the help text, which is that of `Fault`.
-pub const ALL: [Entry; 58] = [
+pub const ALL: [Entry; 60] = [
     line(
         Member,
         "member",
@@ -490,6 +459,27 @@ pub const ALL: [Entry; 58] = [
         (
             "start the primary {x} again with a clock that is 7 minutes slow, and have it serve",
             "{x} is killed and started again with the right time",
+        ),
+    ),
+    line(
+        CfgCrash,
+        "cfg-crash",
+        (Class::Twice, Hits::Primary),
+        (SILENCE, 500),
+        (
+            "kill -9 all of a standby, start it again, and kill -9 all of the primary {x} while that standby is to vote again",
+            AGAIN,
+        ),
+    ),
+    // A copy begins with a checkpoint of the primary, on whose disk commits wait for it.
+    line(
+        CopyCrash,
+        "copy-crash",
+        (Class::Twice, Hits::Standby),
+        (PLANNED, 500),
+        (
+            "kill -9 all of the standby {x}, give it an empty disk, and kill it again while it is copied",
+            AGAIN,
         ),
     ),
 ];

@@ -34,9 +34,12 @@ impl Fault {
             | Fault::EtcdCompaction
             | Fault::CrashBehind
             | Fault::Haproxy => Ok(()),
-            Fault::Member | Fault::Standby | Fault::Stop | Fault::RejoinCrash => {
-                start_again(lab, victim).await
-            }
+            Fault::Member
+            | Fault::Standby
+            | Fault::Stop
+            | Fault::RejoinCrash
+            | Fault::CfgCrash
+            | Fault::CopyCrash => start_again(lab, victim).await,
             Fault::SwitchoverTarget => {
                 start_again(lab, injury.killed.as_ref().unwrap_or(victim)).await
             }

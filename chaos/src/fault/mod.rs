@@ -5,6 +5,7 @@
 //! an error and shows nothing.
 
 mod catalogue;
+mod entry;
 mod mend;
 mod strike;
 
@@ -19,7 +20,8 @@ use serde::Serialize;
 use crate::lab::network::Placement;
 use crate::lab::{Cluster, Lab, LabConfig, Struck, Stutter};
 use crate::session::Session;
-pub use catalogue::{ALL, Entry};
+pub use catalogue::ALL;
+pub use entry::Entry;
 
 /// What is broken. `ALL` says of each what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -83,6 +85,8 @@ pub enum Fault {
     Delay,
     Stall,
     Clock,
+    CfgCrash,
+    CopyCrash,
 }
 
 /// Kinds of faults, by what breaks.
@@ -110,7 +114,7 @@ pub enum Class {
     Reboot,
     /// The primary has no session left for anybody.
     Sessions,
-    /// The second primary fails as soon as it serves.
+    /// A second failure comes while the cluster is busy with the first.
     Twice,
     /// Somebody streams who is no member.
     Stranger,

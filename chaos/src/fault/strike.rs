@@ -86,6 +86,8 @@ impl Fault {
                 lab.impair(&self.flaw(victim)).await?
             }
             Fault::Delay | Fault::Stall => lab.hold_up(victim, self.lateness()).await?,
+            Fault::CfgCrash => lab.crash_in_a_change_of_voters(victim).await?,
+            Fault::CopyCrash => lab.crash_in_a_copy(victim).await?,
             Fault::Clock => lab.skew_clock(victim).await?,
             Fault::DiskSlow => {
                 let (struck, stutter) = lab.slow_disk(victim).await?;
