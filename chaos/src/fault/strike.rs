@@ -34,10 +34,7 @@ impl Fault {
             Fault::Member | Fault::Standby => lab.kill_member(victim)?,
             Fault::Freeze | Fault::StandbyFreeze => lab.freeze(victim, Part::Member).await?,
             Fault::PostmasterFreeze => lab.freeze(victim, Part::Postmaster).await?,
-            Fault::KeeperFreeze => {
-                let keeper = lab.keeper_process(victim).context("its keeper does not run")?;
-                lab.freeze_process(keeper).await?
-            }
+            Fault::KeeperFreeze => freeze_keeper(lab, victim).await?,
             Fault::Crash | Fault::CrashTwice => lab.kill_postgres(victim)?,
             Fault::Backend => lab.kill_server_process(victim, ServerProcess::Session).await?,
             Fault::Walsender => lab.kill_server_process(victim, ServerProcess::Walsender).await?,
@@ -114,6 +111,11 @@ impl Fault {
         };
         Flaw { site: Site::Member(victim.clone()), to, kind }
     }
+}
+
+async fn freeze_keeper(lab: &Lab, victim: &MemberName) -> anyhow::Result<Struck> {
+    let keeper = lab.keeper_process(victim).context("its keeper does not run")?;
+    lab.freeze_process(keeper).await
 }
 
 /// Kills the member that is to take over once the handing over has begun.
