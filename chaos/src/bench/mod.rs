@@ -64,8 +64,29 @@ impl Default for Config {
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<u8> {
     ensure!((1..=1000).contains(&config.runs), "--runs is {}: use 1 to 1000", config.runs);
     let cases = chosen(&config.only).map_err(anyhow::Error::msg)?;
+    until_stopped(stop, measure_all(&config, &cases)).await
+}
+
+/// Returns a lab that this program runs, and that tells on standard error what it does.
+fn lab_of(postgres_bin: Option<&PathBuf>, postgres_user: &str) -> anyhow::Result<LabConfig> {
     let pgdeputy = std::env::current_exe().context("find the pgdeputy program")?;
-    until_stopped(stop, measure_all(&config, &cases, pgdeputy)).await
+    Ok(LabConfig {
+        postgres_bin: postgres_bin.cloned(),
+        postgres_user: postgres_user.to_owned(),
+        narrate: Arc::new(|line| eprintln!("{line}")),
+        ..LabConfig::new(pgdeputy)
+    })
+}
+
+/// Starts a lab, measures on it and stops it. Where measuring fails the ends of its logs are shown.
+async fn on_lab<T>(
+    config: LabConfig,
+    measure: impl AsyncFnOnce(&mut Lab) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let mut lab = Lab::start(config).await?;
+    let measured = measure(&mut lab).await.inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
+    lab.stop().await?;
+    Ok(measured)
 }
 
 /// What one cluster has given.
@@ -79,7 +100,7 @@ struct Measured {
     refused: Vec<Verdict>,
 }
 
-async fn measure_all(config: &Config, cases: &[Case], pgdeputy: PathBuf) -> anyhow::Result<u8> {
+async fn measure_all(config: &Config, cases: &[Case]) -> anyhow::Result<u8> {
     let (apart, together): (Vec<Case>, Vec<Case>) =
         cases.iter().copied().partition(|case| case.fault.is_some_and(Fault::needs_network));
     let mut all = Measured::default();
@@ -91,20 +112,13 @@ async fn measure_all(config: &Config, cases: &[Case], pgdeputy: PathBuf) -> anyh
             eprintln!("not measured, because only root can make network namespaces: {cases:?}");
             continue;
         }
-        let mut lab = Lab::start(LabConfig {
-            postgres_bin: config.postgres_bin.clone(),
-            postgres_user: config.postgres_user.clone(),
+        let lab = LabConfig {
             placement: if needs_network { Placement::Namespaces } else { Placement::Loopback },
             keepers_restart: true,
             pgbouncers: 1,
-            narrate: Arc::new(|line| eprintln!("{line}")),
-            ..LabConfig::new(pgdeputy.clone())
-        })
-        .await?;
-        measure_on(config.runs, &cases, &mut lab, &mut all)
-            .await
-            .inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
-        lab.stop().await?;
+            ..lab_of(config.postgres_bin.as_ref(), &config.postgres_user)?
+        };
+        on_lab(lab, async |lab| measure_on(config.runs, &cases, lab, &mut all).await).await?;
     }
     println!("{}", table::text(&all.rows));
     let Measured { acknowledged, lost, dual, .. } = all;

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -15,7 +14,7 @@ use proto::{Epoch, WallTime};
 use store::clock;
 use tokio_util::sync::CancellationToken;
 
-use super::{BOUND, SETTLE, STEADY};
+use super::{BOUND, SETTLE, STEADY, lab_of, on_lab};
 use crate::lab::{Lab, LabConfig};
 use crate::pgbench::{self, Benched, Pgbench, Transaction};
 use crate::until_stopped;
@@ -55,19 +54,11 @@ pub struct Report {
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<u8> {
     ensure!((1..=1000).contains(&config.switchovers), "--switchovers: use 1 to 1000");
     ensure!((1..=200).contains(&config.clients), "--clients: use 1 to 200");
-    let pgdeputy = std::env::current_exe().context("find the pgdeputy program")?;
-    let lab = LabConfig {
-        pgbouncers: 1,
-        postgres_bin: config.postgres_bin.clone(),
-        postgres_user: config.postgres_user.clone(),
-        narrate: Arc::new(|line| eprintln!("{line}")),
-        ..LabConfig::new(pgdeputy)
-    };
+    let lab =
+        LabConfig { pgbouncers: 1, ..lab_of(config.postgres_bin.as_ref(), &config.postgres_user)? };
     let measured = async {
-        let mut lab = Lab::start(lab).await?;
-        let report = measure(&mut lab, config.switchovers, config.clients).await;
-        let report = report.inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
-        lab.stop().await?;
+        let measure = async |lab: &mut Lab| measure(lab, config.switchovers, config.clients).await;
+        let report = on_lab(lab, measure).await?;
         println!("{}", report.text());
         Ok(u8::from(report.failed > 0))
     };

@@ -9,7 +9,6 @@ mod retained;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -19,7 +18,7 @@ use proto::{Epoch, MemberName, WallTime};
 use store::clock;
 use tokio_util::sync::CancellationToken;
 
-use super::{BOUND, WRITERS};
+use super::{BOUND, WRITERS, lab_of, on_lab};
 use crate::evidence::Watchers;
 use crate::fault::Fault;
 use crate::lab::{Cluster, Lab, LabConfig, Struck, demo_spec};
@@ -72,22 +71,15 @@ impl Config {
 /// Runs the bench; returns the process's exit status. When `stop` is cancelled everything is ended and removed.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<u8> {
     config.check()?;
-    let pgdeputy = std::env::current_exe().context("find the pgdeputy program")?;
     let mut spec = demo_spec();
     retained::keep(&mut spec, config.retained_mb);
     let lab = LabConfig {
         members: 2,
         spec,
-        postgres_bin: config.postgres_bin.clone(),
-        postgres_user: config.postgres_user.clone(),
-        narrate: Arc::new(|line| eprintln!("{line}")),
-        ..LabConfig::new(pgdeputy)
+        ..lab_of(config.postgres_bin.as_ref(), &config.postgres_user)?
     };
     let measured = async {
-        let mut lab = Lab::start(lab).await?;
-        let distributions = measure(&mut lab, &config).await;
-        let distributions = distributions.inspect_err(|_| eprintln!("{}", lab.log_tails()))?;
-        lab.stop().await?;
+        let distributions = on_lab(lab, async |lab| measure(lab, &config).await).await?;
         for distribution in &distributions {
             println!("{}", distribution.line());
         }
