@@ -18,7 +18,7 @@ DEBUG := $(CARGO_TARGET_DIR)/debug/pgdeputy
 FAULT ?= member
 # More arguments for demo and bench, such as ARGS="--json".
 ARGS ?=
-# Megabytes of WAL that the source retains, one row of bench-rejoin for each; the disk needs three times the greatest. The
+# Megabytes of WAL that the source retains, one row of bench-rejoin for each; the disk needs twice the greatest and 3 GB. The
 # second list is measured over a link of 1 Gbit/s (root).
 REJOIN_MB ?= 2048
 REJOIN_LINK_MB ?= 2048

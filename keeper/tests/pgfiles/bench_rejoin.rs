@@ -20,9 +20,9 @@ struct Measured {
     ms: u128,
 }
 
-/// What a row needs of disk, as a multiple of the retained WAL: both servers of a pair have it, and the checkpoints and
-/// the files of the pair before that are not yet gone come on top.
-const ROOM: u64 = 3;
+/// What a pair has besides the retained WAL, in megabytes: the WAL of eight changes of primary, tables, files that are made
+/// ahead, and what a checkpoint has not yet given back.
+const BESIDES_MB: u64 = 3072;
 
 /// Rows up to this are never left out.
 const ALWAYS_MB: u32 = 2048;
@@ -50,7 +50,7 @@ async fn ours_against_stock() {
 /// Measures one row and prints it; `mbit` is what the link has, if it is over the link.
 async fn row(retained: u32, mbit: Option<u64>) {
     let link = mbit.map_or(String::new(), |mbit| format!(" link=1gbit link_mbit={mbit}"));
-    let (needs, free) = (ROOM * u64::from(retained), free_mb());
+    let (needs, free) = (needs_mb(retained), free_mb());
     if free < needs {
         assert!(retained > ALWAYS_MB, "{needs} MB of disk are needed, {free} MB are free");
         println!(
@@ -59,8 +59,7 @@ async fn row(retained: u32, mbit: Option<u64>) {
         return;
     }
     let is_linked = mbit.is_some();
-    let recovered = median(ours(retained, is_linked, CrashRecovery::Run, 1 + RUNS / 2).await);
-    let ours = median(ours(retained, is_linked, CrashRecovery::Skip, RUNS).await);
+    let (ours, recovered) = ours(retained, is_linked).await;
     let stock = median(stock(retained, is_linked, 1 + RUNS / 3).await);
     println!("with crash recovery in single-user mode: ours_ms={}", recovered.ms);
     println!(
@@ -72,8 +71,16 @@ async fn row(retained: u32, mbit: Option<u64>) {
     assert!(ours.bytes < 128 << 20, "ours grows with the retained WAL");
 }
 
+/// Returns how much disk a row needs: both servers of a pair have the WAL, whose `retained_mb` are of a million bytes. One
+/// pair is there at a time. Stock pg_rewind needs no more: it writes over what the target has.
+fn needs_mb(retained_mb: u32) -> u64 {
+    2 * ((u64::from(retained_mb) * 1_000_000) >> 20) + BESIDES_MB
+}
+
 /// Returns how many megabytes the disk has left for the servers.
 fn free_mb() -> u64 {
+    // A file system may give back what was removed only when it syncs.
+    nix::unistd::sync();
     let found = nix::sys::statvfs::statvfs(directory().path()).unwrap();
     (found.blocks_available() * found.fragment_size()) >> 20
 }
@@ -85,38 +92,43 @@ async fn parted(retained: u32, is_linked: bool) -> (Cluster, Cluster) {
     diverged_from(old, retained, retained + 256).await
 }
 
-/// Lets a pair fail over back and forth. Panics where a rewind did not go through the gateway.
-async fn ours(
-    retained: u32,
-    is_linked: bool,
+/// Lets a pair fail over back and forth: first without crash recovery, then with it, because PostgreSQL in single-user mode
+/// retains no WAL. Returns the medians of both.
+async fn ours(retained: u32, is_linked: bool) -> (Measured, Measured) {
+    let mut pair = parted(retained, is_linked).await;
+    let skipped = back_and_forth(&mut pair, CrashRecovery::Skip, RUNS).await;
+    let recovered = back_and_forth(&mut pair, CrashRecovery::Run, 1 + RUNS / 2).await;
+    (median(skipped), median(recovered))
+}
+
+/// Rejoins the one that is down, `runs` times, after each with the roles changed. Panics where a rewind did not go through the
+/// gateway.
+async fn back_and_forth(
+    (down, up): &mut (Cluster, Cluster),
     crash_recovery: CrashRecovery,
     runs: usize,
 ) -> Vec<Measured> {
-    let (mut down, mut up) = parted(retained, is_linked).await;
     let mut measured = Vec::new();
-    loop {
+    for _ in 0..runs {
         let notes = Notes { crash_recovery, ..Notes::default() };
-        let expected = fork(&down, &up);
+        let expected = fork(down, up);
         // The WAL of a server that syncs is on disk, and these do not sync.
         nix::unistd::sync();
         let begun = store::clock::now();
-        let (rewound, traffic) =
-            through_gateway(rejoin(&down, &up, expected, &notes, |_| {}).await);
-        streams(&mut down, &up).await;
+        let (rewound, traffic) = through_gateway(rejoin(down, up, expected, &notes, |_| {}).await);
+        streams(down, up).await;
         let ms = store::clock::now().since(begun).as_millis();
         let fork = notes.fork.lock().unwrap().unwrap();
         assert!(traffic.before(&fork).is_empty(), "{:?}", traffic.before(&fork));
         println!("{crash_recovery:?}: {ms} ms, {:?}, {}", rewound.took, by_kind(&traffic));
         measured.push(Measured { bytes: traffic.bytes, ms });
-        if measured.len() == runs {
-            return measured;
-        }
         up.sql("DROP TABLE kept");
         up.sql("CHECKPOINT");
-        down.caught_up(&up).await;
-        part(&mut up, &down).await;
-        std::mem::swap(&mut up, &mut down);
+        down.caught_up(up).await;
+        part(up, down).await;
+        std::mem::swap(up, down);
     }
+    measured
 }
 
 async fn stock(retained: u32, is_linked: bool, runs: usize) -> Vec<Measured> {
@@ -164,4 +176,10 @@ async fn streams(old: &mut Cluster, new: &Cluster) {
         c.sql("SELECT status FROM pg_stat_wal_receiver") == "streaming"
     })
     .await;
+}
+
+#[test]
+fn a_row_needs_room_for_the_wal_of_two_servers() {
+    assert_eq!(needs_mb(2048), 2 * 1953 + BESIDES_MB);
+    assert_eq!(needs_mb(32_768), 65_572);
 }

@@ -56,20 +56,22 @@ pub async fn joined(primary: &Cluster, keep_mb: u32, retained_mb: u32) -> Cluste
     new.follow(primary);
     new.keep_wal(keep_mb);
     new.start().await;
-    retain(primary, retained_mb);
+    retain(primary, &new, retained_mb).await;
     primary.sql("CHECKPOINT");
     primary.sql("INSERT INTO t VALUES (0, 'common')");
     new.caught_up(primary).await;
     new
 }
 
-fn retain(primary: &Cluster, megabytes: u32) {
+/// Writes WAL, no faster than the standby receives it.
+async fn retain(primary: &Cluster, standby: &Cluster, megabytes: u32) {
     // At most 256 MB in one statement: it is made in memory, message by message.
     for rest in (0..megabytes).step_by(256) {
         let messages = 256.min(megabytes - rest);
         primary.sql(&format!(
             "SELECT count(pg_logical_emit_message(false, '', repeat('w', 1000000))) FROM generate_series(1, {messages})"
         ));
+        standby.caught_up(primary).await;
     }
 }
 
