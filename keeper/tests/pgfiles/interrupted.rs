@@ -4,7 +4,7 @@
 //! `PGDEPUTY_INTERRUPTIONS` says how many, `PGDEPUTY_SEED` which ones; the seed is printed.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use keeper::postgres::binaries::PostgresBinaries;
@@ -388,20 +388,35 @@ pub fn put_in_place(path: &Path, bytes: &[u8]) {
 fn keeper_process(
     old: &Cluster,
     source: &Source,
-    (timeline, lsn): (Timeline, Lsn),
+    fork: (Timeline, Lsn),
     crash_recovery: CrashRecovery,
 ) -> std::process::Child {
-    let skip = if crash_recovery == CrashRecovery::Skip { "skip" } else { "run" };
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "interrupted::as_a_keeper"])
-        .env("PGDEPUTY_CUT_DATA", &old.data)
-        .env("PGDEPUTY_CUT_SOURCE", &source.host)
-        .env("PGDEPUTY_CUT_FORK", format!("{timeline} {lsn} {skip}"))
+    keeper_by(&[], old, source, (fork, crash_recovery))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap()
+}
+
+/// Returns the command that runs `as_a_keeper`, by another program if one is given. It prints how the files came.
+pub fn keeper_by(
+    by: &[&str],
+    old: &Cluster,
+    source: &Source,
+    ((timeline, lsn), crash_recovery): ((Timeline, Lsn), CrashRecovery),
+) -> Command {
+    let skip = if crash_recovery == CrashRecovery::Skip { "skip" } else { "run" };
+    let this = std::env::current_exe().unwrap();
+    let mut words = by.iter().copied().chain([this.to_str().unwrap()]);
+    let mut command = Command::new(words.next().unwrap());
+    command
+        .args(words)
+        .args(["--ignored", "--exact", "--nocapture", "interrupted::as_a_keeper"])
+        .env("PGDEPUTY_CUT_DATA", &old.data)
+        .env("PGDEPUTY_CUT_SOURCE", &source.host)
+        .env("PGDEPUTY_CUT_FORK", format!("{timeline} {lsn} {skip}"));
+    command
 }
 
 /// The part of the killed keeper, in its own process.
@@ -417,7 +432,8 @@ async fn as_a_keeper() {
         host: std::env::var("PGDEPUTY_CUT_SOURCE").unwrap(),
         port: 5432,
         user: crate::cluster::SUPERUSER.to_owned(),
-        passfile: PathBuf::from("/nonexistent"),
+        // Read only without the gateway, which logs in by itself.
+        passfile: Path::new(&data).with_file_name("pass"),
         application_name: "x.e1.joining".to_owned(),
         tls: None,
     };
@@ -436,5 +452,6 @@ async fn as_a_keeper() {
         on_diverged: &|_, _| Ok(()),
     };
     let outcome = rewind_delta(&binaries(), &target, &delta, |_| {}).await;
-    assert!(matches!(outcome, RewindOutcome::Rewound(_)), "{outcome:?}");
+    let RewindOutcome::Rewound(rewound) = outcome else { panic!("{outcome:?}") };
+    println!("{:?}", rewound.route);
 }
