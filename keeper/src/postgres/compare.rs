@@ -3,7 +3,8 @@
 //! Timelines are numbers, and two servers that were promoted apart can give one number to two logs. So the last bytes
 //! that both should have are compared; each record carries a checksum and the position of the one before.
 //!
-//! Rule: only bytes that differ are a difference. WAL that either side has no more proves nothing.
+//! Rule: only bytes that differ are a difference. WAL that either side has no more proves nothing of the bytes; where it
+//! is the source that lacks what comes next, the member can wait for that for ever.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +18,7 @@ use super::control::ControlFile;
 use super::fork::fork_of;
 use super::source::Source;
 use super::wal_files::{self, Segment};
-use super::walsender::{Identity, Walsender};
+use super::walsender::{Identity, Walsender, is_removed};
 
 /// How much is compared at most: hundreds of records, and one message of a walsender.
 const AT_MOST: u64 = 64 << 10;
@@ -39,6 +40,8 @@ pub enum Proof {
     Same { from: Lsn, to: Lsn },
     /// The first byte that is not.
     Differs { at: Lsn, timeline: Timeline },
+    /// The source has the WAL no more with which this member would go on from here.
+    Removed { at: Lsn, timeline: Timeline },
     /// They could not be compared.
     Unknown(String),
 }
@@ -59,7 +62,15 @@ pub async fn compare(
     let proof = if identity.system_identifier == control.system_identifier {
         let own = own_bytes(&pg_wal, &control, &ours, &history, end.0);
         match own.context("read this member's WAL")? {
-            Some(own) => differs(walsender, own).await,
+            Some(own) => match walsender.wal(own.timeline, own.from, own.to()).await {
+                Ok(theirs) => own.differs(&theirs),
+                Err(error)
+                    if is_removed(&error) && next_is_removed(source, password, &own).await =>
+                {
+                    Proof::Removed { at: own.end, timeline: own.timeline }
+                }
+                Err(error) => Proof::Unknown(format!("{error:#}")),
+            },
             None => Proof::Unknown("this member has no WAL from before the fork".to_owned()),
         }
     } else {
@@ -74,6 +85,39 @@ struct Own {
     timeline: Timeline,
     from: Lsn,
     bytes: Vec<u8>,
+    /// Where the common part ends, or this member's WAL before that: from here on it needs the source's.
+    end: Lsn,
+    segment_size: u64,
+}
+
+impl Own {
+    fn to(&self) -> Lsn {
+        Lsn(self.from.0 + self.bytes.len() as u64)
+    }
+
+    fn differs(&self, theirs: &[u8]) -> Proof {
+        match self.bytes.iter().zip(theirs).position(|(a, b)| a != b) {
+            None => Proof::Same { from: self.from, to: self.to() },
+            Some(at) => {
+                Proof::Differs { at: Lsn(self.from.0 + at as u64), timeline: self.timeline }
+            }
+        }
+    }
+}
+
+/// Of a source that lacks the WAL which was to be compared: returns whether it lacks also what comes next. A receiver asks
+/// for whole segments, so that is the same segment, but where this member's WAL fills its last one.
+async fn next_is_removed(source: &Source, password: &str, own: &Own) -> bool {
+    if !own.end.0.is_multiple_of(own.segment_size) {
+        return true;
+    }
+    match Walsender::connect(source, password).await {
+        Ok(walsender) => {
+            let next = walsender.wal(own.timeline, own.end, Lsn(own.end.0 + 1)).await;
+            next.is_err_and(|error| is_removed(&error))
+        }
+        Err(_) => false,
+    }
 }
 
 /// Returns the last bytes of the common part that the member has; `None` where it has none.
@@ -103,16 +147,6 @@ fn own_bytes(
     bytes.truncate(last + 1);
     let skipped = bytes.len().saturating_sub(AT_MOST as usize);
     let from = Lsn(number * size + skipped as u64);
-    Ok(Some(Own { timeline: fork.timeline, from, bytes: bytes.split_off(skipped) }))
-}
-
-async fn differs(walsender: Walsender, own: Own) -> Proof {
-    let to = Lsn(own.from.0 + own.bytes.len() as u64);
-    match walsender.wal(own.timeline, own.from, to).await {
-        Err(error) => Proof::Unknown(format!("{error:#}")),
-        Ok(theirs) => match own.bytes.iter().zip(&theirs).position(|(a, b)| a != b) {
-            None => Proof::Same { from: own.from, to },
-            Some(at) => Proof::Differs { at: Lsn(own.from.0 + at as u64), timeline: own.timeline },
-        },
-    }
+    let bytes = bytes.split_off(skipped);
+    Ok(Some(Own { timeline: fork.timeline, from, bytes, end: to, segment_size: size }))
 }

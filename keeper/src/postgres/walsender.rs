@@ -20,6 +20,22 @@ pub struct Identity {
     pub flushed: Lsn,
 }
 
+/// An error of the server's own.
+#[derive(Debug, thiserror::Error)]
+#[error("the source says: {text}")]
+pub struct Told {
+    code: String,
+    text: String,
+}
+
+/// `undefined_file`: what a walsender says of a segment that was removed.
+const UNDEFINED_FILE: &str = "58P01";
+
+/// Returns whether a stream ended with this error because the server has the WAL no more.
+pub fn is_removed(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Told>().is_some_and(|told| told.code == UNDEFINED_FILE)
+}
+
 /// A replication connection.
 pub struct Walsender {
     stream: AnyStream,
@@ -106,7 +122,11 @@ impl Walsender {
             wire::read(&mut self.stream, &mut self.frame).await.context("hear the source")?;
         ensure!(more, "the source closed the connection");
         match self.frame.kind() {
-            b'E' => bail!("the source says: {}", wire::error_text(&self.frame)),
+            b'E' => Err(Told {
+                code: wire::error_code(&self.frame).unwrap_or_default(),
+                text: wire::error_text(&self.frame),
+            }
+            .into()),
             kind => Ok(kind),
         }
     }

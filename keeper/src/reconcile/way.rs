@@ -85,6 +85,12 @@ pub fn choose(case: &Case<'_>) -> Way {
         Parting::At(fork) if case.end.lsn <= fork.lsn => at_or_before(case, fork),
         Parting::At(fork) => past(case, Some(fork)),
     };
+    let way = match (way, removed(case)) {
+        (Way::Follow | Way::DropUnreplayed { .. } | Way::Rewind { .. }, Some(reason)) => {
+            Way::FreshCopy { reason }
+        }
+        (way, _) => way,
+    };
     match way {
         Way::FreshCopy { reason } if case.copy == Permission::Never => {
             Way::Refuse(Refusal::of_a_copy(reason))
@@ -116,7 +122,17 @@ fn strange(case: &Case<'_>) -> Option<Refusal> {
             ),
             next_step: FIND_OUT,
         }),
-        Proof::Same { .. } | Proof::Unknown(_) => None,
+        Proof::Same { .. } | Proof::Removed { .. } | Proof::Unknown(_) => None,
+    }
+}
+
+/// Returns why this member could only wait for the primary's WAL, however it came back: that WAL is there no more.
+fn removed(case: &Case<'_>) -> Option<String> {
+    match &case.source?.proof {
+        Proof::Removed { at, timeline } => Some(format!(
+            "the primary has removed the WAL with which this member would go on, from {at} of timeline {timeline}"
+        )),
+        Proof::Same { .. } | Proof::Differs { .. } | Proof::Unknown(_) => None,
     }
 }
 

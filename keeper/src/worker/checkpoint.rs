@@ -37,6 +37,7 @@ impl Worker {
             };
             // Without voters it begins all the same: the one to come may be waiting for it.
             let _ = timeout(AT_THE_LATEST, voters.notified()).await;
+            // Once more, for a slot that took too long before the promotion.
             let reserved = async { slots::reserve(&door.open().await?, &others).await };
             // Whoever is down now may be for long; one that fails costs that member a copy at worst.
             if let Err(error) = reserved.await {

@@ -73,6 +73,7 @@ pub async fn copy(
         local.settings = None;
         local.seal = None;
         local.end_of_wal = None;
+        local.compared = None;
         local.unreached.clear();
     });
     worker.save(|files| {

@@ -60,7 +60,9 @@ async fn promote_server(
     let access = if lead.open_at_once { worker.settings().access } else { Access::Closed };
     let settings =
         Settings { standby_names: cfg.standby_names(), upstream: None, access, eager: false };
-    worker.apply(settings).await?;
+    let (applied, ()) =
+        tokio::join!(worker.apply(settings), slots::reserve_before_promotion(worker, lead.epoch));
+    applied?;
     if access == Access::Closed {
         end_client_sessions(session).await?;
     }

@@ -1,12 +1,18 @@
 //! One physical replication slot per member, on every member: on the primary they hold WAL back for those who are
 //! away; on a standby they exist, so that whoever is promoted is ready, and hold nothing back.
 
+use std::time::Duration;
+
 use anyhow::bail;
-use proto::MemberName;
+use proto::{ClusterState, Epoch, MemberName};
+use tokio::time::timeout;
 
 use super::Worker;
 use crate::postgres::session::{Session, SqlError};
 use crate::postgres::settings::{Settings, slot_name};
+
+/// The fsyncs of a slot take 5 to 30 ms, more on a busy disk. Clients wait for a promotion, which needs some itself.
+const RESERVE_AT_MOST: Duration = Duration::from_secs(1);
 
 /// Brings the slots in line with `members`, and relaxes the retry interval: the member has settled.
 pub async fn keep(worker: &Worker, members: &[MemberName], primary: bool) -> anyhow::Result<()> {
@@ -55,39 +61,74 @@ pub async fn keep(worker: &Worker, members: &[MemberName], primary: bool) -> any
 
 /// Creates the slots that are missing, for a primary that cannot open before its standbys stream.
 pub async fn ensure(worker: &Worker, session: &Session) -> anyhow::Result<()> {
-    let state = worker.state()?;
-    for member in state.members.keys().filter(|m| **m != worker.place.member) {
+    for member in others(worker, worker.state()?) {
         session
             .rows(
                 "SELECT pg_create_physical_replication_slot($1, true)
                   WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1)",
-                &[&slot_name(member)],
+                &[&slot_name(&member)],
             )
             .await?;
     }
     Ok(())
 }
 
-/// Makes the idle slots of `members` hold WAL back from the last checkpoint on, before the next one moves on: a member
-/// that was away at a promotion then finds all that came after the fork. A slot in use holds it back already.
+/// Makes the slots of `members` that hold nothing back and are not in use hold WAL back from the redo position of the last
+/// checkpoint on. On a standby that is about to be promoted that is at or before the fork.
 pub async fn reserve(session: &Session, members: &[MemberName]) -> Result<(), SqlError> {
-    for name in members.iter().map(slot_name) {
-        session
-            .rows(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
-                  WHERE slot_name = $1 AND NOT active AND restart_lsn IS NULL",
-                &[&name],
-            )
-            .await?;
-        session
-            .rows(
-                "SELECT pg_create_physical_replication_slot($1, true)
-                  WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1)",
-                &[&name],
-            )
-            .await?;
-    }
+    let names: Vec<String> = members.iter().map(slot_name).collect();
+    // There is no way to reserve by a slot that is there, but one: to stream.
+    session
+        .rows(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+              WHERE slot_name::text = ANY($1::text[]) AND NOT active AND restart_lsn IS NULL",
+            &[&names],
+        )
+        .await?;
+    session
+        .rows(
+            "SELECT pg_create_physical_replication_slot(name, true) FROM unnest($1::text[]) AS name
+              WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name::text = name)",
+            &[&names],
+        )
+        .await?;
     Ok(())
+}
+
+/// Has a standby hold WAL back from before its promotion on, whose first checkpoint begins with it and may be over a moment
+/// later: whoever is away at a promotion then finds all that came after the fork. Whoever has sealed for it is there and
+/// follows at once. Never fails the promotion, nor delays it for long: a slot that is not reserved costs a copy at worst.
+pub async fn reserve_before_promotion(worker: &Worker, epoch: Epoch) {
+    let away = away(worker, epoch);
+    if away.is_empty() {
+        return;
+    }
+    let reserved = async {
+        // Should it not be promoted after all, they are brought in line again.
+        worker.note_quietly(|local| local.slots_for = None);
+        // A session of its own, so that a slow disk does not stand in the way of what comes next.
+        reserve(&worker.door.open().await?, &away).await
+    };
+    match timeout(RESERVE_AT_MOST, reserved).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "reserve WAL for other members"),
+        Err(_) => {
+            tracing::warn!("the slots of other members were not reserved before the promotion")
+        }
+    }
+}
+
+/// Returns the members that have not said what they hold for this epoch.
+fn away(worker: &Worker, epoch: Epoch) -> Vec<MemberName> {
+    let view = worker.view.borrow();
+    let Some(state) = view.state.clone() else { return Vec::new() };
+    let has_sealed =
+        |m: &MemberName| view.reports.get(m).is_some_and(|r| r.sealed_for(epoch).is_some());
+    others(worker, state).into_iter().filter(|m| !has_sealed(m)).collect()
+}
+
+fn others(worker: &Worker, state: ClusterState) -> Vec<MemberName> {
+    state.members.into_keys().filter(|m| *m != worker.place.member).collect()
 }
 
 /// Ends the walsender that streams by a slot, so that the slot can be dropped the next time.

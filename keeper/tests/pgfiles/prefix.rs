@@ -51,6 +51,52 @@ async fn equal_bytes_before_the_fork_are_proof_and_one_other_byte_is_a_differenc
     assert!(matches!(says.proof, Proof::Unknown(_)));
 }
 
+/// A member that was away for longer than its WAL was kept. A server that looks for a segment and one that has removed it do
+/// not differ, so the files are taken away by hand.
+#[tokio::test]
+async fn wal_that_the_source_has_removed_is_told_from_wal_that_cannot_be_compared() {
+    let mut primary = Cluster::new(1).await;
+    primary.start().await;
+    let mut standby = Cluster::empty();
+    base_backup(&binaries(), &primary.source(), &standby.data, &CopyTerms::default(), |_| {})
+        .await
+        .unwrap();
+    standby.follow(&primary);
+    standby.start().await;
+    // One whose WAL ends within a segment, and one whose WAL fills its last one.
+    for fills in [false, true] {
+        primary.sql("CREATE TABLE t (i int)");
+        if fills {
+            primary.sql("SELECT pg_switch_wal()");
+        }
+        standby.caught_up(&primary).await;
+        standby.stop().await;
+        primary.sql("DROP TABLE t");
+        let end = scan(&standby.data).unwrap().lsn;
+        assert_eq!(end.0.is_multiple_of(1 << 20), fills, "{end}");
+        assert!(matches!(asked(&standby, &primary).await.proof, Proof::Same { .. }));
+        primary.sql("SELECT pg_switch_wal()");
+        let file = |number: u64| {
+            let name = Segment { timeline: Timeline(1), number }.file_name(1 << 20);
+            (primary.pg_wal().join(&name), standby.root().join(name))
+        };
+        let next = end.0 >> 20;
+        let (last, aside) = file(next - u64::from(fills));
+        std::fs::rename(&last, &aside).unwrap();
+        if fills {
+            let proof = asked(&standby, &primary).await.proof;
+            assert!(matches!(proof, Proof::Unknown(_)), "what comes next is there: {proof:?}");
+            std::fs::rename(file(next).0, file(next).1).unwrap();
+        }
+        let proof = asked(&standby, &primary).await.proof;
+        assert_eq!(proof, Proof::Removed { at: end, timeline: Timeline(1) });
+        if !fills {
+            std::fs::rename(&aside, &last).unwrap();
+            standby.start().await;
+        }
+    }
+}
+
 /// Started as it is it would replay its way past the fork, and then wait for ever for WAL that continues its own.
 #[tokio::test]
 async fn a_standby_that_received_past_the_fork_and_never_replayed_it_follows_once_that_wal_is_aside()

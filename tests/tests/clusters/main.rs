@@ -4,6 +4,7 @@
 
 mod a_rejoin_fails;
 mod all_is_stopped;
+mod away_for_long;
 mod bad_input;
 mod calm;
 mod copied_from_a_standby;

@@ -1,11 +1,15 @@
 //! The primary of a cluster under load is lost in ways that the drills do not have: nothing that a client was told is lost,
 //! never do two primaries acknowledge, and redundancy comes back without a person.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
+
 use std::time::Duration;
 
 use chaos::demo::RecoveredBy;
 use chaos::fault::Fault;
+use chaos::lab::Lab;
 use proto::spec::Permission;
+use proto::{Lsn, MemberName};
 use system_tests::scene;
 
 #[tokio::test]
@@ -21,6 +25,22 @@ async fn a_member_that_is_lost_after_a_failover_is_replaced_as_fast_as_one_of_th
     let away = store::clock::now().since(struck.at);
     // Below lease_ttl and isolation_grace together: the voters' word was enough.
     assert!(away < Duration::from_secs(7), "{away:?}");
+    holds_wal_back_from_the_fork_on(lab, &primary).await;
+}
+
+/// A slot that is made after a promotion begins where the first checkpoint of the new timeline did, which is past the fork.
+async fn holds_wal_back_from_the_fork_on(lab: &Lab, lost: &MemberName) {
+    let cluster = lab.cluster().await.unwrap();
+    let (_, primary) = cluster.service().unwrap();
+    let fork = cluster.reports[&primary].opened.unwrap().start_lsn;
+    let session = lab.superuser(&primary).await.unwrap();
+    let slot = "SELECT active, restart_lsn::text FROM pg_replication_slots WHERE slot_name = $1";
+    let name = format!("pgdeputy_{lost}");
+    let row = session.client().query_one(slot, &[&name]).await.unwrap();
+    let (active, restart): (bool, Option<String>) = (row.get(0), row.get(1));
+    assert!(!active, "{lost} is down");
+    let restart: Lsn = restart.expect("it holds WAL back").parse().unwrap();
+    assert!(restart <= fork, "{name} holds back from {restart} on, the fork is at {fork}");
 }
 
 #[tokio::test]

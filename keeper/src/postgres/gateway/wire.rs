@@ -156,12 +156,18 @@ pub fn startup(parameters: &[(&str, &str)]) -> Vec<u8> {
 
 /// Reads the severity and message of an error or notice for people.
 pub fn error_text(frame: &Frame) -> String {
-    let field = |wanted: u8| {
-        let mut fields = frame.body().split(|b| *b == 0);
-        let field = fields.find(|field| field.first() == Some(&wanted))?;
-        Some(String::from_utf8_lossy(&field[1..]).into_owned())
-    };
-    field(b'M').unwrap_or_else(|| "an error without a message".into())
+    error_field(frame, b'M').unwrap_or_else(|| "an error without a message".into())
+}
+
+/// Returns the SQLSTATE of an error, which is the same in every language.
+pub fn error_code(frame: &Frame) -> Option<String> {
+    error_field(frame, b'C')
+}
+
+fn error_field(frame: &Frame, wanted: u8) -> Option<String> {
+    let mut fields = frame.body().split(|b| *b == 0);
+    let field = fields.find(|field| field.first() == Some(&wanted))?;
+    Some(String::from_utf8_lossy(&field[1..]).into_owned())
 }
 
 #[cfg(test)]

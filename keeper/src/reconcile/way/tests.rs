@@ -216,6 +216,35 @@ fn what_passes_the_fork_is_set_aside_rewound_or_copied() {
     ]);
 }
 
+/// It would stream from nowhere, or be rewound and then never have what it needs to be consistent.
+#[test]
+fn whoever_needs_wal_that_the_primary_has_removed_is_copied_however_it_would_have_come_back() {
+    let without = |told: Told, at: u64| {
+        told.source(|s| s.proof = Proof::Removed { at: Lsn(at), timeline: Timeline(2) })
+    };
+    let removed = "copy: the primary has removed the WAL with which this member would go on, from";
+    check(&[
+        ("a standby that was away for long", without(standby(2, 250, 240), 250), removed),
+        ("one that was to set WAL aside", without(standby(2, 400, 300), 300), removed),
+        ("one that was to be rewound", without(primary(2, 400), 300), removed),
+        (
+            "one that may not be copied",
+            Told { copy: Permission::Never, ..without(standby(2, 250, 240), 250) },
+            "refuse: the primary has removed the WAL with which this member would go on, from 0/FA of timeline 2, and rejoin.copy is never",
+        ),
+        (
+            "one of another cluster",
+            without(standby(2, 250, 240), 250).disk(|d| d.system_identifier = SystemIdentifier(8)),
+            "refuse: its data is of another cluster",
+        ),
+        (
+            "one whose disk has lost some says that",
+            without(standby(2, 200, 201), 200),
+            "copy: its WAL ends at 0/C8 of timeline 2 and once reached 0/C9",
+        ),
+    ]);
+}
+
 #[test]
 fn what_cannot_be_right_is_refused_with_a_next_step() {
     check(&[
