@@ -5,8 +5,9 @@
 //! process group of its own, and none is a child of the lab.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -77,18 +78,23 @@ fn settle(proc: &Path) {
     }
 }
 
-/// A shell or a pager that somebody runs inside the lab's directory is not the lab's.
+/// A shell or a pager that somebody runs inside the lab's directory is not the lab's. `root` is a lab or a directory in it.
 fn belongs(found: &Found, proc: &Path, root: &Path) -> bool {
-    let mark = [MARK.as_bytes(), b"=", root.as_os_str().as_bytes()].concat();
     let words = |file: &str| std::fs::read(proc.join(file)).unwrap_or_default();
-    if words("environ").split(|b| *b == 0).any(|word| word == mark) {
+    let environment = words("environ");
+    let mark = |word: &[u8]| word.strip_prefix(MARK.as_bytes())?.strip_prefix(b"=").map(Vec::from);
+    let marks = environment.split(|b| *b == 0).filter_map(mark).map(OsString::from_vec);
+    let lab = marks.map(PathBuf::from).find(|lab| root.starts_with(lab));
+    if lab.as_deref() == Some(root) {
         return true;
     }
     // PostgreSQL writes its title over the environment, and others may clear theirs.
     if found.is_postgres() && found.directory.starts_with(root) {
         return true;
     }
-    let ours = found.is_postgres()
+    // A program is called as its file, and a copy of pgdeputy may have any name.
+    let ours = lab.is_some()
+        || found.is_postgres()
         || found.program.starts_with("pg_")
         || found.program.starts_with("pgdeputy");
     let inside = [root.as_os_str().as_bytes(), b"/"].concat();
@@ -223,6 +229,22 @@ mod tests {
             (found[0].pid, found[0].program.as_str()),
             (child.id().cast_signed(), "pgdeputy-fencer")
         );
+        assert!(processes(&other).is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_members_keeper_is_found_whatever_its_program_is_called() {
+        let directory = lab_directory();
+        let (member, other) = (directory.path().join("a"), directory.path().join("b"));
+        let program = directory.path().join("a-copy");
+        std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
+        let mut command = Command::new(&program);
+        command.args(["-c", "read word"]).arg(member.join("data")).stdin(Stdio::piped());
+        let mut child = command.env(MARK, directory.path()).spawn().unwrap();
+        let found = processes(&member);
+        assert_eq!(found.iter().map(|f| f.pid).collect::<Vec<_>>(), [child.id().cast_signed()]);
         assert!(processes(&other).is_empty());
         child.kill().unwrap();
         child.wait().unwrap();
