@@ -1,10 +1,11 @@
 //! Names of clusters, members and pools: `[a-z0-9][a-z0-9-]{0,39}`.
 //!
 //! Short enough that `<member>.e<epoch>.r<round>` stays below the 63 bytes of an `application_name`, and lower
-//! case because PostgreSQL compares standby names without case.
+//! case because PostgreSQL compares standby names without case. A clone shares the text: deciders clone names all the time.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +37,7 @@ macro_rules! name {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $type(String);
+        pub struct $type(Arc<str>);
 
         impl $type {
             /// Returns the name as text.
@@ -49,7 +50,7 @@ macro_rules! name {
             type Err = NameError;
             fn from_str(given: &str) -> Result<Self, NameError> {
                 check($kind, given)?;
-                Ok(Self(given.to_owned()))
+                Ok(Self(given.into()))
             }
         }
 
@@ -62,7 +63,7 @@ macro_rules! name {
 
         impl From<$type> for String {
             fn from(name: $type) -> String {
-                name.0
+                name.as_str().to_owned()
             }
         }
 
