@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{Cfg, ClusterState, MemberName, MemberReport, StateNumber};
+use proto::assignment::{Assignment, assignment};
+use proto::{Cfg, ClusterState, Epoch, MemberName, MemberReport, StateNumber};
 
 /// Far more than the commits that a member which is down now can have seen and those that report cannot: the adopted
 /// state must be above its as well. Numbers cost nothing.
@@ -87,9 +88,8 @@ fn contradictions(
     last: &ClusterState,
     reports: &BTreeMap<MemberName, MemberReport>,
 ) -> Result<(), String> {
-    let promised = last.sealing.unwrap_or(last.epoch);
     for (member, report) in reports {
-        if report.promise > promised {
+        if report.promise > asked_to_promise(last, member) {
             return Err(format!(
                 "{member} has promised epoch {} and the last state that a member remembers is of epoch {}: a member that \
                  knows more does not report; start the keepers of all members",
@@ -106,6 +106,15 @@ fn contradictions(
         }
     }
     Ok(())
+}
+
+/// The epoch that `last` itself asks a member to promise. A primary that hands over promises the next one before anybody
+/// else is asked to.
+fn asked_to_promise(last: &ClusterState, member: &MemberName) -> Epoch {
+    match assignment(last, member) {
+        Assignment::HandOver(hand_over) => hand_over.sealing,
+        _ => last.sealing.unwrap_or(last.epoch),
+    }
 }
 
 /// Returns who vouches that no later state was acted on by anybody.

@@ -123,7 +123,16 @@ fn truth(w: &super::world::World) -> Option<ClusterState> {
     let same = found
         .as_ref()
         .is_some_and(|f| f.adopted > Some(last.number) && f.etcd_cluster_id == snapshot.cluster_id);
-    let promised = last.sealing.unwrap_or(last.epoch);
+    // A primary that hands over promises before anybody else.
+    let hands_over = |name: &MemberName| {
+        last.handing_over().is_some()
+            && last.sealing.is_none()
+            && last.primary.as_ref() == Some(name)
+    };
+    let promised = |name: &MemberName| match hands_over(name) {
+        true => last.epoch.next(),
+        false => last.sealing.unwrap_or(last.epoch),
+    };
     let all = reports.len() == w.members.len() && reports.iter().all(|(_, r)| r.frozen.is_some());
     let vouches = |name: &MemberName| {
         let mut of_it = reports.iter().filter(|(n, _)| n == name);
@@ -132,7 +141,7 @@ fn truth(w: &super::world::World) -> Option<ClusterState> {
     let meets = last.cfgs.last().is_some_and(|cfg| {
         vouches(&cfg.leader) && cfg.voters.iter().filter(|v| vouches(v)).count() >= cfg.k
     });
-    if same || !(all || meets) || reports.iter().any(|(_, r)| r.promise > promised) {
+    if same || !(all || meets) || reports.iter().any(|(name, r)| r.promise > promised(name)) {
         return None;
     }
     let highest = found.map_or(0, |f| f.number.0).max(last.number.0);

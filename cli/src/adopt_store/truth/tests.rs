@@ -121,6 +121,30 @@ fn a_promise_beyond_all_that_is_remembered_is_refused() {
     assert!(scene.truth().unwrap_err().contains("c has promised epoch 4"));
 }
 
+/// The store was set back in the middle of a switchover: the primary has stopped, and promised what only it was asked to.
+#[test]
+fn the_promise_of_a_primary_that_hands_over_contradicts_nothing_and_anybody_elses_does() {
+    let mut handing_over = state(40, 2);
+    let stops = r#"{"name":"switchover","target":"b","named":false,"request":"5128d579ba78acdf","by":"ann",
+        "started":"2026-01-01T00:00:00Z","within":"10s","step":{"name":"stop"}}"#;
+    handing_over.phase = serde_json::from_str(stops).unwrap();
+    let all = Scene::new()
+        .frozen("a", 3, handing_over.clone())
+        .frozen("b", 2, handing_over.clone())
+        .frozen("c", 2, state(39, 2));
+    let truth = all.truth().unwrap();
+    assert_eq!(truth.next.phase, handing_over.phase);
+    assert_eq!(truth.vouched_by, [name("a"), name("b"), name("c")].into());
+    let two =
+        Scene::new().frozen("a", 3, handing_over.clone()).frozen("b", 2, handing_over.clone());
+    assert!(two.truth().unwrap_err().contains("nothing is known of c"));
+    let other = Scene::new()
+        .frozen("a", 3, handing_over.clone())
+        .frozen("b", 3, handing_over.clone())
+        .frozen("c", 2, handing_over);
+    assert!(other.truth().unwrap_err().contains("b has promised epoch 3"));
+}
+
 #[test]
 fn two_that_serve_are_refused() {
     let scene = Scene::new()
