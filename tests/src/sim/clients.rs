@@ -9,6 +9,8 @@ use super::router::write_target;
 
 /// After this long a client gives up and does not know what became of its commit.
 const PATIENCE: Micros = 4_000_000;
+/// So many times as long a client pauses while it is calm.
+const CALM: u64 = 8;
 /// How many of a hundred transactions only read.
 const READS: u64 = 20;
 
@@ -33,7 +35,8 @@ impl Sim {
 async fn client(sim: Sim, routed: bool, pause: Micros) {
     let mut session: Option<Session> = None;
     loop {
-        sim.sleep(sim.between(Stream::Clients, pause / 2, pause * 3 / 2)).await;
+        let pause = sim.between(Stream::Clients, pause / 2, pause * 3 / 2);
+        sim.rest(pause, pause * CALM).await;
         if session.as_ref().is_none_or(|s| !is_alive(s)) {
             session = connect(&sim, routed).await;
         }

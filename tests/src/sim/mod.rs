@@ -2,6 +2,7 @@
 //!
 //! The one rule: the same seed gives the same run, to the last event. See docs/simulator.md.
 
+mod calm;
 pub mod campaign;
 pub mod cells;
 mod clients;

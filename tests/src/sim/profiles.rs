@@ -18,6 +18,10 @@ pub struct Profile {
     pub routed_clients: usize,
     pub stubborn_clients: usize,
     pub client_pause: Micros,
+    /// By how much a run may be drawn out, so that some faults strike what is whole and some what is not.
+    pub paces: &'static [u64],
+    /// By how much this run is. `None` also keeps clients and keepers busy while nothing happens.
+    pub pace: Option<u64>,
     /// Each run leaves about half of the kinds out.
     pub swarm: bool,
     pub clocks_ppm: u64,
@@ -56,6 +60,7 @@ pub const PROFILES: &[&str] = &[
     "single",
     "slow-store",
     "pieces",
+    "alone",
 ];
 
 const CRASH: &[Kind] =
@@ -96,6 +101,9 @@ const ORDERS: &[Kind] = &[AskSwitchover, AskPause, AskRemove, CancelWaits];
 const SLOW_STORE: &[Kind] = &[SlowStore, SlowStore, SlowStore, CutMachine, CutStore, PauseKeeper];
 /// A primary is lost again before all have followed it across the fork.
 const PIECES: &[Kind] = &[KillPostmaster, KillPostmaster, PowerOff, CutMachine];
+/// A primary that commits alone gets its voters back while its checkpointer, which says whether commits wait, does not run.
+const ALONE: &[Kind] =
+    &[FreezeCheckpointer, FreezeCheckpointer, FreezeCheckpointer, PowerOff, CutMachine, CutMachine];
 const RESPEC: &[Kind] = &[AskSpec, AskSpec, AskSpec, AskSpec, AskSwitchover];
 /// What is no single failure that a cluster has to bear: clients that are cut off themselves, wishes of operators, and disks
 /// and stores that come back older. A disk that hangs is one, but the probe that tells it is not modelled.
@@ -126,23 +134,7 @@ impl Profile {
     /// Returns the profile with this name.
     pub fn named(name: &str) -> Option<Self> {
         let name = PROFILES.iter().find(|n| **n == name)?;
-        let base = Self {
-            name,
-            members: 3,
-            kinds: Vec::new(),
-            torment: 120_000_000,
-            pause: 4_000_000,
-            longest: 12_000_000,
-            routed_clients: 2,
-            stubborn_clients: 2,
-            client_pause: 300_000,
-            swarm: true,
-            clocks_ppm: 3_000,
-            wishes: Wishes::Count(1),
-            aims: false,
-            slow_senders: 10,
-            one_by_one: false,
-        };
+        let base = Self::usual(name);
         let steady = |kinds: &[Kind]| Self {
             kinds: kinds.to_vec(),
             swarm: false,
@@ -151,7 +143,7 @@ impl Profile {
         };
         let heavy = || [all(), ORDERS.to_vec()].concat();
         Some(match *name {
-            "calm" => steady(&[]),
+            "calm" => Self { paces: &[], ..steady(&[]) },
             "crash" => Self { kinds: CRASH.to_vec(), ..base },
             "freeze" => Self { kinds: FREEZE.to_vec(), ..base },
             "network" => Self { kinds: NETWORK.to_vec(), ..base },
@@ -163,7 +155,7 @@ impl Profile {
             "backup" => Self { pause: 25_000_000, ..steady(&[StoreRestored, KillRouter]) },
             "sentinels" => Self { pause: 700_000, longest: 6_000_000, ..steady(SENTINELS) },
             "mixed" => Self { members: 5, wishes: Wishes::Count(2), kinds: all(), ..base },
-            "aimed" => Self { aims: true, ..steady(Kind::ALL) },
+            "aimed" => Self { aims: true, paces: &[1], ..steady(Kind::ALL) },
             "switchover" => {
                 Self { longest: 1_000_000, pause: 8_000_000, ..steady(&[AskSwitchover]) }
             }
@@ -177,6 +169,7 @@ impl Profile {
                 swarm: false,
                 routed_clients: 6,
                 client_pause: 20_000,
+                paces: &[1],
                 torment: 60_000_000,
                 ..base
             },
@@ -184,16 +177,45 @@ impl Profile {
                 kinds: heavy(),
                 torment: 1_800_000_000,
                 pause: 90_000_000,
-                client_pause: 3_000_000,
+                paces: &[1],
                 ..base
             },
             "slow-store" => Self { pause: 1_500_000, kinds: SLOW_STORE.to_vec(), ..base },
             "pieces" => {
                 Self { pause: 1_500_000, longest: 4_000_000, slow_senders: 80, ..steady(PIECES) }
             }
-            "heavy" => Self { kinds: heavy(), pause: 2_500_000, ..base },
+            "heavy" => Self { kinds: heavy(), pause: 2_500_000, paces: &[1, 2], ..base },
             _ => base.of_specs(),
         })
+    }
+
+    /// What a profile has unless it says otherwise.
+    fn usual(name: &'static str) -> Self {
+        Self {
+            name,
+            members: 3,
+            kinds: Vec::new(),
+            torment: 120_000_000,
+            pause: 4_000_000,
+            longest: 12_000_000,
+            routed_clients: 2,
+            stubborn_clients: 2,
+            client_pause: 300_000,
+            paces: &[1, 2, 4, 8],
+            pace: None,
+            swarm: true,
+            clocks_ppm: 3_000,
+            wishes: Wishes::Count(1),
+            aims: false,
+            slow_senders: 10,
+            one_by_one: false,
+        }
+    }
+
+    /// Returns it drawn out: as many faults, but so many times as far apart.
+    pub fn at_pace(self, pace: Option<u64>) -> Self {
+        let by = pace.unwrap_or(1);
+        Self { pace, torment: self.torment * by, pause: self.pause * by, ..self }
     }
 
     /// The profiles whose runs have specs of their own.
@@ -201,6 +223,13 @@ impl Profile {
         let base = Self { kinds: [all(), ORDERS.to_vec()].concat(), ..self };
         match base.name {
             "available" => Self { wishes: Wishes::Available, ..base },
+            "alone" => Self {
+                wishes: Wishes::Available,
+                kinds: ALONE.to_vec(),
+                swarm: false,
+                pause: 2_000_000,
+                ..base
+            },
             "two-of-three" => Self { wishes: Wishes::Count(2), ..base },
             "respec" => Self {
                 wishes: Wishes::Any,
@@ -216,6 +245,7 @@ impl Profile {
                 pause: RECOVERY,
                 longest: 90_000_000,
                 one_by_one: true,
+                paces: &[1],
                 ..base
             },
             _ => Self { wishes: Wishes::Any, ..base },

@@ -12,10 +12,11 @@ pub enum Stream {
     Clients,
     Aims,
     Wishes,
+    Pace,
 }
 
 impl Stream {
-    pub const ALL: [Stream; 9] = [
+    pub const ALL: [Stream; 10] = [
         Stream::Faults,
         Stream::Setup,
         Stream::Network,
@@ -25,6 +26,7 @@ impl Stream {
         Stream::Clients,
         Stream::Aims,
         Stream::Wishes,
+        Stream::Pace,
     ];
     pub const COUNT: usize = Self::ALL.len();
 }

@@ -48,7 +48,15 @@ pub struct Outcome {
 }
 
 impl Plan {
-    pub fn new(seed: u64, mut profile: Profile) -> Self {
+    /// Makes the run of a seed, at one of the paces that its profile has.
+    pub fn new(seed: u64, profile: Profile) -> Self {
+        let paces = profile.paces;
+        let pace = (!paces.is_empty()).then(|| Rng::of(seed, Stream::Pace).pick(paces));
+        Self::at_pace(seed, profile, pace)
+    }
+
+    pub fn at_pace(seed: u64, profile: Profile, pace: Option<u64>) -> Self {
+        let mut profile = profile.at_pace(pace);
         let mut rng = Rng::of(seed, Stream::Wishes);
         profile.members = profile.wishes.members(profile.members, &mut rng);
         let spec = profile.wishes.spec(profile.members, &mut rng);
@@ -114,6 +122,7 @@ impl Plan {
             trace: Trace::of(self.keep_trace),
             counts: Counts::default(),
             moves: Default::default(),
+            stir: Default::default(),
             profile: self.profile.clone(),
         }
     }
@@ -155,7 +164,7 @@ fn begin(sim: &Sim) {
     let watching = sim.clone();
     sim.on_the_wire(async move {
         loop {
-            watching.sleep(100_000).await;
+            watching.rest(100_000, 500_000).await;
             watching.oracle_tick();
         }
     });

@@ -21,6 +21,8 @@ const AFTER_TROUBLE: Duration = Duration::from_millis(100);
 /// Questions in a row that a leader may leave unanswered.
 const SILENT_AFTER: u32 = 6;
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
+/// While it is calm a candidate asks less often.
+const CALM_LOOK: Duration = Duration::from_secs(1);
 
 impl Sim {
     /// Starts a sentinel.
@@ -162,7 +164,11 @@ impl Sentinel {
         let leader = std::str::from_utf8(&held.value).ok().and_then(|s| s[1..].parse().ok());
         let (mut heard, mut unanswered) = (false, 0);
         for _ in 0..30 {
-            let batch = self.host.within(Duration::from_millis(100), watch.recv()).await;
+            let batch = tokio::select! {
+                biased;
+                batch = watch.recv() => Some(batch),
+                () = self.host.rest(ANSWER_WITHIN, CALM_LOOK) => None,
+            };
             match batch {
                 Some(Some(batch))
                     if batch.iter().any(|e| matches!(e, WatchEvent::Delete { .. })) =>

@@ -57,23 +57,27 @@ impl FromStr for Fault {
     }
 }
 
-/// Reads a run: comments, one line `seed N profile P`, then its faults, one a line.
+/// Reads a run: comments, one line `seed N profile P`, with `pace N` behind it where it has one, then its faults, one a line.
 pub fn read(text: &str) -> Result<Plan, String> {
     let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let head: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
-    let ["seed", seed, "profile", profile] = head[..] else {
-        return Err("expected `seed N profile P`".into());
+    let (seed, profile, pace) = match head[..] {
+        ["seed", seed, "profile", profile] => (seed, profile, None),
+        ["seed", seed, "profile", profile, "pace", pace] => (seed, profile, Some(pace)),
+        _ => return Err("expected `seed N profile P [pace N]`".into()),
     };
-    let seed = seed.parse().map_err(|e| format!("{seed}: {e}"))?;
+    let number = |text: &str| text.parse::<u64>().map_err(|e| format!("{text}: {e}"));
+    let (seed, pace) = (number(seed)?, pace.map(number).transpose()?);
     let profile = Profile::named(profile).ok_or_else(|| format!("{profile}: no such profile"))?;
     let faults: Result<Vec<Fault>, String> = lines.map(str::parse).collect();
-    Ok(Plan { faults: Some(faults?), ..Plan::new(seed, profile) })
+    Ok(Plan { faults: Some(faults?), ..Plan::at_pace(seed, profile, pace) })
 }
 
 /// Writes a run so that `read` finds it again.
 pub fn write(plan: &Plan) -> String {
     let faults: Vec<String> = plan.faults().iter().map(|fault| format!("{fault}\n")).collect();
-    format!("seed {} profile {}\n{}", plan.seed, plan.profile.name, faults.concat())
+    let pace = plan.profile.pace.map_or(String::new(), |pace| format!(" pace {pace}"));
+    format!("seed {} profile {}{pace}\n{}", plan.seed, plan.profile.name, faults.concat())
 }
 
 #[cfg(test)]

@@ -39,7 +39,10 @@ impl Sim {
                 let moves = sim.with(|w| w.moves.clone());
                 sim.within(give_up - sim.now(), moves.notified()).await;
             }
-            sim.sleep(fault.other % 30_000).await;
+            // Some phases are over within two milliseconds.
+            let is_soon = fault.other & 1 == 0 && sim.with(|w| w.profile.pace.is_some());
+            let soon = if is_soon { 1_500 } else { 30_000 };
+            sim.sleep(fault.other % soon).await;
             if sim.now() < until {
                 sim.strike(fault, until);
             }
@@ -49,12 +52,17 @@ impl Sim {
     fn strike(&self, fault: Fault, until: Micros) {
         let member = self.find(fault.who);
         self.trace(|| format!("FAULT {:?} on {member} for {} ms", fault.kind, fault.lasts / 1000));
-        self.with(|w| w.counts.faults += 1);
+        let now = self.now();
+        self.with(|w| {
+            w.counts.faults += 1;
+            w.fault_begins(now);
+        });
         self.count_fault(fault.kind);
         let ends = (self.now() + fault.lasts).min(until);
         let undo = self.begin(fault, member);
         self.at(ends, move |sim| {
             sim.trace(|| format!("over: {:?} on {member}", fault.kind));
+            sim.with(|w| w.fault_ends(ends));
             undo(sim);
         });
     }

@@ -8,6 +8,7 @@ use proxy_config::route::Routes;
 use store::keys::Keys;
 use tokio::sync::Notify;
 
+use super::calm::Stir;
 use super::cells::Cell;
 use super::disk::Disk;
 use super::etcd::Etcd;
@@ -73,6 +74,7 @@ pub struct World {
     pub counts: Counts,
     /// Told whenever the cluster may have come to another phase.
     pub moves: Rc<Notify>,
+    pub stir: Stir,
 }
 
 impl World {

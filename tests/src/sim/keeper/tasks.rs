@@ -24,6 +24,9 @@ use crate::sim::executor::Node;
 use crate::sim::net::Host;
 use crate::sim::world::World;
 
+/// Between two questions to the primary's keeper, and while it is calm.
+const ECHO_EVERY: Duration = Duration::from_millis(100);
+const CALM_LOOK: Duration = Duration::from_secs(1);
 /// Renewals and signs per `lease_ttl`.
 const PER_LEASE: u32 = 5;
 
@@ -77,7 +80,7 @@ async fn renew_once(
     let keys = sim.with(|w| w.keys.clone());
     let (key, id) = (keys.state(), lease.id);
     let sent = host.now();
-    let sent_at = sim.now();
+    let (sent_at, acted_on) = (sim.now(), sim.acted_on(renewing.member));
     let known = renewing.view.borrow().state.as_ref().map(|s| s.number);
     let (kept, read) = tokio::join!(sim.etcd_keep_alive(node, id), sim.etcd_read(node, &key));
     if let Err(StoreError::LeaseExpired) = kept {
@@ -110,7 +113,7 @@ async fn renew_once(
     let believed = taken != Taken::Overtaken && renewing.view.borrow().frozen.is_none();
     if believed || sim.mutant("set-back-store-renews") {
         if let Some(state) = named {
-            sim.oracle_renewed(renewing.member, &state, sent_at);
+            sim.oracle_renewed(renewing.member, &state, (sent_at, acted_on));
         }
         renewing.renewed.send_replace(Some(view));
     }
@@ -263,6 +266,10 @@ async fn put_report(
     }
 }
 
+/// So many times in a row an eager keeper hears nothing new before it asks less often in a run at some pace. The product, and a
+/// run at none, asks on.
+const EAGER: u32 = 30;
+
 /// Asks PostgreSQL over and over.
 pub async fn gather(
     worker: Shared,
@@ -271,6 +278,7 @@ pub async fn gather(
 ) {
     // When the last answer was asked for that woke the deciders.
     let mut told = Moment::default();
+    let (mut in_vain, rests) = (0, worker.sim.with(|w| w.profile.pace.is_some()));
     loop {
         let asked_of = worker.local.borrow().process;
         let is_eager = *eager.borrow_and_update();
@@ -285,16 +293,22 @@ pub async fn gather(
         let asked = answer.as_ref().map(|answer| answer.asked);
         let mut tells = asked.is_some_and(|asked| is_due(&worker, told, asked, is_eager));
         facts.send_if_modified(|known| {
-            tells |= is_news(known.as_ref(), answer.as_ref(), is_eager);
+            let news = is_news(known.as_ref(), answer.as_ref(), is_eager);
+            in_vain = if news { 0 } else { in_vain + 1 };
+            tells |= news;
             *known = answer;
             tells
         });
         told = asked.filter(|_| tells).unwrap_or(told);
-        let pause = if *eager.borrow_and_update() { 10 } else { 100 };
+        let (pause, calm) = match *eager.borrow_and_update() {
+            true if !rests || in_vain < EAGER => (10, 10),
+            true => (50, 50),
+            false => (100, 1_000),
+        };
         tokio::select! {
             biased;
-            () = worker.host.sleep(Duration::from_millis(pause)) => {}
-            _ = eager.changed() => {}
+            () = worker.host.rest(Duration::from_millis(pause), Duration::from_millis(calm)) => {}
+            _ = eager.changed() => in_vain = 0,
         }
     }
 }
@@ -425,7 +439,7 @@ pub async fn echo(worker: Shared, sql: watch::Receiver<Option<SqlFacts>>) {
             heard.set(heard.get().saturating_add(1));
             ask_for_echo(&worker, primary, epoch, &heard);
         }
-        worker.host.sleep(Duration::from_millis(100)).await;
+        worker.host.rest(ECHO_EVERY, CALM_LOOK).await;
     }
 }
 

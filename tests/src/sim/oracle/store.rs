@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use proto::document::Reader;
-use proto::{Cfg, ClusterState, MemberName, Phase};
+use proto::{Cfg, ClusterState, MemberName, Phase, StateNumber};
 use store::WatchEvent;
 
 use super::planned;
@@ -56,14 +56,23 @@ impl Sim {
         }
     }
 
-    /// A keeper has read a state, asked for at `sent`, that may still name its member. One that is older than a state by
-    /// which the member has acted is of a store that was set back, and names nobody.
-    pub fn oracle_renewed(&self, member: usize, state: &ClusterState, sent: Micros) {
+    /// Returns the number of the state by which a member has acted.
+    pub fn acted_on(&self, member: usize) -> StateNumber {
+        let acted = |w: &mut World| Some(w.members[member].disk.files.as_ref()?.state_number);
+        self.with(acted).unwrap_or_default()
+    }
+
+    /// A keeper has read a state that may still name its member, and asked for it at `sent`, when the member had acted by the
+    /// state `acted_on`. An older one than that is of a store that was set back, and names nobody.
+    pub fn oracle_renewed(
+        &self,
+        member: usize,
+        state: &ClusterState,
+        (sent, acted_on): (Micros, StateNumber),
+    ) {
         self.with(|w| {
-            let m = &w.members[member];
-            let acted = m.disk.files.as_ref().is_some_and(|f| f.state_number > state.number);
-            let named = state.primary.as_ref() == Some(&m.name) && !acted;
-            if named && state.sealing.is_none() {
+            let named = state.primary.as_ref() == Some(&w.members[member].name);
+            if named && state.number >= acted_on && state.sealing.is_none() {
                 let known = w.oracle.evidence.entry(member).or_default();
                 *known = (*known).max(sent);
             }
@@ -173,5 +182,5 @@ fn note(w: &mut World, now: Micros, before: Option<&ClusterState>, next: Cluster
         w.oracle.evidence.insert(member, now);
     }
     w.oracle.states.push((now, Rc::new(next)));
-    w.moves.notify_waiters();
+    w.stir(now);
 }
