@@ -164,6 +164,14 @@ pub async fn start_primary(worker: &Worker, restart: u64) -> anyhow::Result<()> 
 
 /// The same while etcd is away: no time is set until it is opened.
 pub async fn start_alone(worker: &Worker) -> anyhow::Result<()> {
+    let is_set_back = worker.sim.with(|w| {
+        let data = w.members[worker.member].disk.data.as_ref()?;
+        let end = data.end(&w.wal);
+        Some(w.wal.end(end.branch) > end.lsn)
+    });
+    // What it would write lies where others hold something else. The product finds that out by its control file and by comparing
+    // WAL before it follows again (`keeper::reconcile::way`).
+    anyhow::ensure!(is_set_back != Some(true), "the model knows one writer of a timeline");
     prepare_closed(worker);
     worker.start_postgres(None).await?;
     started_as_primary(worker).await
