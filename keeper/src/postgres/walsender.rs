@@ -95,6 +95,22 @@ impl Walsender {
         Ok(bytes)
     }
 
+    /// Has a physical slot hold WAL back from now on, if it holds none back: one that has lost WAL is made anew, because from
+    /// PostgreSQL 18 on nobody may stream by it. Returns whether it was.
+    pub async fn renew_slot(&mut self, slot: &str) -> anyhow::Result<bool> {
+        let row = self.row(&format!("READ_REPLICATION_SLOT {slot}")).await?;
+        let [kind, restart_lsn, ..] = row.as_slice() else { bail!("a short row") };
+        if restart_lsn.is_some() {
+            return Ok(false);
+        }
+        if kind.is_some() {
+            self.send(&format!("DROP_REPLICATION_SLOT {slot}")).await?;
+            while self.next().await? != b'Z' {}
+        }
+        self.row(&format!("CREATE_REPLICATION_SLOT {slot} PHYSICAL RESERVE_WAL")).await?;
+        Ok(true)
+    }
+
     /// Sends a command and returns its only row.
     async fn row(&mut self, command: &str) -> anyhow::Result<Vec<Option<Vec<u8>>>> {
         self.send(command).await?;

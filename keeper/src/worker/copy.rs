@@ -18,7 +18,7 @@ use proto::{Lsn, MemberName, SystemIdentifier};
 use super::found::put_in_place;
 use super::progress::{CATCH_UP, note_progress};
 use super::rejoin::{mark, remove_unfinished_copies};
-use super::{Worker, copy_source, tablespaces};
+use super::{Worker, copy_source, slots, tablespaces};
 use crate::durable::{fsync_dir, parent};
 use crate::member_files::{RejoinPhase, Role};
 use crate::postgres::control::ControlFile;
@@ -50,6 +50,7 @@ pub async fn copy(
         mark(worker, follow, RejoinBy::Copy, RejoinPhase::Copying, None)?;
     }
     remove_unfinished_copies(worker).await?;
+    slots::renew_own(worker, follow).await;
     let suffix = format!("copy-e{}", follow.epoch);
     let tablespaces = tablespaces::plan(worker, &origin.source, &suffix).await?;
     let terms = CopyTerms { rate_mb: worker.spec().rejoin.copy_rate_mb, tablespaces };

@@ -4,12 +4,15 @@
 use std::time::Duration;
 
 use anyhow::bail;
+use proto::assignment::Follow;
 use proto::{ClusterState, Epoch, MemberName};
 use tokio::time::timeout;
 
 use super::Worker;
+use super::rejoin::{SOURCE_ANSWERS_WITHIN, source_of};
 use crate::postgres::session::{Session, SqlError};
-use crate::postgres::settings::{Settings, slot_name};
+use crate::postgres::settings::{REPLICATION_ROLE, Settings, slot_name};
+use crate::postgres::walsender::Walsender;
 
 /// The fsyncs of a slot take 5 to 30 ms, more on a busy disk. Clients wait for a promotion, which needs some itself.
 const RESERVE_AT_MOST: Duration = Duration::from_secs(1);
@@ -115,6 +118,23 @@ pub async fn reserve_before_promotion(worker: &Worker, epoch: Epoch) {
         Err(_) => {
             tracing::warn!("the slots of other members were not reserved before the promotion")
         }
+    }
+}
+
+/// Has the primary hold WAL back for this member, whose slot may have lost some, for the time in which it is copied and beyond.
+/// Never fails the copy: `wal_keep_size` may be enough.
+pub async fn renew_own(worker: &Worker, follow: &Follow) {
+    let renewed = async {
+        let password = &worker.secrets.replication;
+        let source = source_of(worker, follow, REPLICATION_ROLE, password)?;
+        let slot = slot_name(&worker.place.member);
+        Walsender::connect(&source, password).await?.renew_slot(&slot).await
+    };
+    match timeout(SOURCE_ANSWERS_WITHIN, renewed).await {
+        Ok(Ok(false)) => {}
+        Ok(Ok(true)) => tracing::info!("this member's slot held no WAL back: it was made anew"),
+        Ok(Err(error)) => tracing::warn!(%error, "look after this member's slot"),
+        Err(_) => tracing::warn!("the primary does not answer about this member's slot"),
     }
 }
 

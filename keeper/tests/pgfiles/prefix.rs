@@ -8,6 +8,7 @@ use keeper::postgres::copy::{CopyTerms, base_backup};
 use keeper::postgres::stopped::{self, Pages};
 use keeper::postgres::wal_files::{self, Segment};
 use keeper::postgres::wal_scan::scan;
+use keeper::postgres::walsender::Walsender;
 use proto::{Lsn, Timeline};
 
 use crate::cluster::{Cluster, PASSWORD, binaries};
@@ -94,6 +95,24 @@ async fn wal_that_the_source_has_removed_is_told_from_wal_that_cannot_be_compare
             std::fs::rename(&aside, &last).unwrap();
             standby.start().await;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_slot_that_holds_nothing_back_is_made_anew_by_the_member_itself_and_another_one_is_left()
+{
+    let mut primary = Cluster::new(1).await;
+    primary.start().await;
+    // What has lost its WAL has no position either; that takes a gigabyte here.
+    primary.sql("SELECT pg_create_physical_replication_slot('pgdeputy_b')");
+    let holds = "SELECT restart_lsn IS NOT NULL FROM pg_replication_slots WHERE slot_name = ";
+    for (slot, before) in [("pgdeputy_b", "f"), ("pgdeputy_c", "")] {
+        let holds = format!("{holds}'{slot}'");
+        assert_eq!(primary.sql(&holds), before);
+        let mut walsender = Walsender::connect(&primary.source(), PASSWORD).await.unwrap();
+        assert!(walsender.renew_slot(slot).await.unwrap());
+        assert_eq!(primary.sql(&holds), "t");
+        assert!(!walsender.renew_slot(slot).await.unwrap(), "it holds WAL back");
     }
 }
 

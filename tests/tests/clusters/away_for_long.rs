@@ -19,6 +19,8 @@ const WRITTEN_MB: i64 = 768;
 #[ignore = "writes much WAL: make test-long"]
 async fn a_member_that_is_away_for_too_long_fills_no_disk_and_is_copied_when_it_is_back() {
     let mut scene = scene(|config| {
+        // Versions differ in who may stream by a slot that has lost WAL.
+        config.postgres_bin = std::env::var_os("PGDEPUTY_TEST_POSTGRES").map(Into::into);
         let parameters = &mut config.spec.postgres.parameters;
         parameters.insert("max_slot_wal_keep_size".into(), format!("{SLOT_MB}MB"));
         for setting in ["max_wal_size", "wal_keep_size"] {
