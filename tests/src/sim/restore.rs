@@ -72,6 +72,11 @@ impl Sim {
     /// Sets the disk of a machine that is down back to a copy that holds less than its floor, if there is one.
     pub fn disk_restored(&self, member: usize) -> bool {
         self.with(|w| {
+            // A seal that its member has forgotten by the time it counts breaks I2: docs/safety.md has that under "Open holes".
+            let is_sealing = w.oracle.state().is_some_and(|state| state.sealing.is_some());
+            if is_sealing && w.profile.pace.is_some() {
+                return false;
+            }
             let Some(floor) = floor_of(w, &w.members[member].name) else { return false };
             let below = |copy: &&Disk| holds_less(w, copy, floor);
             let Some(copy) = w.members[member].copies.iter().rev().find(below).cloned() else {

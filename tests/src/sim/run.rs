@@ -164,7 +164,7 @@ fn begin(sim: &Sim) {
     let watching = sim.clone();
     sim.on_the_wire(async move {
         loop {
-            watching.rest(100_000, 500_000).await;
+            watching.sleep(100_000).await;
             watching.oracle_tick();
         }
     });
