@@ -42,15 +42,8 @@ pub async fn keep(worker: &Worker, members: &[MemberName], primary: bool) -> any
             left.push(name);
         }
     }
-    for name in wanted.iter().filter(|name| !good.contains(name)) {
-        session
-            .rows(
-                "SELECT pg_create_physical_replication_slot($1, $2)
-                  WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1)",
-                &[name, &primary],
-            )
-            .await?;
-    }
+    let lacking: Vec<String> = wanted.into_iter().filter(|name| !good.contains(name)).collect();
+    create_missing(&session, &lacking, primary).await?;
     let settings = worker.settings();
     if settings.eager {
         worker.reload(Settings { eager: false, ..settings }).await?;
@@ -64,15 +57,23 @@ pub async fn keep(worker: &Worker, members: &[MemberName], primary: bool) -> any
 
 /// Creates the slots that are missing, for a primary that cannot open before its standbys stream.
 pub async fn ensure(worker: &Worker, session: &Session) -> anyhow::Result<()> {
-    for member in others(worker, worker.state()?) {
-        session
-            .rows(
-                "SELECT pg_create_physical_replication_slot($1, true)
-                  WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name = $1)",
-                &[&slot_name(&member)],
-            )
-            .await?;
-    }
+    let names: Vec<String> = others(worker, worker.state()?).iter().map(slot_name).collect();
+    Ok(create_missing(session, &names, true).await?)
+}
+
+/// Creates those of the slots that are not there; `reserves`: they hold WAL back at once.
+async fn create_missing(
+    session: &Session,
+    names: &[String],
+    reserves: bool,
+) -> Result<(), SqlError> {
+    session
+        .rows(
+            "SELECT pg_create_physical_replication_slot(name, $2) FROM unnest($1::text[]) AS name
+              WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name::text = name)",
+            &[&names, &reserves],
+        )
+        .await?;
     Ok(())
 }
 
@@ -88,14 +89,7 @@ pub async fn reserve(session: &Session, members: &[MemberName]) -> Result<(), Sq
             &[&names],
         )
         .await?;
-    session
-        .rows(
-            "SELECT pg_create_physical_replication_slot(name, true) FROM unnest($1::text[]) AS name
-              WHERE NOT EXISTS (SELECT 1 FROM pg_replication_slots WHERE slot_name::text = name)",
-            &[&names],
-        )
-        .await?;
-    Ok(())
+    create_missing(session, &names, true).await
 }
 
 /// Has a standby hold WAL back from before its promotion on, whose first checkpoint begins with it and may be over a moment
