@@ -24,7 +24,7 @@ fn keeps_every_promise(name: &str, seed: u64) {
     assert!(outcome.refusals.is_empty(), "seed {seed} ({name}): {:?}", outcome.refusals);
 }
 
-/// How many runs each commit makes: a fourth of them aim, and of every other profile there are 37.
+/// How many runs each commit makes: a fourth of them aim, and of every profile there are 37 more.
 const SEEDS: u64 = 1200;
 
 /// What these runs reach of the pairs of fault and phase and of the deciders' branches; more is welcome, fewer is a hole.

@@ -13,6 +13,9 @@ use super::world::World;
 /// Nothing has happened for so long before it is calm: longer than a lease, so that what follows from a lost one is none.
 const CALM_AFTER: Micros = 5_000_000;
 
+/// Between two looks of whoever looks again and again, while it is calm.
+pub const LOOK: Duration = Duration::from_secs(1);
+
 /// How much has happened.
 #[derive(Debug, Default)]
 pub struct Stir {

@@ -40,7 +40,7 @@ impl Campaign {
 
     /// Returns the run of a seed.
     pub fn plan(&self, seed: u64) -> Plan {
-        // Half of all cells are found by aiming alone: every fourth run does.
+        // Faults that lie in wait meet phases of milliseconds: every fourth run has them.
         let tormenting = &PROFILES[1..];
         let turn = match seed % 4 {
             0 => "aimed",

@@ -12,6 +12,7 @@ use sentinel::{invariant, write};
 use store::{Guard, LeaseId, Operation, Snapshot, StoreError, Txn, TxnOutcome, WatchEvent};
 use tokio::sync::mpsc;
 
+use super::calm;
 use super::executor::{Node, ProcId, Sim};
 use super::net::Host;
 
@@ -21,8 +22,6 @@ const AFTER_TROUBLE: Duration = Duration::from_millis(100);
 /// Questions in a row that a leader may leave unanswered.
 const SILENT_AFTER: u32 = 6;
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
-/// While it is calm a candidate asks less often.
-const CALM_LOOK: Duration = Duration::from_secs(1);
 
 impl Sim {
     /// Starts a sentinel.
@@ -167,7 +166,7 @@ impl Sentinel {
             let batch = tokio::select! {
                 biased;
                 batch = watch.recv() => Some(batch),
-                () = self.host.rest(ANSWER_WITHIN, CALM_LOOK) => None,
+                () = self.host.rest(ANSWER_WITHIN, calm::LOOK) => None,
             };
             match batch {
                 Some(Some(batch))

@@ -58,7 +58,7 @@ impl Sim {
             w.fault_begins(now);
         });
         self.count_fault(fault.kind);
-        let ends = (self.now() + fault.lasts).min(until);
+        let ends = (now + fault.lasts).min(until);
         let undo = self.begin(fault, member);
         self.at(ends, move |sim| {
             sim.trace(|| format!("over: {:?} on {member}", fault.kind));

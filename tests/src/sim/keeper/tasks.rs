@@ -20,13 +20,13 @@ use store::{Guard, LeaseId, Operation, StoreError, Txn, TxnOutcome, WatchEvent};
 use super::probe::{probe, probe_calmly};
 use super::prove::wait_for_voters;
 use super::worker::{Shared, Worker};
+use crate::sim::calm;
 use crate::sim::executor::Node;
 use crate::sim::net::Host;
 use crate::sim::world::World;
 
-/// Between two questions to the primary's keeper, and while it is calm.
+/// Between two questions to the primary's keeper.
 const ECHO_EVERY: Duration = Duration::from_millis(100);
-const CALM_LOOK: Duration = Duration::from_secs(1);
 /// Renewals and signs per `lease_ttl`.
 const PER_LEASE: u32 = 5;
 
@@ -300,14 +300,16 @@ pub async fn gather(
             tells
         });
         told = asked.filter(|_| tells).unwrap_or(told);
-        let (pause, calm) = match *eager.borrow_and_update() {
-            true if !rests || in_vain < EAGER => (10, 10),
-            true => (50, 50),
-            false => (100, 1_000),
-        };
+        let is_eager = *eager.borrow_and_update();
+        let pause = Duration::from_millis(match is_eager {
+            true if !rests || in_vain < EAGER => 10,
+            true => 50,
+            false => 100,
+        });
+        let calm = if is_eager { pause } else { calm::LOOK };
         tokio::select! {
             biased;
-            () = worker.host.rest(Duration::from_millis(pause), Duration::from_millis(calm)) => {}
+            () = worker.host.rest(pause, calm) => {}
             _ = eager.changed() => in_vain = 0,
         }
     }
@@ -439,7 +441,7 @@ pub async fn echo(worker: Shared, sql: watch::Receiver<Option<SqlFacts>>) {
             heard.set(heard.get().saturating_add(1));
             ask_for_echo(&worker, primary, epoch, &heard);
         }
-        worker.host.rest(ECHO_EVERY, CALM_LOOK).await;
+        worker.host.rest(ECHO_EVERY, calm::LOOK).await;
     }
 }
 
